@@ -1,0 +1,2 @@
+from .backbone import MViT
+from .variants import VARIANTS
