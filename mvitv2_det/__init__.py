@@ -1,2 +1,15 @@
+"""MViTv2 for object detection, as a Detectron2 backbone extension.
+
+Li et al., "MViTv2: Improved Multiscale Vision Transformers for Classification and Detection",
+CVPR 2022, arXiv 2112.01526.
+"""
+
 from .backbone import MViT
-from .variants import VARIANTS
+from .config import get_config
+from .detection import MViTFPN
+from .errors import UserError
+from .variants import VARIANTS, Variant
+
+__version__ = "0.1.0"
+
+__all__ = ["VARIANTS", "MViT", "MViTFPN", "UserError", "Variant", "get_config"]

@@ -1,0 +1,75 @@
+"""COCO 2017 loaders: multi-scale training with random crops, test at 800/1333.
+
+The paper's appendix B.3 names the multi-scale resizing alone; the public recipe, followed here,
+also crops half of the images, and draws the short side from eleven sizes.
+
+To train on other data in COCO's format, give its four paths: classes and their names are read
+from the json.
+"""
+
+import detectron2.data.transforms as T
+from detectron2.config import LazyCall as L
+from detectron2.data import (
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.evaluation import COCOEvaluator
+from omegaconf import OmegaConf
+
+from mvitv2_det.data import DatasetMapper
+
+# Your own data. Empty: COCO 2017 under $DETECTRON2_DATASETS.
+dataset = dict(train_json="", train_images="", val_json="", val_images="")
+
+dataloader = OmegaConf.create()
+
+dataloader.train = L(build_detection_train_loader)(
+    dataset=L(get_detection_dataset_dicts)(names="coco_2017_train"),
+    mapper=L(DatasetMapper)(
+        is_train=True,
+        augmentations=[
+            L(T.RandomApply)(
+                tfm_or_aug=L(T.AugmentationList)(
+                    augs=[
+                        L(T.ResizeShortestEdge)(
+                            short_edge_length=[400, 500, 600], sample_style="choice"
+                        ),
+                        L(T.RandomCrop)(crop_type="absolute_range", crop_size=(384, 600)),
+                    ]
+                ),
+                prob=0.5,
+            ),
+            L(T.ResizeShortestEdge)(
+                short_edge_length=[480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800],
+                sample_style="choice",
+                max_size=1333,
+            ),
+            L(T.RandomFlip)(horizontal=True),
+        ],
+        image_format="RGB",
+        use_instance_mask=True,
+        instance_mask_format="polygon",
+    ),
+    total_batch_size=64,
+    num_workers=4,
+)
+
+dataloader.test = L(build_detection_test_loader)(
+    dataset=L(get_detection_dataset_dicts)(names="coco_2017_val", filter_empty=False),
+    mapper=L(DatasetMapper)(
+        is_train=False,
+        augmentations=[L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)],
+        image_format="${...train.mapper.image_format}",
+    ),
+    num_workers=4,
+)
+
+dataloader.evaluator = L(COCOEvaluator)(
+    dataset_name="${..test.dataset.names}",
+    output_dir="${train.output_dir}/inference",
+    # pycocotools, the reference, instead of Detectron2's compiled approximation of it.
+    use_fast_impl=False,
+    # The cached conversion of another dataset of this name would be taken for this one.
+    allow_cached_coco=False,
+)

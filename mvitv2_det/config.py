@@ -1,0 +1,140 @@
+"""Finding, loading and overriding LazyConfigs."""
+
+import difflib
+import inspect
+from pathlib import Path
+
+from detectron2.config import LazyConfig
+from detectron2.utils.registry import locate
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .errors import UserError
+
+_PACKAGE = Path(__file__).parent
+
+
+def config_folder() -> Path:
+    """Where the configs are: inside an installed package, beside it in a checkout."""
+    inside = _PACKAGE / "configs"
+    return inside if inside.is_dir() else _PACKAGE.parent / "configs"
+
+
+def config_files() -> dict[str, Path]:
+    """Every config that can be trained, by name: ``mask_rcnn_mvitv2_t_3x`` and so on."""
+    common = config_folder() / "common"
+    files = sorted(config_folder().rglob("*.py"))
+    return {file.stem: file for file in files if common not in file.parents}
+
+
+def get_config(name: str) -> DictConfig:
+    """Loads a config of this project by its name.
+
+    Args:
+        name: file name without ``.py``, such as ``cascade_mask_rcnn_mvitv2_b_3x``.
+
+    Raises:
+        UserError: there is no such config; the message names the nearest.
+    """
+    files = config_files()
+    if name not in files:
+        raise UserError(f"there is no config {name!r}{_did_you_mean(name, files)}")
+    return load_config(str(files[name]))
+
+
+def load_config(file: str) -> DictConfig:
+    """Loads a LazyConfig from a ``.py`` file, or from a ``.yaml`` that a run has saved.
+
+    Raises:
+        UserError: the file is missing, or is no config.
+    """
+    if not Path(file).is_file():
+        raise UserError(f"there is no config file {file!r}")
+    if Path(file).suffix not in (".py", ".yaml", ".yml"):
+        raise UserError(f"config file {file!r} must end in .py, .yaml or .yml")
+    try:
+        return LazyConfig.load(str(file))
+    except SyntaxError as error:
+        raise UserError(f"config file {file!r} is no Python: {error}") from error
+
+
+def apply_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """Applies ``key=value`` overrides in place, in Hydra's syntax.
+
+    A key must be in the config already, or name an argument of what the config calls there
+    (``model.backbone.bottom_up.use_act_checkpoint=true``); ``+key=value`` adds any other.
+
+    Returns:
+        ``cfg``.
+
+    Raises:
+        UserError: an override is malformed, names no key, or is no number where one stood.
+    """
+    for text in overrides:
+        _check_override(cfg, text)
+        try:
+            LazyConfig.apply_overrides(cfg, [text])
+        except (OmegaConfBaseException, KeyError) as error:
+            raise UserError(f"override {text!r} does not fit the config: {error}") from error
+    return cfg
+
+
+def _check_override(cfg: DictConfig, text: str) -> None:
+    try:
+        (override,) = OverridesParser.create().parse_overrides([text])
+    except HydraException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"override {text!r} is not of the form key=value: {reason}") from error
+    if override.is_delete():
+        raise UserError(f"override {text!r} deletes a key; set it to null instead")
+    if override.is_add():
+        return
+    key = override.key_or_group
+    parent_key, _, leaf = key.rpartition(".")
+    parent = OmegaConf.select(cfg, parent_key) if parent_key else cfg
+    if isinstance(parent, ListConfig) and leaf.isdigit() and int(leaf) < len(parent):
+        _check_kind(text, parent[int(leaf)], override.value())
+    elif isinstance(parent, DictConfig) and leaf in parent:
+        _check_kind(text, parent[leaf], override.value())
+    elif not (isinstance(parent, DictConfig) and leaf in _arguments(parent)):
+        raise UserError(
+            f"override {text!r} names no key of the config{_did_you_mean(key, _keys(cfg))}; "
+            f"+{text} would add it"
+        )
+
+
+def _check_kind(text: str, old: object, new: object) -> None:
+    """A number stays a number, and true or false stays that; null is always possible."""
+    kinds = ((bool, "true or false"), ((int, float), "a number"))
+    for kind, expected in kinds:
+        if isinstance(old, kind):
+            if new is not None and (not isinstance(new, kind) or isinstance(new, bool) != isinstance(old, bool)):
+                raise UserError(f"override {text!r}: expected {expected}, such as {old}")
+            return
+
+
+def _arguments(call: DictConfig) -> set[str]:
+    """Names of the arguments of what a LazyCall calls."""
+    if "_target_" not in call:
+        return set()
+    target = locate(call._target_) if isinstance(call._target_, str) else call._target_
+    return set(inspect.signature(target).parameters)
+
+
+def _keys(node: DictConfig | ListConfig, prefix: str = "") -> list[str]:
+    """Every key of the config, dotted."""
+    names = range(len(node)) if isinstance(node, ListConfig) else list(node)
+    keys = []
+    for name in names:
+        keys.append(f"{prefix}{name}")
+        child = node._get_node(name)
+        if OmegaConf.is_config(child) and not child._is_none() and not child._is_interpolation():
+            keys += _keys(child, f"{prefix}{name}.")
+    return keys
+
+
+def _did_you_mean(name: str, known) -> str:
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""

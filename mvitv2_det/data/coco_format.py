@@ -1,0 +1,156 @@
+"""Checks of data in COCO's format, made before anything is trained on it."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from ..errors import UserError
+
+_EXIF_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
+
+
+@dataclass(frozen=True)
+class CocoSummary:
+    """What training needs to know of a COCO json.
+
+    Attributes:
+        categories: name of each category id.
+        has_masks: whether every instance that is no crowd has a segmentation.
+        has_rle: whether some such segmentation is run-length encoded.
+    """
+
+    categories: dict[int, str]
+    has_masks: bool
+    has_rle: bool
+
+
+def check_coco_data(json_file: str, image_folder: str) -> CocoSummary:
+    """Reads a COCO json and the headers of all of its images.
+
+    Raises:
+        UserError: a file is missing, the json is not COCO's, or an image cannot be read or has
+            another size than the json says.
+    """
+    content = _load(json_file)
+    images = _records(json_file, content, "images", ("id", "file_name", "width", "height"))
+    categories = _records(json_file, content, "categories", ("id", "name"))
+    annotations = _records(
+        json_file,
+        content,
+        "annotations",
+        ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
+    )
+    if not images or not categories:
+        raise UserError(f"{json_file} has no images or no categories: nothing to train on")
+    names = {category["id"]: category["name"] for category in categories}
+    image_ids = {image["id"] for image in images}
+    for annotation in annotations:
+        _check_annotation(json_file, annotation, image_ids, names)
+    _check_images(json_file, image_folder, images)
+    masks = [a.get("segmentation") for a in annotations if not a["iscrowd"]]
+    return CocoSummary(
+        categories=names,
+        has_masks=all(masks),
+        has_rle=any(isinstance(mask, dict) for mask in masks),
+    )
+
+
+def check_same_categories(
+    train_json: str, train: CocoSummary, val_json: str, val: CocoSummary
+) -> None:
+    """Both splits must list the same categories under the same ids.
+
+    Raises:
+        UserError: names a category that one of them does not know.
+    """
+    pairs = ((train_json, train, val_json, val), (val_json, val, train_json, train))
+    for known_json, known, other_json, other in pairs:
+        for category, name in known.categories.items():
+            if other.categories.get(category) != name:
+                raise UserError(
+                    f"category {name!r} (id {category}) of {known_json} is unknown to "
+                    f"{other_json}: both must list the same categories with the same ids"
+                )
+
+
+def _load(json_file: str) -> dict:
+    try:
+        with open(json_file, encoding="utf-8") as file:
+            content = json.load(file)
+    except OSError as error:
+        raise UserError(f"cannot read {json_file}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{json_file} is no json: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{json_file} is not in COCO's format: expected an object with 'images', "
+            f"'annotations' and 'categories', got a {type(content).__name__}"
+        )
+    return content
+
+
+def _records(json_file: str, content: dict, key: str, fields: Iterable[str]) -> list[dict]:
+    """One of the lists of a COCO json, each record with the given fields and an id of its own."""
+    records = content.get(key)
+    if not isinstance(records, list):
+        raise UserError(f"{json_file} is not in COCO's format: it has no list {key!r}")
+    seen = set()
+    for number, record in enumerate(records):
+        for field in fields:
+            if not isinstance(record, dict) or field not in record:
+                raise UserError(
+                    f"{json_file} is not in COCO's format: {key}[{number}] has no {field!r}"
+                )
+        if record["id"] in seen:
+            raise UserError(f"{json_file}: the id {record['id']} stands twice in {key!r}")
+        seen.add(record["id"])
+    return records
+
+
+def _check_annotation(json_file: str, annotation: dict, image_ids: set, names: dict) -> None:
+    culprit = f"{json_file}: annotation {annotation['id']}"
+    if annotation["image_id"] not in image_ids:
+        raise UserError(f"{culprit} is of image {annotation['image_id']}, which is not listed")
+    if annotation["category_id"] not in names:
+        raise UserError(
+            f"{culprit} is of category {annotation['category_id']}, which is not listed"
+        )
+    box = annotation["bbox"]
+    if not (isinstance(box, list) and len(box) == 4 and all(_is_number(side) for side in box)):
+        raise UserError(f"{culprit} has no box [x, y, width, height] but {box!r}")
+    if annotation.get("ignore"):
+        raise UserError(f"{culprit} has 'ignore', which Detectron2 does not know: use 'iscrowd'")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_images(json_file: str, image_folder: str, images: list[dict]) -> None:
+    folder = Path(image_folder)
+    if not folder.is_dir():
+        raise UserError(f"there is no image folder {image_folder}, which {json_file} goes with")
+    for image in images:
+        path = folder / image["file_name"]
+        size = _image_size(path)
+        if size != (image["width"], image["height"]):
+            raise UserError(
+                f"image {path} is {size[0]}×{size[1]}, but {json_file} says "
+                f"{image['width']}×{image['height']}"
+            )
+
+
+def _image_size(path: Path) -> tuple[int, int]:
+    """(width, height) as Detectron2 will see them, after the turn that Exif asks for."""
+    try:
+        with Image.open(path) as image:
+            sideways = image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
+            return image.size[::-1] if sideways else image.size
+    except FileNotFoundError as error:
+        raise UserError(f"cannot read image {path}: there is no such file") from error
+    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+        raise UserError(f"cannot read image {path}: {error}") from error

@@ -1,0 +1,93 @@
+"""Which data a run uses: the user's own in COCO's format, or a data set Detectron2 knows."""
+
+import os
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from omegaconf import DictConfig, OmegaConf
+
+from ..errors import UserError
+from .coco_format import CocoSummary, check_coco_data, check_same_categories
+
+
+def prepare_datasets(cfg: DictConfig, *, training: bool, check: bool = True) -> None:
+    """Points a config at the user's own data, where ``cfg.dataset`` names some.
+
+    Registers both splits with Detectron2, sets the loaders' data sets, the number of classes and
+    the format of the masks.
+
+    Args:
+        cfg: changed in place.
+        training: whether the training split is needed as well.
+        check: whether json files and images are checked; processes of one run check once.
+
+    Raises:
+        UserError: data are missing or wrong; see :mod:`mvitv2_det.data.coco_format`.
+    """
+    splits = ("train", "val") if training else ("val",)
+    own = cfg.get("dataset") or {}
+    given = [key for key in own if own[key]]
+    if not given:
+        for split in splits:
+            _check_known(_dataset_config(cfg, split).names)
+        return
+    for split in splits:
+        for key in (f"{split}_json", f"{split}_images"):
+            if not own.get(key):
+                raise UserError(f"dataset.{key} is missing: {', '.join(given)} need it beside them")
+    if check:
+        summaries = {split: _check_own(cfg, split) for split in splits}
+        _adapt(cfg, summaries)
+    for split in splits:
+        name = _register(own[f"{split}_json"], own[f"{split}_images"])
+        _dataset_config(cfg, split).names = name
+
+
+def _dataset_config(cfg: DictConfig, split: str) -> DictConfig:
+    return cfg.dataloader[{"train": "train", "val": "test"}[split]].dataset
+
+
+def _check_known(name: str) -> None:
+    """A data set of Detectron2's catalog must be known, and its files there."""
+    if name not in DatasetCatalog.list():
+        raise UserError(f"there is no data set {name!r}: give dataset.train_json and the other paths")
+    metadata = MetadataCatalog.get(name)
+    for path in (metadata.get("json_file"), metadata.get("image_root")):
+        if path and "://" not in path and not os.path.exists(path):
+            raise UserError(
+                f"data set {name!r} lacks {path}: set DETECTRON2_DATASETS to the folder that "
+                f"holds coco/, or give dataset.train_json, dataset.train_images, "
+                f"dataset.val_json and dataset.val_images"
+            )
+
+
+def _check_own(cfg: DictConfig, split: str) -> CocoSummary:
+    return check_coco_data(cfg.dataset[f"{split}_json"], cfg.dataset[f"{split}_images"])
+
+
+def _adapt(cfg: DictConfig, summaries: dict[str, CocoSummary]) -> None:
+    """Sets what the config must know of the data before the model is built."""
+    val = summaries["val"]
+    if "train" in summaries:
+        train = summaries["train"]
+        check_same_categories(cfg.dataset.train_json, train, cfg.dataset.val_json, val)
+        mapper = cfg.dataloader.train.mapper
+        if mapper.get("use_instance_mask") and not train.has_masks:
+            raise UserError(
+                f"{cfg.dataset.train_json} has instances without 'segmentation'; to train boxes "
+                f"alone add model.roi_heads.mask_in_features=null "
+                f"dataloader.train.mapper.use_instance_mask=false"
+            )
+        if train.has_rle:
+            mapper.instance_mask_format = "bitmask"
+    if OmegaConf.select(cfg, "model.roi_heads.num_classes") is not None:
+        cfg.model.roi_heads.num_classes = len(val.categories)
+
+
+def _register(json_file: str, image_folder: str) -> str:
+    """Registers one split under its json's path, anew where that is registered already."""
+    if json_file in DatasetCatalog.list():
+        DatasetCatalog.remove(json_file)
+        MetadataCatalog.remove(json_file)
+    register_coco_instances(json_file, {}, json_file, image_folder)
+    return json_file

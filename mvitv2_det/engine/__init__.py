@@ -1,0 +1,6 @@
+"""Training and evaluation of LazyConfigs, with Detectron2's engine."""
+
+from .runner import build_model, check_run, evaluate, load_checkpoint, train
+from .schedule import warmup_fraction
+
+__all__ = ["build_model", "check_run", "evaluate", "load_checkpoint", "train", "warmup_fraction"]

@@ -1,0 +1,172 @@
+"""The training and evaluation loop for LazyConfigs, made of Detectron2's trainer and hooks."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import instantiate
+from detectron2.engine import (
+    AMPTrainer,
+    SimpleTrainer,
+    create_ddp_model,
+    default_writers,
+    hooks,
+)
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from torch import nn
+
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def check_run(cfg: DictConfig, *, training: bool) -> None:
+    """Refuses a run that cannot start on this machine.
+
+    Raises:
+        UserError: no such device, precision or checkpoint.
+    """
+    if str(cfg.train.device).startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"train.device is {cfg.train.device}, but this machine has no GPU that torch can "
+            f"use; add train.device=cpu to run without"
+        )
+    dtype = cfg.train.amp.get("dtype", "float16")
+    if dtype not in AMP_DTYPES:
+        raise UserError(f"train.amp.dtype must be {' or '.join(AMP_DTYPES)}, got {dtype!r}")
+    checkpoint = cfg.train.init_checkpoint
+    if checkpoint and "://" not in checkpoint and not os.path.isfile(checkpoint):
+        raise UserError(f"train.init_checkpoint: there is no file {checkpoint!r}")
+    if not checkpoint and not training:
+        raise UserError("train.init_checkpoint is empty: evaluation needs trained weights")
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    """The config's model on its device.
+
+    Raises:
+        UserError: the model's numbers do not fit each other.
+    """
+    try:
+        model = instantiate(cfg.model)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise UserError(f"the config's model cannot be built: {error}") from error
+    return model.to(cfg.train.device)
+
+
+def load_checkpoint(cfg: DictConfig, model: nn.Module) -> None:
+    """Loads ``train.init_checkpoint`` into a model."""
+    DetectionCheckpointer(model).load(cfg.train.init_checkpoint)
+
+
+def evaluate(cfg: DictConfig, model: nn.Module) -> Mapping[str, Mapping[str, float]]:
+    """COCO results of a model on the config's test split.
+
+    Returns:
+        ``{"bbox": {"AP": …, "AP50": …, …}, "segm": {…}}`` in percent; empty on all processes but
+        the main one.
+    """
+    results = inference_on_dataset(
+        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    )
+    if comm.is_main_process():
+        print_csv_format(results)
+    return results
+
+
+def train(cfg: DictConfig, *, resume: bool = False) -> nn.Module:
+    """Trains the config's model, evaluating and saving as it goes.
+
+    Args:
+        cfg: with ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier`` and ``train``.
+        resume: go on from the last checkpoint in ``train.output_dir``, where there is one.
+
+    Returns:
+        the trained model.
+
+    Raises:
+        UserError: the data cannot be read, or the loss is no longer finite.
+    """
+    model = build_model(cfg)
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    model = create_ddp_model(model, **_ddp_options(cfg))
+    trainer = _build_trainer(cfg, model, optimizer)
+    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    trainer.register_hooks(_hooks(cfg, model, checkpointer))
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    resumed = resume and checkpointer.has_checkpoint()
+    # The checkpoint holds the iteration that it was saved after.
+    start = trainer.iter + 1 if resumed else 0
+    with _no_stack_trace_of_user_errors():
+        try:
+            trainer.train(start, cfg.train.max_iter)
+        except FloatingPointError as error:
+            raise UserError(
+                f"training diverged: {' '.join(str(error).split())}; lower optimizer.lr"
+            ) from error
+    return model
+
+
+def _ddp_options(cfg: DictConfig) -> dict:
+    options = dict(cfg.train.ddp)
+    if str(cfg.train.device) == "cpu":
+        # Detectron2 names a GPU per process, and Gloo has no half-precision sum.
+        options.update(device_ids=None, fp16_compression=False)
+    return options
+
+
+def _build_trainer(cfg: DictConfig, model: nn.Module, optimizer: torch.optim.Optimizer):
+    loader = instantiate(cfg.dataloader.train)
+    if not cfg.train.amp.enabled:
+        return SimpleTrainer(model, loader, optimizer)
+    if str(cfg.train.device) == "cpu":
+        logger.info("Training in float32: mixed precision is for GPUs.")
+        return SimpleTrainer(model, loader, optimizer)
+    return AMPTrainer(model, loader, optimizer, precision=AMP_DTYPES[cfg.train.amp.dtype])
+
+
+def _hooks(cfg: DictConfig, model: nn.Module, checkpointer: DetectionCheckpointer) -> list:
+    schedule = instantiate(cfg.lr_multiplier)
+    max_iter, writes = cfg.train.max_iter, comm.is_main_process()
+    logger.info("Learning rate over %d iterations: %s", max_iter, _describe(schedule, max_iter))
+    return [
+        hooks.IterationTimer(),
+        hooks.LRScheduler(scheduler=schedule),
+        hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if writes else None,
+        hooks.EvalHook(cfg.train.eval_period, lambda: evaluate(cfg, model)),
+        hooks.PeriodicWriter(
+            default_writers(cfg.train.output_dir, max_iter), period=cfg.train.log_period
+        )
+        if writes
+        else None,
+    ]
+
+
+def _describe(schedule: Callable[[float], float], max_iter: int) -> str:
+    """The factor of the learning rate at tenths of a run: its steps stretch with the run."""
+    return ", ".join(
+        f"{tenth * max_iter // 10}: ×{schedule(tenth / 10):.3g}" for tenth in range(10)
+    )
+
+
+@contextmanager
+def _no_stack_trace_of_user_errors() -> Iterator[None]:
+    """Detectron2's loop logs every exception with its stack trace; those of users go without."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], (UserError, FloatingPointError)))
+
+    loop_logger = logging.getLogger("detectron2.engine.train_loop")
+    loop_logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        loop_logger.removeFilter(keep)
