@@ -6,10 +6,10 @@ CVPR 2022, arXiv 2112.01526.
 
 from .backbone import MViT
 from .config import get_config
-from .detection import MViTFPN
+from .detection import MViTFPN, add_mvitv2_config
 from .errors import UserError
 from .variants import VARIANTS, Variant
 
 __version__ = "0.1.0"
 
-__all__ = ["VARIANTS", "MViT", "MViTFPN", "UserError", "Variant", "get_config"]
+__all__ = ["VARIANTS", "MViT", "MViTFPN", "UserError", "Variant", "add_mvitv2_config", "get_config"]

@@ -107,12 +107,12 @@ def _check_override(cfg: DictConfig, text: str) -> None:
 
 def _check_kind(text: str, old: object, new: object) -> None:
     """A number stays a number, and true or false stays that; null is always possible."""
-    kinds = ((bool, "true or false"), ((int, float), "a number"))
-    for kind, expected in kinds:
-        if isinstance(old, kind):
-            if new is not None and (not isinstance(new, kind) or isinstance(new, bool) != isinstance(old, bool)):
-                raise UserError(f"override {text!r}: expected {expected}, such as {old}")
-            return
+    is_boolean = isinstance(old, bool)
+    if new is None or not isinstance(old, (bool, int, float)):
+        return
+    if not isinstance(new, (int, float)) or isinstance(new, bool) != is_boolean:
+        expected = "true or false" if is_boolean else "a number"
+        raise UserError(f"override {text!r}: expected {expected}, such as {old}")
 
 
 def _arguments(call: DictConfig) -> set[str]:

@@ -8,7 +8,14 @@ recipe of the other sizes, from the ImageNet-21K weights.
 
 from mvitv2_det import VARIANTS
 
-from .cascade_mask_rcnn_mvitv2_t_3x import dataloader, dataset, lr_multiplier, model, optimizer, train
+from .cascade_mask_rcnn_mvitv2_t_3x import (
+    dataloader,
+    dataset,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
 
 model.backbone.bottom_up.update(VARIANTS["H"].backbone_arguments())
 # As in the public recipe: the 80 blocks keep their inputs alone and recompute the rest.

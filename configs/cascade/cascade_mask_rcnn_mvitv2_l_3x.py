@@ -7,7 +7,14 @@ Published: box AP 54.3, mask AP 47.1 (paper, Table 5b).
 
 from mvitv2_det import VARIANTS
 
-from .cascade_mask_rcnn_mvitv2_t_3x import dataloader, dataset, lr_multiplier, model, optimizer, train
+from .cascade_mask_rcnn_mvitv2_t_3x import (
+    dataloader,
+    dataset,
+    lr_multiplier,
+    model,
+    optimizer,
+    train,
+)
 
 model.backbone.bottom_up.update(VARIANTS["L"].backbone_arguments())
 # The ImageNet-1K weights of L, and the paper's costs of it, are of the network that expands its

@@ -1,6 +1,7 @@
-"""Cascade Mask R-CNN, MViTv2-L, ImageNet-21K pre-training, large-scale jitter, 50 epochs.
+r"""Cascade Mask R-CNN, MViTv2-L, ImageNet-21K pre-training, large-scale jitter, 50 epochs.
 
-    python train_net.py --config-file configs/cascade/cascade_mask_rcnn_mvitv2_l_in21k_lsj_50ep.py --num-gpus 8
+    python train_net.py --num-gpus 8 \
+        --config-file configs/cascade/cascade_mask_rcnn_mvitv2_l_in21k_lsj_50ep.py
 
 Published: box AP 55.8, mask AP 48.3 (released model and paper, Table 5b, L††).
 This is the released L: it expands its channels in attention and costs 1474 G where the paper's

@@ -87,9 +87,7 @@ model = L(GeneralizedRCNN)(
         mask_in_features=ROI_FEATURES,
         mask_pooler=roi_pooler(14),
         mask_head=L(MaskRCNNConvUpsampleHead)(
-            input_shape=L(ShapeSpec)(
-                channels="${....backbone.out_channels}", width=14, height=14
-            ),
+            input_shape=L(ShapeSpec)(channels="${....backbone.out_channels}", width=14, height=14),
             num_classes="${..num_classes}",
             # Four convolutions, then the upsampling one.
             conv_dims=[256, 256, 256, 256, 256],

@@ -65,12 +65,14 @@ def axis_logits(q: Tensor, tables: Sequence[Tensor], key_size: Sequence[int]) ->
 
     Args:
         q: (N, Q_1, …, Q_n, D), unscaled.
-        tables: one (L_a, D) per axis.
+        tables: one (L_a, D) per axis, or none at all.
         key_size: (K_1, …, K_n).
 
     Returns:
-        one (N, Q_1, …, Q_n, K_a) per axis.
+        one (N, Q_1, …, Q_n, K_a) per table.
     """
+    if not tables:
+        return []
     query_size = q.shape[1:-1]
     axes = _AXIS_LETTERS[: len(query_size)]
     logits = []
@@ -97,7 +99,5 @@ def absolute_embedding(embedding: Tensor, has_cls_token: bool, size: tuple[int, 
     grid = embedding.reshape(1, side, side, -1)
     if (side, side) == tuple(size):
         return grid
-    grid = F.interpolate(
-        grid.permute(0, 3, 1, 2), size=size, mode="bicubic", align_corners=False
-    )
+    grid = F.interpolate(grid.permute(0, 3, 1, 2), size=size, mode="bicubic", align_corners=False)
     return grid.permute(0, 2, 3, 1)

@@ -56,7 +56,7 @@ class MViT(Backbone):
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
         norm_layer: makes a normalisation from its channels. The published models use
             ``partial(nn.LayerNorm, eps=1e-6)``.
-        act_layer: makes the activation of the MLPs.
+        act_layer: makes the activation of the MLPs (Detectron2's MViT ignores it).
         use_abs_pos: absolute positions, resized bicubically to the image.
         use_rel_pos: decomposed relative positions (Eq. 4).
         rel_pos_zero_init: whether their tables start at zero.
@@ -162,8 +162,7 @@ class MViT(Backbone):
                 self._out_feature_strides[name] = stride * 2 ** (spec.stage - FIRST_STAGE)
                 self.add_module(f"{name}_norm", norm_layer(spec.dim_out))
         self.apply(_init_weights)
-        self._freeze([block for block, spec in zip(self.blocks, schedule, strict=True)
-                      if spec.stage <= freeze_at])
+        self._freeze(num_blocks=sum(spec.stage <= freeze_at for spec in schedule))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Feature maps of images.
@@ -193,8 +192,7 @@ class MViT(Backbone):
     def train(self, mode: bool = True) -> "MViT":
         """Sets training mode; frozen blocks stay in evaluation mode, so that they drop no paths."""
         super().train(mode)
-        for block in self._frozen_blocks:
-            block.eval()
+        self.blocks[: self._num_frozen_blocks].eval()
         return self
 
     def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
@@ -202,15 +200,14 @@ class MViT(Backbone):
             return checkpoint(block, x, use_reentrant=False)
         return block(x)
 
-    def _freeze(self, blocks: list[nn.Module]) -> None:
-        self._frozen_blocks = blocks
-        frozen = [parameter for block in blocks for parameter in block.parameters()]
+    def _freeze(self, num_blocks: int) -> None:
+        """Freezes the first blocks, and what comes before them where ``freeze_at`` is not 0."""
+        self._num_frozen_blocks = num_blocks
         if self.freeze_at > 0:
-            frozen += self.patch_embed.parameters()
-            frozen += [] if self.pos_embed is None else [self.pos_embed]
-        for parameter in frozen:
-            parameter.requires_grad = False
-        self.train(self.training)
+            self.patch_embed.requires_grad_(False)
+            if self.pos_embed is not None:
+                self.pos_embed.requires_grad_(False)
+        self.blocks[:num_blocks].requires_grad_(False).eval()
 
     def _check_images(self, images: Tensor) -> None:
         channels = self.patch_embed.proj.in_channels

@@ -50,7 +50,9 @@ def _dataset_config(cfg: DictConfig, split: str) -> DictConfig:
 def _check_known(name: str) -> None:
     """A data set of Detectron2's catalog must be known, and its files there."""
     if name not in DatasetCatalog.list():
-        raise UserError(f"there is no data set {name!r}: give dataset.train_json and the other paths")
+        raise UserError(
+            f"there is no data set {name!r}: give dataset.train_json and the other paths"
+        )
     metadata = MetadataCatalog.get(name)
     for path in (metadata.get("json_file"), metadata.get("image_root")):
         if path and "://" not in path and not os.path.exists(path):

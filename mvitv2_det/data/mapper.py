@@ -20,6 +20,4 @@ class DatasetMapper(data.DatasetMapper):
             return super().__call__(dataset_dict)
         except (OSError, SyntaxError, SizeMismatchError) as error:  # Pillow raises the first two
             reason = " ".join(str(error).split())
-            raise UserError(
-                f"cannot read image {dataset_dict['file_name']}: {reason}"
-            ) from error
+            raise UserError(f"cannot read image {dataset_dict['file_name']}: {reason}") from error

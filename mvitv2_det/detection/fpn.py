@@ -29,7 +29,13 @@ class MViTFPN(FPN):
     """
 
     def __init__(
-        self, bottom_up, in_features, out_channels, norm="", top_block=None, fuse_type="sum",
+        self,
+        bottom_up,
+        in_features,
+        out_channels,
+        norm="",
+        top_block=None,
+        fuse_type="sum",
         square_pad=0,
     ) -> None:
         # The parent must not learn of square_pad: it would have images cropped to it.

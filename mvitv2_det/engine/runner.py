@@ -162,7 +162,9 @@ def _no_stack_trace_of_user_errors() -> Iterator[None]:
     """Detectron2's loop logs every exception with its stack trace; those of users go without."""
 
     def keep(record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], (UserError, FloatingPointError)))
+        return not (
+            record.exc_info and isinstance(record.exc_info[1], (UserError, FloatingPointError))
+        )
 
     loop_logger = logging.getLogger("detectron2.engine.train_loop")
     loop_logger.addFilter(keep)

@@ -1,0 +1,34 @@
+# make demo   train, evaluate and look at a small detector, on any machine with Python
+# make test   run the tests
+# make lint   check style
+# make clean  remove what these made
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python -W ignore
+
+.PHONY: demo test lint clean setup
+
+setup: $(VENV)/installed
+
+# An existing environment is kept: a Detectron2 in it is used as it is.
+$(VENV)/installed: pyproject.toml tools/install_detectron2.py
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[demo,test,lint]'
+	$(VENV)/bin/python tools/install_detectron2.py
+	touch $@
+
+demo: setup
+	$(RUN) tools/make_digits.py --output datasets/digits
+	$(RUN) train_net.py --config-file configs/demo.py
+	$(RUN) tools/draw_results.py output/demo
+
+test: setup
+	$(RUN) -m pytest
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+clean:
+	rm -rf $(VENV) output datasets build dist

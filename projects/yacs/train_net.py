@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+r"""Trains or evaluates a yacs config with Detectron2's DefaultTrainer and AdamW.
+
+    python projects/yacs/train_net.py --config-file configs/yacs/mask_rcnn_mvitv2_t_3x.yaml \
+        --num-gpus 8
+
+Overrides follow as ``KEY VALUE`` pairs, as in Detectron2: ``MODEL.DEVICE cpu``.
+"""
+
+import argparse
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detectron2.evaluation import COCOEvaluator
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+
+from mvitv2_det import add_mvitv2_config
+
+NO_DECAY = ("pos_embed", "rel_pos_h", "rel_pos_w")
+
+
+class Trainer(DefaultTrainer):
+    """DefaultTrainer with the optimizer of the MViTv2 recipe and COCO evaluation."""
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """AdamW without weight decay for norms and positions (appendix B.3)."""
+        parameters = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            overrides={name: {"weight_decay": 0.0} for name in NO_DECAY},
+        )
+        adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+        return adamw(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
+        """pycocotools' COCO evaluation."""
+        return COCOEvaluator(dataset_name, output_dir=cfg.OUTPUT_DIR, use_fast_impl=False)
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """The config file with its overrides."""
+    cfg = get_cfg()
+    add_mvitv2_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def main(args: argparse.Namespace) -> dict:
+    """One process of the job; returns its COCO results."""
+    cfg = setup(args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        return Trainer.test(cfg, model)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    arguments = default_argument_parser().parse_args()
+    launch(
+        main,
+        arguments.num_gpus,
+        num_machines=arguments.num_machines,
+        machine_rank=arguments.machine_rank,
+        dist_url=arguments.dist_url,
+        args=(arguments,),
+    )

@@ -1,0 +1,115 @@
+"""Helpers and small data for all tests."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def shared_data():
+    """Finds a folder of real data beside the checkout, or skips, saying which is missing."""
+
+    def find(name: str) -> Path:
+        folder = SHARED_DATA / name
+        if not folder.is_dir():
+            pytest.skip(f"no {name}/ beside the checkout")
+        return folder
+
+    return find
+
+
+def write_coco(folder: Path, split: str, num_images: int, *, rle: bool = False) -> dict:
+    """Writes images with one bright rectangle of one of two classes each; returns the json."""
+    images_folder = folder / split
+    images_folder.mkdir(parents=True)
+    content = {
+        "info": {},
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 3, "name": "box"}, {"id": 7, "name": "plate"}],
+    }
+    rng = np.random.default_rng(0)
+    for number in range(1, num_images + 1):
+        name = f"{number}.png"
+        pixels = rng.integers(0, 80, (48, 64, 3), dtype=np.uint8)
+        pixels[10:30, 20:50] = 220
+        Image.fromarray(pixels).save(images_folder / name)
+        content["images"].append({"id": number, "file_name": name, "width": 64, "height": 48})
+        polygon = [[20, 10, 50, 10, 50, 30, 20, 30]]
+        counts = {"size": [48, 64], "counts": [20 * 48 + 10] + [20, 28] * 29 + [20, 18 + 14 * 48]}
+        content["annotations"].append(
+            {
+                "id": number,
+                "image_id": number,
+                "category_id": 3 if number % 2 else 7,
+                "bbox": [20, 10, 30, 20],
+                "area": 600,
+                "iscrowd": 0,
+                "segmentation": counts if rle else polygon,
+            }
+        )
+    (folder / f"{split}.json").write_text(json.dumps(content))
+    return content
+
+
+@pytest.fixture
+def coco_folder(tmp_path):
+    """A folder with train.json, train/, val.json and val/: four and two images."""
+    write_coco(tmp_path, "train", 4)
+    write_coco(tmp_path, "val", 2)
+    return tmp_path
+
+
+def dataset_overrides(folder: Path) -> list[str]:
+    return [
+        f"dataset.{split}_{kind}={folder}/{split}{ending}"
+        for split in ("train", "val")
+        for kind, ending in (("json", ".json"), ("images", ""))
+    ]
+
+
+# Any config of the project with these trains in seconds on a CPU.
+TINY = [
+    "train.device=cpu",
+    "train.init_checkpoint=",
+    "train.max_iter=2",
+    "dataloader.train.total_batch_size=2",
+    "dataloader.train.num_workers=0",
+    "dataloader.test.num_workers=0",
+    "model.backbone.out_channels=8",
+    "model.roi_heads.batch_size_per_image=8",
+    "model.roi_heads.mask_head.conv_dims=[8,8]",
+    "model.proposal_generator.batch_size_per_image=16",
+    "model.proposal_generator.pre_nms_topk=[50,50]",
+    "model.proposal_generator.post_nms_topk=[20,20]",
+]
+
+
+def tiny_overrides(cfg) -> list[str]:
+    """TINY, and what depends on the config: a narrow copy of its backbone and small images."""
+    bottom_up = cfg.model.backbone.bottom_up
+    augmentations = cfg.dataloader.train.mapper.augmentations
+    overrides = [*TINY, f"model.backbone.bottom_up.embed_dim={8 * bottom_up.num_heads}"]
+    overrides += ["dataloader.test.mapper.augmentations.0.short_edge_length=48"]
+    for index, augmentation in enumerate(augmentations):
+        prefix = f"dataloader.train.mapper.augmentations.{index}"
+        if "short_edge_length" in augmentation:
+            overrides.append(f"{prefix}.short_edge_length=[48]")
+        if "target_height" in augmentation:
+            overrides += [f"{prefix}.target_height=64", f"{prefix}.target_width=64"]
+        if "crop_size" in augmentation:
+            overrides.append(f"{prefix}.crop_size=[64,64]")
+        if "tfm_or_aug" in augmentation:
+            overrides.append(f"{prefix}.prob=0.0")
+    return overrides
