@@ -4,6 +4,7 @@ import difflib
 import inspect
 from pathlib import Path
 
+import yaml
 from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -58,6 +59,12 @@ def load_config(file: str) -> DictConfig:
         return LazyConfig.load(str(file))
     except SyntaxError as error:
         raise UserError(f"config file {file!r} is no Python: {error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"config file {file!r} is no YAML: {' '.join(str(error).split())}"
+        ) from error
+    except ImportError as error:
+        raise UserError(f"config file {file!r} cannot be loaded: {error}") from error
 
 
 def apply_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
@@ -106,11 +113,11 @@ def _check_override(cfg: DictConfig, text: str) -> None:
 
 
 def _check_kind(text: str, old: object, new: object) -> None:
-    """A number stays a number, and true or false stays that; null is always possible."""
-    is_boolean = isinstance(old, bool)
-    if new is None or not isinstance(old, (bool, int, float)):
+    """Numbers and switches are not replaced by each other or by words."""
+    if not isinstance(old, (bool, int, float)) or not isinstance(new, (bool, int, float, str)):
         return
-    if not isinstance(new, (int, float)) or isinstance(new, bool) != is_boolean:
+    is_boolean = isinstance(old, bool)
+    if isinstance(new, str) or isinstance(new, bool) != is_boolean:
         expected = "true or false" if is_boolean else "a number"
         raise UserError(f"override {text!r}: expected {expected}, such as {old}")
 

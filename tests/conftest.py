@@ -97,15 +97,19 @@ TINY = [
 
 
 def tiny_overrides(cfg) -> list[str]:
-    """TINY, and what depends on the config: a narrow copy of its backbone and small images."""
+    """TINY, and what depends on the config: a narrow and short backbone, small images."""
     bottom_up = cfg.model.backbone.bottom_up
     augmentations = cfg.dataloader.train.mapper.augmentations
     overrides = [*TINY, f"model.backbone.bottom_up.embed_dim={8 * bottom_up.num_heads}"]
+    overrides += [
+        "model.backbone.bottom_up.depth=4",
+        "model.backbone.bottom_up.last_block_indexes=[0,1,2,3]",
+    ]
     overrides += ["dataloader.test.mapper.augmentations.0.short_edge_length=48"]
     for index, augmentation in enumerate(augmentations):
         prefix = f"dataloader.train.mapper.augmentations.{index}"
         if "short_edge_length" in augmentation:
-            overrides.append(f"{prefix}.short_edge_length=[48]")
+            overrides.append(f"{prefix}.short_edge_length=[48,48]")
         if "target_height" in augmentation:
             overrides += [f"{prefix}.target_height=64", f"{prefix}.target_width=64"]
         if "crop_size" in augmentation:

@@ -21,13 +21,10 @@ REQUIREMENT = "sal-detectron2==0.7.2"
 SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
 
 
-def installed_version() -> str | None:
-    """The version of the Detectron2 that this Python imports, or None."""
-    if importlib.util.find_spec("detectron2") is None:
-        return None
-    import detectron2
-
-    return detectron2.__version__
+def installed_file() -> str | None:
+    """The file of the Detectron2 that this Python would import, or None."""
+    spec = importlib.util.find_spec("detectron2")
+    return spec.origin if spec else None
 
 
 def install(target: str) -> None:
@@ -46,9 +43,9 @@ def install(target: str) -> None:
 
 
 def main() -> int:
-    version = installed_version()
-    if version is not None:
-        print(f"Detectron2 {version} is installed already and is used as it is.")
+    installed = installed_file()
+    if installed is not None:
+        print(f"Detectron2 is installed already and is used as it is: {installed}")
         return 0
     try:
         install(sysconfig.get_paths()["purelib"])
