@@ -1,6 +1,6 @@
 """Data: checking and registering one's own, and reading it."""
 
 from .datasets import prepare_datasets
-from .mapper import DatasetMapper
+from .mapper import DatasetMapper, naming_unreadable_image
 
-__all__ = ["DatasetMapper", "prepare_datasets"]
+__all__ = ["DatasetMapper", "naming_unreadable_image", "prepare_datasets"]

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ..errors import UserError
+from .mapper import naming_unreadable_image
 
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
@@ -146,11 +147,6 @@ def _check_images(json_file: str, image_folder: str, images: list[dict]) -> None
 
 def _image_size(path: Path) -> tuple[int, int]:
     """(width, height) as Detectron2 will see them, after the turn that Exif asks for."""
-    try:
-        with Image.open(path) as image:
-            sideways = image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
-            return image.size[::-1] if sideways else image.size
-    except FileNotFoundError as error:
-        raise UserError(f"cannot read image {path}: there is no such file") from error
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
-        raise UserError(f"cannot read image {path}: {error}") from error
+    with naming_unreadable_image(str(path)), Image.open(path) as image:
+        sideways = image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
+        return image.size[::-1] if sideways else image.size

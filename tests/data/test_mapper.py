@@ -46,7 +46,7 @@ def test_the_line_survives_a_workers_stack_trace(mapper, tmp_path):
     assert one_line(caught.value).startswith(f"cannot read image {tmp_path}/a.png: ")
 
 
-class mapper_of_first:  # noqa: N801
+class mapper_of_first:
     """A function that a worker process can be sent."""
 
     def __init__(self, mapper):

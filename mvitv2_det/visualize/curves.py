@@ -1,0 +1,150 @@
+"""The AP of a run as a table, and its losses and AP as curves."""
+
+import math
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from tabulate import tabulate
+
+from ..errors import UserError
+from .run_files import evaluations
+
+AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+TASKS = {"bbox": "box", "segm": "mask"}
+
+_LOSS_NAMES = {
+    "total_loss": "total",
+    "loss_rpn_cls": "RPN objectness",
+    "loss_rpn_loc": "RPN box",
+    "loss_cls": "class",
+    "loss_box_reg": "box",
+    "loss_mask": "mask",
+}
+# Okabe and Ito's colours, told apart by colour-blind readers as well.
+_CURVE_COLORS = ("#000000", "#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7")
+_BOX_COLOR, _MASK_COLOR = "#0072b2", "#d55e00"
+
+
+def ap_table(records: list[dict[str, float]]) -> str:
+    """The last evaluation as a table in percent, one row for boxes and one for masks.
+
+    Args:
+        records: of :func:`read_metrics`.
+
+    Raises:
+        UserError: nothing was evaluated.
+    """
+    evaluated = evaluations(records)
+    if not evaluated:
+        raise UserError("the run's metrics.json holds no evaluation: let it train to its end")
+    last = evaluated[-1]
+    rows = [
+        [name] + [_percent(last.get(f"{task}/{ap}", math.nan)) for ap in AP_NAMES]
+        for task, name in TASKS.items()
+        if f"{task}/AP" in last
+    ]
+    return tabulate(
+        rows, headers=["", *AP_NAMES], disable_numparse=True, stralign="right", tablefmt="simple"
+    )
+
+
+def last_evaluated(records: list[dict[str, float]]) -> int:
+    """The iteration of the last evaluation.
+
+    Raises:
+        IndexError: nothing was evaluated.
+    """
+    return evaluations(records)[-1]["iteration"]
+
+
+def draw_curves(records: list[dict[str, float]], title: str, file: Path) -> None:
+    """Losses and, where there were evaluations, AP over the iterations.
+
+    Args:
+        records: of :func:`read_metrics`.
+        title: of the picture.
+        file: PNG to write.
+    """
+    figure = Figure(figsize=(14, 5.6), dpi=100, layout="constrained")
+    figure.suptitle(title)
+    losses, precision = figure.subplots(1, 2)
+    _draw_losses(losses, records)
+    _draw_precision(precision, evaluations(records))
+    for axes in (losses, precision):
+        axes.set_xlabel("iteration")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file)
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Centred running mean over a twentieth of the curve; short curves are left alone.
+
+    Args:
+        values: (N,).
+
+    Returns:
+        (N,); near the ends the mean of what there is.
+    """
+    window = 2 * (len(values) // 40) + 1
+    ones = np.ones(window)
+    counts = np.convolve(np.ones(len(values)), ones, mode="same")
+    return np.convolve(values, ones, mode="same") / counts
+
+
+def _percent(value: float) -> str:
+    """Without a number where the data have no object of that size."""
+    return "-" if math.isnan(value) else f"{value:.1f}"
+
+
+def _draw_losses(axes: Axes, records: list[dict[str, float]]) -> None:
+    """Thin: as logged (Detectron2 logs medians of 20 iterations); thick: running mean."""
+    curves = _loss_curves(records)
+    for index, (name, points) in enumerate(curves.items()):
+        iterations, values = np.array(points).T
+        color = _CURVE_COLORS[index % len(_CURVE_COLORS)]
+        axes.plot(iterations, values, color=color, linewidth=0.8, alpha=0.3)
+        width = 2.4 if name == "total" else 1.6
+        axes.plot(iterations, smooth(values), color=color, linewidth=width, label=name)
+    axes.set(title="Training losses", ylabel="loss (log scale)", yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    if curves:
+        axes.legend(ncols=2)
+
+
+def _loss_curves(records: list[dict[str, float]]) -> dict[str, list[tuple[int, float]]]:
+    """(iteration, loss) points by name; the stages of a cascade are added up."""
+    curves = {name: [] for name in _LOSS_NAMES.values()}
+    for record in records:
+        sums: dict[str, float] = defaultdict(float)
+        for key, value in record.items():
+            if key == "total_loss" or key.startswith("loss_"):
+                part = re.sub(r"_stage\d+$", "", key)
+                sums[_LOSS_NAMES.get(part, part.removeprefix("loss_"))] += value
+        for name, value in sums.items():
+            curves.setdefault(name, []).append((record["iteration"], value))
+    return {name: points for name, points in curves.items() if points}
+
+
+def _draw_precision(axes: Axes, evaluated: list[dict[str, float]]) -> None:
+    axes.set(title="Validation", ylabel="average precision (%)")
+    if not evaluated:
+        axes.text(0.5, 0.5, "no evaluation", ha="center", transform=axes.transAxes)
+        return
+    iterations = [record["iteration"] for record in evaluated]
+    for task, color in (("bbox", _BOX_COLOR), ("segm", _MASK_COLOR)):
+        for ap, line in (("AP50", "--"), ("AP", "-")):
+            values = [record.get(f"{task}/{ap}", math.nan) for record in evaluated]
+            if not np.isnan(values).all():
+                label = f"{TASKS[task]} {ap}: {_percent(values[-1])} at the end"
+                axes.plot(iterations, values, line, color=color, marker="o", ms=4, label=label)
+    axes.set_ylim(bottom=0, top=max(1, min(100, 1.08 * axes.dataLim.y1)))
+    axes.legend()
