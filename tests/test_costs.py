@@ -5,7 +5,6 @@ detectors and, for classification, from the authors' code. The paper prints the 
 rounded up: 279 for 278.25, 3084 for 3083.88.
 """
 
-import runpy
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
@@ -17,6 +16,7 @@ from detectron2.modeling.backbone.fpn import FPN
 from fvcore.nn import FlopCountAnalysis
 from models import TINY, narrow
 from omegaconf import OmegaConf
+from scripts import load_script
 from torch import nn
 
 from mvitv2_det import VARIANTS, MViT, UserError, get_config
@@ -356,7 +356,7 @@ def test_weights_outside_of_the_parts():
 
 @pytest.fixture
 def command():
-    return runpy.run_path(str(Path(__file__).parents[1] / "tools" / "count_costs.py"))["main"]
+    return load_script("tools/count_costs.py").main
 
 
 def test_command_prints_parts_and_total(command, capsys):

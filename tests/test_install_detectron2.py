@@ -1,20 +1,15 @@
 """tools/install_detectron2.py leaves an installed Detectron2 alone and refuses other files."""
 
-import importlib.util
 import subprocess
 from pathlib import Path
 
 import pytest
-
-FILE = Path(__file__).parents[1] / "tools" / "install_detectron2.py"
+from scripts import load_script
 
 
 @pytest.fixture
 def tool():
-    spec = importlib.util.spec_from_file_location("install_detectron2", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tools/install_detectron2.py")
 
 
 def test_an_installed_detectron2_is_used_as_it_is(tool, monkeypatch, capsys):

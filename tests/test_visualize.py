@@ -1,7 +1,6 @@
 """Curves, gallery and table of a finished run, made here of a few grey images."""
 
 import json
-import runpy
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from detectron2.structures import BoxMode
 from matplotlib.axes import Axes
 from PIL import Image
 from pycocotools import mask as coco_mask
+from scripts import load_script
 
 from mvitv2_det import UserError, get_config
 from mvitv2_det.data import prepare_datasets
@@ -27,7 +27,7 @@ from mvitv2_det.visualize import (
 from mvitv2_det.visualize.curves import smooth
 from mvitv2_det.visualize.gallery import spread
 
-MAIN = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "draw_results.py"))["main"]
+MAIN = load_script("tools/draw_results.py").main
 HEIGHT, WIDTH = 48, 64
 BOX = [10, 8, 30, 24]  # x, y, width, height
 CATEGORIES = [{"id": 7, "name": "ring"}, {"id": 3, "name": "block"}]

@@ -1,8 +1,6 @@
 """The yacs path, with Detectron2's own trainer and predictor."""
 
 import inspect
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +12,12 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultPredictor, DefaultTrainer
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
+from scripts import load_script
 
 from mvitv2_det import VARIANTS, MViT, MViTFPN, add_mvitv2_config
 from mvitv2_det.config import config_folder
 
 YAML = config_folder() / "yacs" / "mask_rcnn_mvitv2_t_3x.yaml"
-PROJECT = Path(__file__).parents[2] / "projects" / "yacs"
 
 
 def yacs_config():
@@ -102,24 +100,15 @@ def tiny_cfg(tmp_path):
     MetadataCatalog.remove(name)
 
 
-def project_trainer():
-    sys.path.insert(0, str(PROJECT))
-    try:
-        sys.modules.pop("train_net", None)
-        from train_net import Trainer
-    finally:
-        sys.path.remove(str(PROJECT))
-        sys.modules.pop("train_net", None)
-    return Trainer
-
-
 @pytest.mark.parametrize("adamw", [False, True])
 def test_two_iterations_and_a_prediction(tiny_cfg, adamw):
     """Detectron2's DefaultTrainer and DefaultPredictor as they are, and the project's AdamW."""
-    trainer_class = project_trainer() if adamw else type("Plain", (DefaultTrainer,), {})
-    if not adamw:
-        trainer_class.build_evaluator = project_trainer().build_evaluator
-    trainer = trainer_class(tiny_cfg)
+    project = load_script("projects/yacs/train_net.py").Trainer
+
+    class Plain(DefaultTrainer):
+        build_evaluator = project.build_evaluator
+
+    trainer = (project if adamw else Plain)(tiny_cfg)
     before = trainer.model.backbone.bottom_up.blocks[0].attn.qkv.weight.clone()
     trainer.train()
     assert trainer.iter == 2
