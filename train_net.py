@@ -13,15 +13,16 @@ own data in COCO's format need four:
 """
 
 import argparse
+import logging
 import sys
 
-from detectron2.engine import create_ddp_model, default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup, launch
 from omegaconf import DictConfig
 from torch.multiprocessing import ProcessRaisedException
 
 from mvitv2_det.config import apply_overrides, load_config
 from mvitv2_det.data import prepare_datasets
-from mvitv2_det.engine import build_model, check_run, evaluate, load_checkpoint, train
+from mvitv2_det.engine import check_run, evaluate_checkpoint, train
 from mvitv2_det.errors import UserError, one_line
 
 
@@ -30,6 +31,7 @@ def read_config(args: argparse.Namespace) -> DictConfig:
     if not args.config_file:
         raise UserError("--config-file is missing: the configs are in configs/")
     cfg = apply_overrides(load_config(args.config_file), args.opts)
+    cfg.train.strict = args.strict or cfg.train.get("strict", False)
     check_run(cfg, training=not args.eval_only)
     prepare_datasets(cfg, training=not args.eval_only)
     return cfg
@@ -40,10 +42,10 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     # Catalogs of data sets are not shared between processes.
     prepare_datasets(cfg, training=not args.eval_only, check=False)
     default_setup(cfg, args)
+    # This package's messages go where Detectron2's go: to the terminal and into log.txt.
+    logging.getLogger("mvitv2_det").parent = logging.getLogger("detectron2")
     if args.eval_only:
-        model = build_model(cfg)
-        load_checkpoint(cfg, model)
-        evaluate(cfg, create_ddp_model(model))
+        evaluate_checkpoint(cfg)
     else:
         train(cfg, resume=args.resume)
 
@@ -51,6 +53,11 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the job; returns the exit status, 2 where the user has something to put right."""
     parser = default_argument_parser(epilog=__doc__)
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="stop if a tensor of the weights or of the model is left over that should not be",
+    )
     args = parser.parse_args(arguments)
     try:
         cfg = read_config(args)

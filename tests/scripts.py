@@ -1,6 +1,7 @@
 """Scripts outside of the package, as modules."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -12,5 +13,6 @@ def load_script(path: str) -> ModuleType:
     file = ROOT / path
     spec = importlib.util.spec_from_file_location("_".join(file.with_suffix("").parts[-2:]), file)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module

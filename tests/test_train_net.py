@@ -84,6 +84,11 @@ def test_two_processes_on_cpu_with_synchronised_batch_norm(overrides, coco_folde
     state = torch.load(coco_folder / "out" / "model_final.pth", weights_only=False)["model"]
     assert state["roi_heads.box_head.0.conv1.norm.running_mean"].any()
 
+    weights = f"train.init_checkpoint={coco_folder}/out/model_final.pth"
+    url = f"file://{coco_folder}/rendezvous_of_evaluation"
+    evaluation = ["--eval-only", "--num-gpus", "2", "--dist-url", url]
+    assert call(*evaluation, *arguments, weights, config=config) == 0
+
 
 def one_error(capfd):
     """The one line on standard error that starts with error, and no stack trace anywhere."""
@@ -100,7 +105,10 @@ def corrupt(path):
 BAD_DATA = {
     "no json": (lambda folder: (folder / "train.json").unlink(), r"cannot read .*train\.json"),
     "no coco": (lambda folder: (folder / "val.json").write_text("[]"), "not in COCO's format"),
-    "no image": (lambda folder: (folder / "val" / "2.png").unlink(), r"cannot read image .*val/2\.png: .*No such file"),
+    "no image": (
+        lambda folder: (folder / "val" / "2.png").unlink(),
+        r"cannot read image .*val/2\.png: .*No such file",
+    ),
     "no folder": (
         lambda folder: (folder / "val").rename(folder / "x"),
         "there is no image folder",

@@ -1,6 +1,13 @@
 """Training and evaluation of LazyConfigs, with Detectron2's engine."""
 
-from .runner import build_model, check_run, evaluate, load_checkpoint, train
+from .runner import build_model, check_run, evaluate, evaluate_checkpoint, train
 from .schedule import warmup_fraction
 
-__all__ = ["build_model", "check_run", "evaluate", "load_checkpoint", "train", "warmup_fraction"]
+__all__ = [
+    "build_model",
+    "check_run",
+    "evaluate",
+    "evaluate_checkpoint",
+    "train",
+    "warmup_fraction",
+]
