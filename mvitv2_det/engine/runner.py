@@ -81,6 +81,13 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> Mapping[str, Mapping[str, flo
     return results
 
 
+def evaluate_checkpoint(cfg: DictConfig) -> Mapping[str, Mapping[str, float]]:
+    """Results of the weights in ``train.init_checkpoint``; see :func:`evaluate`."""
+    model = build_model(cfg)
+    load_checkpoint(cfg, model)
+    return evaluate(cfg, create_ddp_model(model, **_ddp_options(cfg)))
+
+
 def train(cfg: DictConfig, *, resume: bool = False) -> nn.Module:
     """Trains the config's model, evaluating and saving as it goes.
 
