@@ -13,10 +13,11 @@ own data in COCO's format need four:
 """
 
 import argparse
-import logging
 import sys
 
 from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from torch.multiprocessing import ProcessRaisedException
 
@@ -42,8 +43,7 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
     # Catalogs of data sets are not shared between processes.
     prepare_datasets(cfg, training=not args.eval_only, check=False)
     default_setup(cfg, args)
-    # This package's messages go where Detectron2's go: to the terminal and into log.txt.
-    logging.getLogger("mvitv2_det").parent = logging.getLogger("detectron2")
+    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mvitv2_det")
     if args.eval_only:
         evaluate_checkpoint(cfg)
     else:

@@ -1,7 +1,7 @@
 """Mask R-CNN on a small MViTv2, trained from scratch on handwritten digits: make demo.
 
-    python tools/make_digits.py --output datasets/digits
-    python train_net.py --config-file configs/demo.py
+python tools/make_digits.py --output datasets/digits
+python train_net.py --config-file configs/demo.py
 """
 
 import detectron2.data.transforms as T

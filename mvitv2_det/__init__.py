@@ -9,7 +9,18 @@ from .config import get_config
 from .detection import MViTFPN, add_mvitv2_config
 from .errors import UserError
 from .variants import VARIANTS, Variant
+from .weights import convert_weights, load_weights
 
 __version__ = "0.1.0"
 
-__all__ = ["VARIANTS", "MViT", "MViTFPN", "UserError", "Variant", "add_mvitv2_config", "get_config"]
+__all__ = [
+    "VARIANTS",
+    "MViT",
+    "MViTFPN",
+    "UserError",
+    "Variant",
+    "add_mvitv2_config",
+    "convert_weights",
+    "get_config",
+    "load_weights",
+]

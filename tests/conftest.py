@@ -1,11 +1,13 @@
 """Helpers and small data for all tests."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from detectron2.utils.logger import setup_logger
 from PIL import Image
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -14,6 +16,17 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def fresh_loggers():
+    """For tests that set logging up: handlers write to the streams of the test that made them."""
+    yield
+    setup_logger.cache_clear()
+    for name in ("detectron2", "fvcore", "mvitv2_det"):
+        for handler in list(logging.getLogger(name).handlers):
+            logging.getLogger(name).removeHandler(handler)
+            handler.close()
 
 
 @pytest.fixture

@@ -1,13 +1,11 @@
 """train_net.py as its users call it, in process."""
 
 import json
-import logging
 import re
 
 import pytest
 import torch
 from conftest import dataset_overrides, tiny_overrides
-from detectron2.utils.logger import setup_logger
 from PIL import Image
 
 import train_net
@@ -16,20 +14,11 @@ from mvitv2_det.config import config_files
 
 NAME = "mask_rcnn_mvitv2_t_3x"
 
+pytestmark = pytest.mark.usefixtures("fresh_loggers")
+
 
 def call(*arguments, config=NAME):
     return train_net.main(["--config-file", str(config_files()[config]), *arguments])
-
-
-@pytest.fixture(autouse=True)
-def _fresh_loggers():
-    """Detectron2's handlers write to the streams of the test that made them."""
-    yield
-    setup_logger.cache_clear()
-    for name in ("detectron2", "fvcore"):
-        for handler in list(logging.getLogger(name).handlers):
-            logging.getLogger(name).removeHandler(handler)
-            handler.close()
 
 
 @pytest.fixture

@@ -2,8 +2,10 @@
 
 train = dict(
     output_dir="./output",
-    # A path, a URL, detectron2://…, or empty to train from scratch.
+    # A path, a URL, detectron2://…, timm://mvitv2_tiny, or empty to train from scratch.
     init_checkpoint="",
+    # Stop if a tensor of init_checkpoint or of the model is left over that should not be.
+    strict=False,
     max_iter=67500,
     # Mixed precision on GPUs; a CPU trains in float32. dtype: float16 or bfloat16.
     amp=dict(enabled=True, dtype="float16"),

@@ -96,8 +96,20 @@ def absolute_embedding(embedding: Tensor, has_cls_token: bool, size: tuple[int, 
     if has_cls_token:
         embedding = embedding[:, 1:]
     side = math.isqrt(embedding.shape[1])
-    grid = embedding.reshape(1, side, side, -1)
-    if (side, side) == tuple(size):
+    return resize_grid(embedding.reshape(1, side, side, -1), size)
+
+
+def resize_grid(grid: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes absolute positions bicubically.
+
+    Args:
+        grid: (1, H, W, C).
+        size: (H', W') wanted.
+
+    Returns:
+        (1, H', W', C); ``grid`` itself where it has that size.
+    """
+    if grid.shape[1:3] == tuple(size):
         return grid
     grid = F.interpolate(grid.permute(0, 3, 1, 2), size=size, mode="bicubic", align_corners=False)
     return grid.permute(0, 2, 3, 1)

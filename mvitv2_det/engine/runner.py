@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ..errors import UserError
+from ..weights import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +63,13 @@ def build_model(cfg: DictConfig) -> nn.Module:
 
 
 def load_checkpoint(cfg: DictConfig, model: nn.Module) -> None:
-    """Loads ``train.init_checkpoint`` into a model."""
-    DetectionCheckpointer(model).load(cfg.train.init_checkpoint)
+    """Loads ``train.init_checkpoint``, where there is one, into a model.
+
+    Raises:
+        UserError: as :func:`mvitv2_det.load_weights` does, strictly where ``train.strict`` is set.
+    """
+    if cfg.train.init_checkpoint:
+        load_weights(model, cfg.train.init_checkpoint, strict=cfg.train.get("strict", False))
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> Mapping[str, Mapping[str, float]]:
@@ -99,7 +105,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> nn.Module:
         the trained model.
 
     Raises:
-        UserError: the data cannot be read, or the loss is no longer finite.
+        UserError: the data or the weights cannot be read, or the loss is no longer finite.
     """
     model = build_model(cfg)
     cfg.optimizer.params.model = model
@@ -108,8 +114,11 @@ def train(cfg: DictConfig, *, resume: bool = False) -> nn.Module:
     trainer = _build_trainer(cfg, model, optimizer)
     checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, trainer=trainer)
     trainer.register_hooks(_hooks(cfg, model, checkpointer))
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     resumed = resume and checkpointer.has_checkpoint()
+    if resumed:
+        checkpointer.resume_or_load("", resume=True)
+    else:
+        load_checkpoint(cfg, model)
     # The checkpoint holds the iteration that it was saved after.
     start = trainer.iter + 1 if resumed else 0
     with _no_stack_trace_of_user_errors():

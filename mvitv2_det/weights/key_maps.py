@@ -1,0 +1,212 @@
+"""One key map per source of MViTv2 weights, each a table of names usable in both directions.
+
+A table is written out in full for a network's layout: no pattern decides what a name means. The
+names on the right of every table are those of :mod:`mvitv2_det.weights.layout`.
+
+Sources read for this: ``mvit/models/mvit_model.py`` and ``attention.py`` of facebookresearch/mvit,
+``slowfast/models/video_model_builder.py`` of facebookresearch/SlowFast, ``models/mvitv2.py`` of
+timm, ``models/video/mvit.py`` of torchvision, ``modeling/backbone/mvit.py`` of Detectron2.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..errors import UserError
+from .layout import PATCHES, Layout
+
+# Where Detectron2 has the backbone in a detector with an FPN.
+DETECTOR_PREFIX = "backbone.bottom_up."
+# Where a checkpoint may have it: nowhere else is looked.
+PREFIXES = ("", DETECTOR_PREFIX, "bottom_up.", "backbone.")
+# What wrappers of torch put before every name.
+WRAPPERS = ("module.", "_orig_mod.")
+
+FINAL_NORM = ("norm.weight", "norm.bias")
+CLASSIFIER = ("head.projection.weight", "head.projection.bias")
+CLASS_TOKEN = "cls_token"
+ABSOLUTE_POSITIONS = "pos_embed"
+
+_STEM = (PATCHES, "patch_embed.proj.bias", CLASS_TOKEN, ABSOLUTE_POSITIONS)
+_BLOCK_MODULES = ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "proj")
+_POOLING = tuple(f"attn.{part}_{x}" for part in ("pool", "norm") for x in "qkv")
+_BLOCK = (
+    *(f"{module}.{leaf}" for module in (*_BLOCK_MODULES, *_POOLING) for leaf in ("weight", "bias")),
+    "attn.rel_pos_h",
+    "attn.rel_pos_w",
+)
+_TEMPORAL = "attn.rel_pos_t"
+
+# torchvision's modules that have names of their own.
+_TORCHVISION_BLOCK = {
+    "attn.project.0": "attn.proj",
+    "mlp.0": "mlp.fc1",
+    "mlp.3": "mlp.fc2",
+    "project": "proj",
+} | {
+    f"attn.pool_{x}.{part}": f"attn.{module}_{x}"
+    for x in "qkv"
+    for part, module in (("pool", "pool"), ("norm_act.0", "norm"))
+}
+
+
+def mvit_names(layout: Layout) -> dict[str, str]:
+    """facebookresearch/mvit and PySlowFast: the names that are used here."""
+    names = [*_STEM, *FINAL_NORM, *CLASSIFIER]
+    for index in range(sum(layout.blocks)):
+        names += [f"blocks.{index}.{name}" for name in (*_BLOCK, _TEMPORAL)]
+    return {name: name for name in names}
+
+
+def timm_names(layout: Layout) -> dict[str, str]:
+    """timm: blocks are numbered within their stage; projections say what they go around."""
+    projection = "shortcut_proj_attn" if layout.expand_in_attention else "shortcut_proj_mlp"
+    table = {name: name for name in (*_STEM, *FINAL_NORM)}
+    table |= {name.replace("projection", "fc"): name for name in CLASSIFIER}
+    index = 0
+    for stage, blocks in enumerate(layout.blocks):
+        for block in range(blocks):
+            for name in _BLOCK:
+                module, _, leaf = name.rpartition(".")
+                theirs = f"{projection}.{leaf}" if module == "proj" else name
+                table[f"stages.{stage}.blocks.{block}.{theirs}"] = f"blocks.{index}.{name}"
+            index += 1
+    return table
+
+
+def torchvision_names(layout: Layout) -> dict[str, str]:
+    """torchvision's video networks."""
+    theirs_of = {ours: theirs for theirs, ours in _TORCHVISION_BLOCK.items()}
+    table = {f"conv_proj.{leaf}": f"patch_embed.proj.{leaf}" for leaf in ("weight", "bias")}
+    table["pos_encoding.class_token"] = CLASS_TOKEN
+    table |= {name: name for name in FINAL_NORM}
+    table |= {name.replace("projection", "1"): name for name in CLASSIFIER}
+    for index in range(sum(layout.blocks)):
+        for name in (*_BLOCK, _TEMPORAL):
+            module, _, leaf = name.rpartition(".")
+            theirs = f"{theirs_of[module]}.{leaf}" if module in theirs_of else name
+            table[f"blocks.{index}.{theirs}"] = f"blocks.{index}.{name}"
+    return table
+
+
+@dataclass(frozen=True)
+class Format:
+    """A source of weights.
+
+    Attributes:
+        name: what it is called in reports and on the command line.
+        title: whose it is.
+        names: its table for a layout: its names to those used here.
+        patches: its name of the patch embedding's weight, which tells that weights are of it.
+        first_block: the same of the first block's first norm.
+    """
+
+    name: str
+    title: str
+    names: Callable[[Layout], dict[str, str]]
+    patches: str
+    first_block: str = "blocks.0.norm1.weight"
+
+    def fits(self, names: Iterable[str]) -> bool:
+        """Whether weights of these names are of this source."""
+        return {self.patches, self.first_block} <= set(names)
+
+
+MVIT = Format("mvit", "facebookresearch/mvit or PySlowFast", mvit_names, PATCHES)
+TIMM = Format("timm", "timm", timm_names, PATCHES, "stages.0.blocks.0.norm1.weight")
+TORCHVISION = Format("torchvision", "torchvision", torchvision_names, "conv_proj.weight")
+CLASSIFICATION_FORMATS = (MVIT, TIMM, TORCHVISION)
+
+
+def unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefix of a wrapper that is before every name."""
+    for wrapper in WRAPPERS:
+        if all(name.startswith(wrapper) for name in weights):
+            return unwrapped({name[len(wrapper) :]: value for name, value in weights.items()})
+    return dict(weights)
+
+
+def backbone_prefix(names: Iterable[str]) -> str | None:
+    """Which of ``PREFIXES`` the backbone's names have; None where there is no MViT."""
+    names = set(names)
+    for prefix in PREFIXES:
+        if {f"{prefix}{PATCHES}", f"{prefix}{MVIT.first_block}"} <= names:
+            return prefix
+    return None
+
+
+def without_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those with the prefix, without it."""
+    return {
+        name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)
+    }
+
+
+def from_source(
+    weights: Mapping[str, Tensor], source: Format
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A classification network's weights under the names used here.
+
+    Returns:
+        the renamed, and those that the source's table does not have, under their own names.
+    """
+    table = source.names(source_layout(weights, source))
+    renamed = {table[name]: value for name, value in weights.items() if name in table}
+    if source is TORCHVISION and CLASS_TOKEN in renamed:
+        renamed[CLASS_TOKEN] = renamed[CLASS_TOKEN].reshape(1, 1, -1)
+    unknown = {name: value for name, value in weights.items() if name not in table}
+    return renamed, unknown
+
+
+def to_target(
+    weights: Mapping[str, Tensor], target: Format
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The reverse of :func:`from_source`, for a backbone's weights."""
+    table = target.names(Layout.of(weights))
+    theirs = {ours: name for name, ours in table.items()}
+    renamed = {theirs[name]: value for name, value in weights.items() if name in theirs}
+    unknown = {name: value for name, value in weights.items() if name not in theirs}
+    return renamed, unknown
+
+
+def source_layout(weights: Mapping[str, Tensor], source: Format) -> Layout:
+    """The layout of a source's weights, which its table is made for.
+
+    Raises:
+        UserError: blocks are missing in the middle, or q, k and v are apart.
+    """
+    if "blocks.0.attn.q.weight" in weights:
+        raise UserError(
+            "it has separate projections of q, k and v (MVIT.SEPARATE_QKV of PySlowFast), which "
+            "no network here has"
+        )
+    if source is TIMM:
+        layout = _timm_layout(weights)
+    else:
+        projection = "project" if source is TORCHVISION else "proj"
+        layout = Layout.of(
+            {
+                re.sub(rf"^(blocks\.\d+)\.{projection}\.", r"\1.proj.", name): value
+                for name, value in weights.items()
+            }
+            | {PATCHES: weights[source.patches]}
+        )
+    blocks = {name.partition(".norm1.")[0] for name in weights if name.endswith(".norm1.weight")}
+    if len(blocks) != sum(layout.blocks):
+        raise UserError(
+            f"it has {len(blocks)} blocks, but only {sum(layout.blocks)} are numbered without a gap"
+        )
+    return layout
+
+
+def _timm_layout(weights: Mapping[str, Tensor]) -> Layout:
+    blocks = []
+    while f"stages.{len(blocks)}.blocks.0.norm1.weight" in weights:
+        stage, count = len(blocks), 0
+        while f"stages.{stage}.blocks.{count}.norm1.weight" in weights:
+            count += 1
+        blocks.append(count)
+    in_mlp = any(".shortcut_proj_mlp." in name for name in weights)
+    return Layout(weights[PATCHES].shape[0], tuple(blocks), not in_mlp)
