@@ -39,7 +39,7 @@ def check_run(cfg: DictConfig, *, training: bool) -> None:
             f"train.device is {cfg.train.device}, but this machine has no GPU that torch can "
             f"use; add train.device=cpu to run without"
         )
-    dtype = cfg.train.amp.get("dtype", "float16")
+    dtype = _amp_dtype(cfg)
     if dtype not in AMP_DTYPES:
         raise UserError(f"train.amp.dtype must be {' or '.join(AMP_DTYPES)}, got {dtype!r}")
     checkpoint = cfg.train.init_checkpoint
@@ -131,6 +131,11 @@ def train(cfg: DictConfig, *, resume: bool = False) -> nn.Module:
     return model
 
 
+def _amp_dtype(cfg: DictConfig) -> str:
+    """Configs made for Detectron2's own script do not name it: there it is always float16."""
+    return cfg.train.amp.get("dtype", "float16")
+
+
 def _ddp_options(cfg: DictConfig) -> dict:
     options = dict(cfg.train.ddp)
     if str(cfg.train.device) == "cpu":
@@ -146,7 +151,7 @@ def _build_trainer(cfg: DictConfig, model: nn.Module, optimizer: torch.optim.Opt
     if str(cfg.train.device) == "cpu":
         logger.info("Training in float32: mixed precision is for GPUs.")
         return SimpleTrainer(model, loader, optimizer)
-    return AMPTrainer(model, loader, optimizer, precision=AMP_DTYPES[cfg.train.amp.dtype])
+    return AMPTrainer(model, loader, optimizer, precision=AMP_DTYPES[_amp_dtype(cfg)])
 
 
 def _hooks(cfg: DictConfig, model: nn.Module, checkpointer: DetectionCheckpointer) -> list:
