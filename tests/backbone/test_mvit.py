@@ -90,9 +90,12 @@ def test_stochastic_depth_drops_whole_paths_in_training_alone():
     assert torch.equal(model(images)["scale5"], model(images)["scale5"])
 
 
+@pytest.mark.parametrize("set_to_train", [False, True])
 @pytest.mark.parametrize("freeze_at", range(6))
-def test_freezing_by_stage(freeze_at):
-    model = MViT(**narrow("T", freeze_at=freeze_at, use_abs_pos=True, drop_path_rate=0.5)).train()
+def test_freezing_by_stage(freeze_at, set_to_train):
+    model = MViT(**narrow("T", freeze_at=freeze_at, use_abs_pos=True, drop_path_rate=0.5))
+    if set_to_train:
+        model.eval().train()
     blocks_of_stage = [range(0), range(1), range(1, 3), range(3, 8), range(8, 10)]
     frozen_blocks = [index for blocks in blocks_of_stage[:freeze_at] for index in blocks]
     for index, block in enumerate(model.blocks):
