@@ -168,6 +168,21 @@ def test_an_unreadable_image_in_a_worker_or_a_process(overrides, coco_folder, ca
     assert re.search(words, err)
 
 
+def test_boxes_without_masks(overrides, coco_folder):
+    """The two overrides that the README and the error about missing masks name."""
+    for split in ("train", "val"):
+        file = coco_folder / f"{split}.json"
+        file.write_text(file.read_text().replace("segmentation", "outline"))
+    boxes_alone = [
+        "model.roi_heads.mask_in_features=null",
+        "dataloader.train.mapper.use_instance_mask=false",
+    ]
+    assert call(*overrides, *boxes_alone) == 0
+    last = metrics(coco_folder)[-1]
+    assert "bbox/AP" in last
+    assert "loss_mask" not in last and "segm/AP" not in last
+
+
 def test_images_without_instances_and_crowds(overrides, coco_folder):
     """Empty images are left out of training and evaluated; crowds are ignored."""
     for split in ("train", "val"):

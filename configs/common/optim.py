@@ -4,17 +4,15 @@ from detectron2.config import LazyCall as L
 from detectron2.solver.build import get_default_optimizer_params
 from torch.optim import AdamW
 
+from mvitv2_det.backbone import NO_WEIGHT_DECAY
+
 optimizer = L(AdamW)(
     params=L(get_default_optimizer_params)(
         # ``model`` is set by the trainer.
         base_lr="${..lr}",
         # No weight decay for norms and positions; biases are decayed.
         weight_decay_norm=0.0,
-        overrides={
-            "pos_embed": {"weight_decay": 0.0},
-            "rel_pos_h": {"weight_decay": 0.0},
-            "rel_pos_w": {"weight_decay": 0.0},
-        },
+        overrides={name: {"weight_decay": 0.0} for name in NO_WEIGHT_DECAY},
     ),
     lr=1.6e-4,
     betas=(0.9, 0.999),

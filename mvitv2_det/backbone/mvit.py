@@ -14,6 +14,9 @@ from ..attention.position import absolute_embedding
 from .block import MultiScaleBlock
 from .schedule import FEATURE_NAMES, FIRST_STAGE, build_schedule
 
+# Positions: like norms, the detection recipe does not decay them.
+NO_WEIGHT_DECAY = ("pos_embed", "rel_pos_h", "rel_pos_w")
+
 
 class PatchEmbed(nn.Module):
     """Overlapping patches: a strided convolution, (B, C, H, W) to (B, H', W', C')."""

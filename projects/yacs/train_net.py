@@ -17,8 +17,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 
 from mvitv2_det import add_mvitv2_config
-
-NO_DECAY = ("pos_embed", "rel_pos_h", "rel_pos_w")
+from mvitv2_det.backbone import NO_WEIGHT_DECAY
 
 
 class Trainer(DefaultTrainer):
@@ -31,7 +30,7 @@ class Trainer(DefaultTrainer):
             model,
             base_lr=cfg.SOLVER.BASE_LR,
             weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-            overrides={name: {"weight_decay": 0.0} for name in NO_DECAY},
+            overrides={name: {"weight_decay": 0.0} for name in NO_WEIGHT_DECAY},
         )
         adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
         return adamw(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
