@@ -15,6 +15,7 @@ own data in COCO's format need four:
 import argparse
 import sys
 
+import torch.distributed as dist
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -48,6 +49,11 @@ def run(args: argparse.Namespace, cfg: DictConfig) -> None:
         evaluate_checkpoint(cfg)
     else:
         train(cfg, resume=args.resume)
+    if dist.is_initialized():
+        # A worker that exits while the others still need its connections would abort the job:
+        # only the first one evaluates and writes.
+        comm.synchronize()
+        dist.destroy_process_group()
 
 
 def main(arguments: list[str] | None = None) -> int:
