@@ -4,9 +4,9 @@ Li et al., "MViTv2: Improved Multiscale Vision Transformers for Classification a
 CVPR 2022, arXiv 2112.01526.
 """
 
-from .backbone import MViT
+from .backbone import MViT, ViT
 from .config import get_config
-from .detection import MViTFPN, add_mvitv2_config
+from .detection import MViTFPN, ResampledPyramid, add_mvitv2_config
 from .errors import UserError
 from .variants import VARIANTS, Variant
 from .weights import convert_weights, load_weights
@@ -17,8 +17,10 @@ __all__ = [
     "VARIANTS",
     "MViT",
     "MViTFPN",
+    "ResampledPyramid",
     "UserError",
     "Variant",
+    "ViT",
     "add_mvitv2_config",
     "convert_weights",
     "get_config",

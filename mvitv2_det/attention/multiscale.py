@@ -1,26 +1,34 @@
-"""Multiscale (pooling) attention, Fig. 2 of the paper.
+"""Multiscale (pooling) attention, Fig. 2 of the paper, and what the paper compares it with.
 
 In this order: project to q, k, v; pool and normalise each; cut into windows; attend with
 relative positions; put the windows together; add the pooled q (Eq. 5); project.
+
+A kind of attention is two choices: whether and how far q, k and v are pooled, and where the
+windows lie. Without pooling it is a plain transformer's; see Table 4.
 
 Axes: B images, H × W tokens, C channels, h heads, D = C / h channels per head,
 N = B·h maps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from . import position, windows
 from .attend import attend
 from .pooling import head_pool, pool_map
+from .position import RELATIVE, TERMS, table_name
+from .windows import WindowGrid, mask_terms
 
 
 class MultiScaleAttention(nn.Module):
-    """Pooling attention over whole maps or windows, with decomposed relative positions.
+    """Pooling attention over whole maps or windows, with relative positions.
 
-    Parameter names are those of ``detectron2.modeling.backbone.mvit.MultiScaleAttention``.
+    Parameter names are those of ``detectron2.modeling.backbone.mvit.MultiScaleAttention``. Tables
+    that it does not have are ``rel_pos_h_k``, ``rel_pos_w_k`` (of the keys), ``rel_pos_h_v``,
+    ``rel_pos_w_v`` (of the values), and ``rel_pos_joint``, ``rel_pos_joint_k``,
+    ``rel_pos_joint_v``.
 
     Args:
         dim: channels coming in.
@@ -28,13 +36,23 @@ class MultiScaleAttention(nn.Module):
         num_heads: attention heads; must divide ``dim_out``.
         qkv_bias: whether the q, k, v projection has a bias.
         norm_layer: makes the normalisation of pooled q, k and v from their channels.
+        pool_q, pool_kv: whether queries, and keys and values, are pooled and normalised at all.
         pool_kernel: kernel of the pooling convolutions.
         stride_q, stride_kv: strides of the query and of the key and value pooling.
-        residual_pooling: whether the pooled query is added to the output (Eq. 5).
+        residual_pooling: whether the query is added to the output (Eq. 5), pooled or not.
         window_size: side of the windows in incoming tokens; 0 attends over the whole map.
+        shift: tokens by which the windows are shifted (Swin); 0 leaves them.
+        mask_window_padding: hide the zeros that maps are padded with from their queries. The
+            reference, and so every released weight, lets them be seen.
         use_rel_pos: whether there are relative position tables.
+        rel_pos_kind: ``"decomposed"``, one table per axis, or ``"joint"``, one for both.
+        rel_pos_terms: which of ``"q"``, ``"k"`` and ``"v"`` meet a table of their own
+            (appendix A.4).
         rel_pos_zero_init: whether they start at zero; otherwise truncated normal, std 0.02.
         table_size: side of the token grid, before pooling, that the tables are made for.
+
+    Raises:
+        ValueError: a keyword's value is none of those above, or a stride is without pooling.
     """
 
     def __init__(
@@ -45,57 +63,83 @@ class MultiScaleAttention(nn.Module):
         *,
         qkv_bias: bool = True,
         norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
+        pool_q: bool = True,
+        pool_kv: bool = True,
         pool_kernel: tuple[int, int] = (3, 3),
         stride_q: int = 1,
         stride_kv: int = 1,
         residual_pooling: bool = True,
         window_size: int = 0,
+        shift: int = 0,
+        mask_window_padding: bool = False,
         use_rel_pos: bool = True,
+        rel_pos_kind: str = "decomposed",
+        rel_pos_terms: Sequence[str] = ("q",),
         rel_pos_zero_init: bool = True,
         table_size: int = 56,
     ) -> None:
         super().__init__()
+        _check_pooling("q", pool_q, stride_q)
+        _check_pooling("kv", pool_kv, stride_kv)
         head_dim = dim_out // num_heads
         self.num_heads = num_heads
         self.scale = head_dim**-0.5
         self.residual_pooling = residual_pooling
         self.window_size = window_size
+        self.shift = shift
+        self.mask_window_padding = mask_window_padding
         self.stride_q = stride_q
         self.stride_kv = stride_kv
 
         self.qkv = nn.Linear(dim, 3 * dim_out, bias=qkv_bias)
         self.proj = nn.Linear(dim_out, dim_out)
-        self.pool_q = head_pool(head_dim, pool_kernel, stride_q)
-        self.norm_q = norm_layer(head_dim)
-        self.pool_k = head_pool(head_dim, pool_kernel, stride_kv)
-        self.norm_k = norm_layer(head_dim)
-        self.pool_v = head_pool(head_dim, pool_kernel, stride_kv)
-        self.norm_v = norm_layer(head_dim)
+        for name, pooled, stride in (
+            ("q", pool_q, stride_q),
+            ("k", pool_kv, stride_kv),
+            ("v", pool_kv, stride_kv),
+        ):
+            pool = head_pool(head_dim, pool_kernel, stride) if pooled else None
+            self.register_module(f"pool_{name}", pool)
+            self.register_module(f"norm_{name}", norm_layer(head_dim) if pooled else None)
 
-        self.use_rel_pos = use_rel_pos
-        if use_rel_pos:
-            rows = position.table_length(table_size, stride_q, stride_kv)
-            self.rel_pos_h = nn.Parameter(torch.zeros(rows, head_dim))
-            self.rel_pos_w = nn.Parameter(torch.zeros(rows, head_dim))
-            if not rel_pos_zero_init:
-                nn.init.trunc_normal_(self.rel_pos_h, std=0.02)
-                nn.init.trunc_normal_(self.rel_pos_w, std=0.02)
+        self.rel_pos_kind = rel_pos_kind
+        self.rel_pos_terms = tuple(rel_pos_terms) if use_rel_pos else ()
+        _check_positions(rel_pos_kind, rel_pos_terms)
+        positions = RELATIVE[rel_pos_kind]
+        shape = positions.table_shape(table_size, stride_q, stride_kv, head_dim)
+        for term in self.rel_pos_terms:
+            for name in positions.TABLES:
+                table = nn.Parameter(torch.zeros(shape))
+                if not rel_pos_zero_init:
+                    nn.init.trunc_normal_(table, std=0.02)
+                self.register_parameter(table_name(name, term), table)
 
-    @property
-    def position_tables(self) -> tuple[Tensor, ...]:
-        """One relative position table (L, D) per axis; empty without relative positions."""
-        return (self.rel_pos_h, self.rel_pos_w) if self.use_rel_pos else ()
+    def position_tables(self, term: str = "q") -> tuple[Tensor, ...]:
+        """The tables of a term: one (L, D) per axis, or a joint (L, L, D); empty without them."""
+        if term not in self.rel_pos_terms:
+            return ()
+        names = RELATIVE[self.rel_pos_kind].TABLES
+        return tuple(getattr(self, table_name(name, term)) for name in names)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C_in) to (B, H / stride_q, W / stride_q, C_out), sizes rounded up."""
         q, k, v = self._project(x)
-        q = self.norm_q(pool_map(q, self.pool_q))
-        k = self.norm_k(pool_map(k, self.pool_k))
-        v = self.norm_v(pool_map(v, self.pool_v))
+        q = _pooled(q, self.pool_q, self.norm_q)
+        k = _pooled(k, self.pool_k, self.norm_k)
+        v = _pooled(v, self.pool_v, self.norm_v)
         z = self._attend_in_windows(q, k, v) if self.window_size else self._attend(q, k, v)
         if self.residual_pooling:
             z = z + q
         return self.proj(self._merge_heads(z))
+
+    def window_grids(
+        self, query_size: tuple[int, int], key_size: tuple[int, int]
+    ) -> tuple[WindowGrid, WindowGrid]:
+        """The windows over pooled queries and over pooled keys: the same regions of the image."""
+        return tuple(
+            WindowGrid(tuple(size), self.window_size // stride, self.shift // stride)
+            for size, stride in ((query_size, self.stride_q), (key_size, self.stride_kv))
+        )
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, H, W, C_in) to q, k, v, each (N, H, W, D)."""
@@ -104,20 +148,44 @@ class MultiScaleAttention(nn.Module):
         return qkv.permute(3, 0, 4, 1, 2, 5).flatten(1, 2).unbind(0)
 
     def _attend_in_windows(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """As :meth:`_attend`, within windows that cover the same image region in q, k and v."""
-        window_q, window_kv = self.window_size // self.stride_q, self.window_size // self.stride_kv
-        z = self._attend(
-            windows.partition(q, window_q),
-            windows.partition(k, window_kv),
-            windows.partition(v, window_kv),
-        )
-        return windows.unpartition(z, q.shape[1:3])
+        """As :meth:`_attend`, within windows."""
+        queries, keys = self.window_grids(q.shape[1:3], k.shape[1:3])
+        q, k, v = queries.partition(q), keys.partition(k), keys.partition(v)
+        masks = mask_terms(queries, keys, q, mask_padding=self.mask_window_padding)
+        return queries.unpartition(self._attend(q, k, v, masks))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Sequence[Tensor] = ()) -> Tensor:
         """q (N, Qh, Qw, D), k and v (N, Kh, Kw, D) to (N, Qh, Qw, D)."""
-        logits = position.axis_logits(q, self.position_tables, k.shape[1:-1])
-        return attend(q, k, v, self.scale, logits)
+        positions = RELATIVE[self.rel_pos_kind]
+        query_size, key_size = q.shape[1:-1], k.shape[1:-1]
+        terms = positions.query_terms(q, self.position_tables("q"), key_size)
+        if key_tables := self.position_tables("k"):
+            terms += positions.key_terms(k, key_tables, query_size)
+        value_term = None
+        if value_tables := self.position_tables("v"):
+            value_term = partial(positions.value_term, tables=value_tables)
+        return attend(q, k, v, self.scale, [*terms, *masks], value_term)
 
     def _merge_heads(self, z: Tensor) -> Tensor:
         """(N, H, W, D) to (B, H, W, C)."""
         return z.unflatten(0, (-1, self.num_heads)).permute(0, 2, 3, 1, 4).flatten(3)
+
+
+def _pooled(x: Tensor, pool: nn.Module | None, norm: nn.Module | None) -> Tensor:
+    """(N, H, W, D) to (N, H', W', D); as it is where there is no pooling."""
+    return x if pool is None else norm(pool_map(x, pool))
+
+
+def _check_pooling(name: str, pooled: bool, stride: int) -> None:
+    if stride > 1 and not pooled:
+        raise ValueError(f"stride_{name} = {stride} needs pool_{name}=True")
+
+
+def _check_positions(kind: str, terms: Sequence[str]) -> None:
+    if kind not in RELATIVE:
+        raise ValueError(f"rel_pos_kind must be {' or '.join(RELATIVE)}, got {kind!r}")
+    if not terms or set(terms) - set(TERMS) or len(set(terms)) < len(terms):
+        raise ValueError(
+            f"rel_pos_terms must be some of {', '.join(TERMS)}, each once, got {list(terms)}; "
+            f"use_rel_pos=False goes without"
+        )

@@ -1,43 +1,17 @@
-"""MViTv2 as a Detectron2 backbone: patches, blocks, one feature map per stage (Fig. 3).
+"""The MViTv2 backbone, and by its keywords MViTv1 and every ablation of MViTv2 in the paper.
 
 Axes: B images, H × W pixels or tokens, C channels.
 """
 
 from collections.abc import Callable, Sequence
 
-import torch
-from detectron2.modeling.backbone import Backbone
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import nn
 
-from ..attention.position import absolute_embedding
-from .block import MultiScaleBlock
 from .schedule import FEATURE_NAMES, FIRST_STAGE, build_schedule
-
-# Positions: like norms, the detection recipe does not decay them.
-NO_WEIGHT_DECAY = ("pos_embed", "rel_pos_h", "rel_pos_w")
+from .trunk import PatchEmbed, Trunk
 
 
-class PatchEmbed(nn.Module):
-    """Overlapping patches: a strided convolution, (B, C, H, W) to (B, H', W', C')."""
-
-    def __init__(
-        self,
-        in_chans: int,
-        embed_dim: int,
-        kernel: tuple[int, int],
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-    ) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_chans, embed_dim, kernel, stride=stride, padding=padding)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) images to (B, H / stride, W / stride, C') tokens."""
-        return self.proj(images).permute(0, 2, 3, 1)
-
-
-class MViT(Backbone):
+class MViT(Trunk):
     """Multiscale vision transformer with Hybrid window attention (Hwin, section 4.2).
 
     Takes every keyword of ``detectron2.modeling.MViT`` with the same meaning and default, has the
@@ -51,8 +25,8 @@ class MViT(Backbone):
             :data:`mvitv2_det.VARIANTS`.
         qkv_pool_kernel: kernel of the pooling convolutions.
         adaptive_kv_stride: K/V stride in scale2, halved from stage to stage.
-        adaptive_window_size: window in scale2, halved from stage to stage; the last blocks of
-            scale3, scale4 and scale5 are global. 0: every block is global.
+        adaptive_window_size: window in scale2, halved from stage to stage, or the windows of the
+            four stages. 0: every block is global.
         residual_pooling: adds the pooled query to the attention's output (Eq. 5).
         mlp_ratio: hidden channels of the MLPs over their input channels.
         qkv_bias: whether the q, k, v projections have a bias.
@@ -76,6 +50,17 @@ class MViT(Backbone):
         freeze_at: number of stages to freeze: 0 nothing, 1 patch embedding and absolute
             positions, 2 also the blocks of scale2, … 5 also those of scale5. Frozen blocks drop
             no paths. The output norms always train: they are new in detection.
+        window_layout: which blocks have windows. ``"hybrid"``: all but the last ones of scale3,
+            scale4 and scale5 (Hwin); ``"fixed"``: all; ``"shifted"``: all, those of every other
+            block of a stage shifted by half (Swin). Table 4 compares them.
+        global_block_indexes: other blocks to be global in the hybrid layout.
+        mask_window_padding: hide the zeros that fill incomplete windows from the image's
+            queries: right for new trainings, while the released weights were trained seeing them.
+        full_q_pooling: pool the queries of all blocks; otherwise only where a stage starts, as
+            MViTv1 does (Table 7).
+        rel_pos_kind: ``"decomposed"`` tables, one per axis, or ``"joint"`` ones (Table 6).
+        rel_pos_terms: whether queries (``"q"``), keys (``"k"``) and values (``"v"``) meet
+            relative positions (Table A.4).
 
     Raises:
         ValueError: a size does not fit another; the message has both numbers.
@@ -94,7 +79,7 @@ class MViT(Backbone):
         last_block_indexes: Sequence[int] = (0, 2, 11, 15),
         qkv_pool_kernel: tuple[int, int] = (3, 3),
         adaptive_kv_stride: int = 4,
-        adaptive_window_size: int = 56,
+        adaptive_window_size: int | Sequence[int] = 56,
         residual_pooling: bool = True,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
@@ -111,11 +96,15 @@ class MViT(Backbone):
         expand_in_attention: bool = True,
         global_kv_stride_factor: int = 2,
         freeze_at: int = 0,
+        window_layout: str = "hybrid",
+        global_block_indexes: Sequence[int] | None = None,
+        mask_window_padding: bool = False,
+        full_q_pooling: bool = True,
+        rel_pos_kind: str = "decomposed",
+        rel_pos_terms: Sequence[str] = ("q",),
     ) -> None:
-        super().__init__()
         _check_patches(patch_stride, img_size, pretrain_img_size)
         _check_features(out_features, freeze_at)
-        stride = patch_stride[0]
         schedule = build_schedule(
             embed_dim=embed_dim,
             depth=depth,
@@ -123,108 +112,37 @@ class MViT(Backbone):
             last_block_indexes=last_block_indexes,
             adaptive_kv_stride=adaptive_kv_stride,
             adaptive_window_size=adaptive_window_size,
-            table_size=img_size // stride,
+            table_size=img_size // patch_stride[0],
             drop_path_rate=drop_path_rate,
             expand_in_attention=expand_in_attention,
             global_kv_stride_factor=global_kv_stride_factor,
+            window_layout=window_layout,
+            global_block_indexes=global_block_indexes,
+            full_q_pooling=full_q_pooling,
         )
-        self.pretrain_use_cls_token = pretrain_use_cls_token
-        self.use_act_checkpoint = use_act_checkpoint
-        self.freeze_at = freeze_at
-
-        self.patch_embed = PatchEmbed(
-            in_chans, embed_dim, tuple(patch_kernel), tuple(patch_stride), tuple(patch_padding)
+        super().__init__(
+            PatchEmbed(
+                in_chans, embed_dim, tuple(patch_kernel), tuple(patch_stride), tuple(patch_padding)
+            ),
+            schedule,
+            norm_layer=norm_layer,
+            use_abs_pos=use_abs_pos,
+            pretrain_img_size=pretrain_img_size,
+            pretrain_use_cls_token=pretrain_use_cls_token,
+            use_act_checkpoint=use_act_checkpoint,
+            out_features=out_features,
+            freeze_at=freeze_at,
+            mlp_ratio=mlp_ratio,
+            act_layer=act_layer,
+            qkv_bias=qkv_bias,
+            pool_kernel=tuple(qkv_pool_kernel),
+            residual_pooling=residual_pooling,
+            mask_window_padding=mask_window_padding,
+            use_rel_pos=use_rel_pos,
+            rel_pos_kind=rel_pos_kind,
+            rel_pos_terms=rel_pos_terms,
+            rel_pos_zero_init=rel_pos_zero_init,
         )
-        self.pos_embed = None
-        if use_abs_pos:
-            positions = (pretrain_img_size // stride) ** 2 + int(pretrain_use_cls_token)
-            self.pos_embed = nn.Parameter(torch.zeros(1, positions, embed_dim))
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        self.blocks = nn.ModuleList(
-            MultiScaleBlock(
-                spec,
-                mlp_ratio=mlp_ratio,
-                norm_layer=norm_layer,
-                act_layer=act_layer,
-                qkv_bias=qkv_bias,
-                pool_kernel=tuple(qkv_pool_kernel),
-                residual_pooling=residual_pooling,
-                use_rel_pos=use_rel_pos,
-                rel_pos_zero_init=rel_pos_zero_init,
-            )
-            for spec in schedule
-        )
-        self._out_features = tuple(out_features)
-        self._out_feature_channels, self._out_feature_strides = {}, {}
-        self._feature_after_block = {}
-        for index, spec in enumerate(schedule):
-            name = f"scale{spec.stage}"
-            if spec.ends_stage and name in self._out_features:
-                self._feature_after_block[index] = name
-                self._out_feature_channels[name] = spec.dim_out
-                self._out_feature_strides[name] = stride * 2 ** (spec.stage - FIRST_STAGE)
-                self.add_module(f"{name}_norm", norm_layer(spec.dim_out))
-        self.apply(_init_weights)
-        self._freeze(num_blocks=sum(spec.stage <= freeze_at for spec in schedule))
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature maps of images.
-
-        Args:
-            images: (B, C, H, W), any size; sizes that are no multiple of 32 are rounded up in
-                each stage.
-
-        Returns:
-            for each name s of ``out_features``, first to last stage,
-            (B, C_s, H / stride_s, W / stride_s).
-
-        Raises:
-            ValueError: ``images`` has another number of dimensions or channels.
-        """
-        self._check_images(images)
-        x = self.patch_embed(images)
-        if self.pos_embed is not None:
-            x = x + absolute_embedding(self.pos_embed, self.pretrain_use_cls_token, x.shape[1:3])
-        features = {}
-        for index in range(max(self._feature_after_block) + 1):
-            x = self._run_block(self.blocks[index], x)
-            if name := self._feature_after_block.get(index):
-                features[name] = getattr(self, f"{name}_norm")(x).permute(0, 3, 1, 2)
-        return features
-
-    def train(self, mode: bool = True) -> "MViT":
-        """Sets training mode; frozen blocks stay in evaluation mode, so that they drop no paths."""
-        super().train(mode)
-        self.blocks[: self._num_frozen_blocks].eval()
-        return self
-
-    def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
-        if self.use_act_checkpoint and self.training and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False)
-        return block(x)
-
-    def _freeze(self, num_blocks: int) -> None:
-        """Freezes the first blocks, and what comes before them where ``freeze_at`` is not 0."""
-        self._num_frozen_blocks = num_blocks
-        if self.freeze_at > 0:
-            self.patch_embed.requires_grad_(False)
-            if self.pos_embed is not None:
-                self.pos_embed.requires_grad_(False)
-        self.blocks[:num_blocks].requires_grad_(False).eval()
-
-    def _check_images(self, images: Tensor) -> None:
-        channels = self.patch_embed.proj.in_channels
-        if images.dim() != 4 or images.shape[1] != channels:
-            raise ValueError(
-                f"MViT expects images of shape (B, {channels}, H, W), got {tuple(images.shape)}"
-            )
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def _check_patches(patch_stride: Sequence[int], img_size: int, pretrain_img_size: int) -> None:

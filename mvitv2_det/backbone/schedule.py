@@ -1,6 +1,7 @@
-"""What each block of an MViT is made of: a pure function from sizes to block specs.
+"""What each block of a backbone is made of: pure functions from sizes to block specs.
 
-This is where the paper's schedule of widths, strides and windows (section 4.2 and 4.4,
+An attention kind is a K/V pooling choice and a window layout per block; a network is a schedule
+of those. This is where the paper's schedule of widths, strides and windows (section 4.2 and 4.4,
 appendix B.1) is written down, and where wrong sizes are refused. The treatment of the
 stage boundaries follows ``detectron2/modeling/backbone/mvit.py``, because released weights
 were trained with it:
@@ -13,10 +14,15 @@ were trained with it:
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..attention.windows import largest_shift
 from ..variants import NUM_STAGES
 
 FIRST_STAGE = 2  # stages are named scale2 .. scale5, after log2 of their stride
 FEATURE_NAMES = tuple(f"scale{FIRST_STAGE + stage}" for stage in range(NUM_STAGES))
+
+# Which blocks have windows, and where those lie (Table 4): all of them; all of them, those of
+# every other block of a stage shifted by half (Swin); all but some global ones (Hwin).
+WINDOW_LAYOUTS = ("fixed", "shifted", "hybrid")
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class BlockSpec:
             relative position tables.
         drop_path: stochastic depth rate.
         ends_stage: whether the block's output is the stage's feature map.
+        pool_q, pool_kv: whether queries, and keys and values, are pooled at all.
+        shift: incoming tokens by which the windows are shifted.
     """
 
     stage: int
@@ -49,6 +57,9 @@ class BlockSpec:
     table_size: int
     drop_path: float
     ends_stage: bool
+    pool_q: bool = True
+    pool_kv: bool = True
+    shift: int = 0
 
 
 def build_schedule(
@@ -58,63 +69,142 @@ def build_schedule(
     num_heads: int,
     last_block_indexes: Sequence[int],
     adaptive_kv_stride: int,
-    adaptive_window_size: int,
+    adaptive_window_size: int | Sequence[int],
     table_size: int,
     drop_path_rate: float,
     expand_in_attention: bool = True,
     global_kv_stride_factor: int = 2,
+    window_layout: str = "hybrid",
+    global_block_indexes: Sequence[int] | None = None,
+    full_q_pooling: bool = True,
 ) -> list[BlockSpec]:
-    """Returns the spec of every block, first to last.
+    """The spec of every block of an MViT, first to last.
 
     Args:
         embed_dim, num_heads: channels and heads of the first stage.
         depth: number of blocks.
         last_block_indexes: index of the last block of each of the four stages.
         adaptive_kv_stride: K/V stride of scale2, halved from stage to stage down to 1.
-        adaptive_window_size: window of scale2, halved from stage to stage; 0: no windows.
+        adaptive_window_size: window of scale2, halved from stage to stage, or the windows of all
+            four stages; 0: no windows.
         table_size: token grid side of the pre-training images at scale2.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
-        expand_in_attention: channels double in the attention of a stage's first block
-            (appendix B.1); otherwise in the MLP of the last block of the stage before.
-        global_kv_stride_factor: what the K/V stride is multiplied by in the global blocks
-            that end scale3 and scale4.
+        expand_in_attention: channels double in the first attention of a stage (appendix B.1);
+            otherwise in the MLP of the last block of the stage before.
+        global_kv_stride_factor: by which the K/V stride grows in the last blocks of scale3 and
+            scale4.
+        window_layout: one of :data:`WINDOW_LAYOUTS`.
+        global_block_indexes: the blocks without windows of the hybrid layout; by default the last
+            ones of scale3, scale4 and scale5.
+        full_q_pooling: pool the queries of every block (Table 7), not only where a stage starts.
 
     Raises:
         ValueError: a size does not fit another; the message has both numbers.
     """
     _check_sizes(embed_dim, depth, num_heads, last_block_indexes)
     _check_at_least("adaptive_kv_stride", adaptive_kv_stride, 1)
-    _check_at_least("adaptive_window_size", adaptive_window_size, 0)
     _check_at_least("global_kv_stride_factor", global_kv_stride_factor, 1)
-    if not 0.0 <= drop_path_rate < 1.0:
-        raise ValueError(f"drop_path_rate must be in [0, 1), got {drop_path_rate}")
-
+    _check_drop_path(drop_path_rate)
     last = tuple(last_block_indexes)
+    _check_windows(adaptive_window_size)
+    global_blocks = _global_blocks(window_layout, global_block_indexes, last[1:], depth)
+
     schedule = []
     for index in range(depth):
         stage = _stage_of(index, last)
-        # Windows and tables follow one block late; widths and K/V strides do not.
-        lagging_stage = _stage_of(max(index - 1, 0), last)
         starts_stage = index > 0 and index - 1 in last
-        is_global = adaptive_window_size == 0 or index in last[1:]
+        # Windows and tables follow one block late; widths and K/V strides do not.
+        stride_q = 2 if starts_stage else 1
+        lagging_stage = _stage_of(max(index - 1, 0), last)
 
         width = embed_dim * 2**stage
         widens_next = index in last[:-1] and not expand_in_attention
         stride_kv = max(adaptive_kv_stride // 2**stage, 1)
         if index in last[1:3]:
             stride_kv *= global_kv_stride_factor
+        window = 0 if index in global_blocks else _window(adaptive_window_size, stage, stride_q)
+        index_in_stage = index - (last[stage - 1] + 1 if stage else 0)
+        is_shifted = window_layout == "shifted" and index_in_stage % 2 == 1
         spec = BlockSpec(
             stage=FIRST_STAGE + stage,
             dim=width // 2 if starts_stage and expand_in_attention else width,
             dim_attention=width,
             dim_out=2 * width if widens_next else width,
             num_heads=num_heads * 2**stage,
-            stride_q=2 if starts_stage else 1,
+            stride_q=stride_q,
             stride_kv=stride_kv,
-            window_size=0 if is_global else _halved(adaptive_window_size, lagging_stage),
+            window_size=window,
             table_size=table_size // 2**lagging_stage,
             drop_path=drop_path_rate * index / max(depth - 1, 1),
             ends_stage=index in last,
+            pool_q=full_q_pooling or starts_stage,
+            shift=largest_shift(window, (stride_q, stride_kv)) if is_shifted else 0,
+        )
+        _check_window(index, spec)
+        schedule.append(spec)
+    return schedule
+
+
+def build_plain_schedule(
+    *,
+    stage: int,
+    embed_dim: int,
+    depth: int,
+    num_heads: int,
+    window_size: int,
+    table_size: int,
+    drop_path_rate: float,
+    window_layout: str = "hybrid",
+    global_block_indexes: Sequence[int] | None = None,
+    pooling: bool = False,
+    kv_stride: int = 1,
+) -> list[BlockSpec]:
+    """The spec of every block of a plain ViT: one stage, the rows of ViT-B in Table 4.
+
+    Args:
+        stage: log2 of the patches' stride.
+        embed_dim, depth, num_heads: the size.
+        window_size: side of the windows in tokens; 0: no windows.
+        table_size: token grid side of the pre-training images.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
+        window_layout: one of :data:`WINDOW_LAYOUTS`.
+        global_block_indexes: the blocks without windows of the hybrid layout; by default the last
+            of each quarter.
+        pooling: pool q, k and v.
+        kv_stride: of the pooling of keys and values.
+
+    Raises:
+        ValueError: a size does not fit another; the message has both numbers.
+    """
+    _check_width(embed_dim, num_heads)
+    _check_at_least("depth", depth, 1)
+    _check_at_least("kv_stride", kv_stride, 1)
+    _check_at_least("window_size", window_size, 0)
+    _check_drop_path(drop_path_rate)
+    if kv_stride > 1 and not pooling:
+        raise ValueError(f"kv_stride = {kv_stride} needs pooling=True")
+    quarters = [round((quarter + 1) * depth / 4) - 1 for quarter in range(4)]
+    global_blocks = _global_blocks(window_layout, global_block_indexes, quarters, depth)
+
+    schedule = []
+    for index in range(depth):
+        window = 0 if index in global_blocks else window_size
+        is_shifted = window_layout == "shifted" and index % 2 == 1
+        spec = BlockSpec(
+            stage=stage,
+            dim=embed_dim,
+            dim_attention=embed_dim,
+            dim_out=embed_dim,
+            num_heads=num_heads,
+            stride_q=1,
+            stride_kv=kv_stride,
+            window_size=window,
+            table_size=table_size,
+            drop_path=drop_path_rate * index / max(depth - 1, 1),
+            ends_stage=index == depth - 1,
+            pool_q=pooling,
+            pool_kv=pooling,
+            shift=largest_shift(window, (kv_stride,)) if is_shifted else 0,
         )
         _check_window(index, spec)
         schedule.append(spec)
@@ -126,13 +216,37 @@ def _stage_of(index: int, last_block_indexes: Sequence[int]) -> int:
     return sum(index > last for last in last_block_indexes)
 
 
-def _halved(window_size: int, times: int) -> int:
-    if window_size % 2**times:
+def _window(adaptive_window_size: int | Sequence[int], stage: int, stride_q: int) -> int:
+    """The window of a block, in its incoming tokens: the stage's own, in its strided queries."""
+    if isinstance(adaptive_window_size, Sequence):
+        return adaptive_window_size[stage] * stride_q
+    window, rest = divmod(adaptive_window_size * stride_q, 2**stage)
+    if rest:
         raise ValueError(
-            f"adaptive_window_size must be divisible by {2**times} to be halved for "
-            f"scale{FIRST_STAGE + times}, got {window_size}"
+            f"adaptive_window_size must be divisible by {2**stage // stride_q} to be halved for "
+            f"scale{FIRST_STAGE + stage}, got {adaptive_window_size}"
         )
-    return window_size // 2**times
+    return window
+
+
+def _global_blocks(
+    window_layout: str, chosen: Sequence[int] | None, default: Sequence[int], depth: int
+) -> set[int]:
+    """The blocks that attend over the whole map though there are windows."""
+    if window_layout not in WINDOW_LAYOUTS:
+        raise ValueError(
+            f"window_layout must be one of {', '.join(WINDOW_LAYOUTS)}, got {window_layout!r}"
+        )
+    if chosen is None:
+        return set(default) if window_layout == "hybrid" else set()
+    if window_layout != "hybrid":
+        raise ValueError(
+            f"global_block_indexes belong to window_layout='hybrid', got {window_layout!r}"
+        )
+    beyond = [index for index in chosen if not 0 <= index < depth]
+    if beyond:
+        raise ValueError(f"global_block_indexes must be in 0 .. {depth - 1}, got {beyond}")
+    return set(chosen)
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:
@@ -140,15 +254,34 @@ def _check_at_least(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def _check_sizes(
-    embed_dim: int, depth: int, num_heads: int, last_block_indexes: Sequence[int]
-) -> None:
+def _check_windows(adaptive_window_size: int | Sequence[int]) -> None:
+    if not isinstance(adaptive_window_size, Sequence):
+        _check_at_least("adaptive_window_size", adaptive_window_size, 0)
+    elif len(adaptive_window_size) != NUM_STAGES or min(adaptive_window_size) < 1:
+        raise ValueError(
+            f"adaptive_window_size must be one number, or a window of at least 1 for each of "
+            f"{NUM_STAGES} stages, got {list(adaptive_window_size)}"
+        )
+
+
+def _check_drop_path(rate: float) -> None:
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"drop_path_rate must be in [0, 1), got {rate}")
+
+
+def _check_width(embed_dim: int, num_heads: int) -> None:
     _check_at_least("num_heads", num_heads, 1)
     _check_at_least("embed_dim", embed_dim, 1)
     if embed_dim % num_heads:
         raise ValueError(
             f"embed_dim must be divisible by num_heads, got {embed_dim} and {num_heads}"
         )
+
+
+def _check_sizes(
+    embed_dim: int, depth: int, num_heads: int, last_block_indexes: Sequence[int]
+) -> None:
+    _check_width(embed_dim, num_heads)
     if len(last_block_indexes) != NUM_STAGES:
         raise ValueError(
             f"last_block_indexes must name the last block of {NUM_STAGES} stages, "

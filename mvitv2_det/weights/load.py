@@ -8,7 +8,7 @@ import torch
 from detectron2.modeling import MViT as Detectron2MViT
 from torch import Tensor, nn
 
-from ..attention.position import resize_grid, resize_table
+from ..attention.position import TABLE_NAMES, resize_grid, resize_table
 from ..backbone import MViT
 from ..errors import UserError
 from .key_maps import (
@@ -206,8 +206,8 @@ def _check_layouts(checkpoint: Checkpoint, target: _Target) -> None:
 def _resized(name: str, value: Tensor, target: _Target) -> Tensor:
     """A position table as the model has it; other tensors as they are."""
     wanted = target.weights[name]
-    if name.endswith((".attn.rel_pos_h", ".attn.rel_pos_w")) and value.dim() == wanted.dim() == 2:
-        return resize_table(_resizable(value, wanted), wanted.shape[0])
+    if name.rpartition(".")[2] in TABLE_NAMES and value.dim() == wanted.dim():
+        return resize_table(_resizable(value, wanted), *wanted.shape[:-1])
     if name == DETECTOR_PREFIX + ABSOLUTE_POSITIONS and value.dim() == 3:
         return _resized_absolute(_resizable(value, wanted), wanted, target.keeps_class_position)
     return value

@@ -155,7 +155,7 @@ def test_stages_after_the_last_feature_are_not_computed():
                 "depth": 5,
                 "last_block_indexes": (0, 1, 3, 4),
             },
-            "must be divisible by 2 to be halved for scale3, got 7",
+            "must be divisible by 2 to be halved for scale4, got 7",
         ),
         ({"adaptive_kv_stride": 0}, "adaptive_kv_stride must be at least 1, got 0"),
         ({"drop_path_rate": 1.5}, "drop_path_rate must be in .0, 1., got 1.5"),

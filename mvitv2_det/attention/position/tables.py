@@ -1,0 +1,59 @@
+"""Relative position tables: their size, their resizing, and who reads which row.
+
+Axes: L = 2·size - 1 rows along an axis of ``size`` tokens, one for each distance; D channels per
+head.
+
+A table is trained for one grid; other grids resize it linearly (section 4.2). Resizing, the
+scaling of coordinates where queries and keys have different strides, and the order of the
+float32 operations follow ``get_rel_pos`` in ``detectron2/modeling/backbone/utils.py``.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def table_length(size: int, stride_q: int, stride_kv: int) -> int:
+    """Rows of the table of an axis with ``size`` tokens before pooling: all its distances."""
+    return 2 * max(size // stride_q, size // stride_kv) - 1
+
+
+def resize_table(table: Tensor, *lengths: int) -> Tensor:
+    """Resizes a relative position table linearly along each of its axes.
+
+    Args:
+        table: (L_1, …, L_n, D), n from 1 to 3.
+        lengths: rows wanted along each axis.
+
+    Returns:
+        (*lengths, D); ``table`` itself where it has those.
+    """
+    if table.shape[:-1] == lengths:
+        return table
+    mode = _INTERPOLATION[len(lengths)]
+    return F.interpolate(table.movedim(-1, 0)[None], size=lengths, mode=mode)[0].movedim(0, -1)
+
+
+def distances(query_size: Sequence[int], key_size: Sequence[int]) -> list[int]:
+    """Rows that a table needs along each axis: one for each distance on the finer grid."""
+    return [2 * max(q, k) - 1 for q, k in zip(query_size, key_size, strict=True)]
+
+
+def relative_index(query_size: int, key_size: int, device: torch.device) -> Tensor:
+    """The table row of each query and key along one axis.
+
+    The shorter of the two is scaled to the longer one's grid; where their ratio is no whole
+    number, the position is cut off in float32 as the reference does.
+
+    Returns:
+        int64 (query_size, key_size), values in 0 .. 2·max(query_size, key_size) - 2.
+    """
+    query_step = max(key_size / query_size, 1.0)
+    key_step = max(query_size / key_size, 1.0)
+    queries = torch.arange(query_size, device=device)[:, None] * query_step
+    keys = torch.arange(key_size, device=device)[None, :] * key_step
+    return (queries - keys + (key_size - 1) * key_step).long()
