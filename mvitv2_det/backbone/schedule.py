@@ -92,7 +92,7 @@ def build_schedule(
         expand_in_attention: channels double in the first attention of a stage (appendix B.1);
             otherwise in the MLP of the last block of the stage before.
         global_kv_stride_factor: by which the K/V stride grows in the last blocks of scale3 and
-            scale4.
+            scale4 where they are global.
         window_layout: one of :data:`WINDOW_LAYOUTS`.
         global_block_indexes: the blocks without windows of the hybrid layout; by default the last
             ones of scale3, scale4 and scale5.
@@ -119,10 +119,10 @@ def build_schedule(
 
         width = embed_dim * 2**stage
         widens_next = index in last[:-1] and not expand_in_attention
-        stride_kv = max(adaptive_kv_stride // 2**stage, 1)
-        if index in last[1:3]:
-            stride_kv *= global_kv_stride_factor
         window = 0 if index in global_blocks else _window(adaptive_window_size, stage, stride_q)
+        stride_kv = max(adaptive_kv_stride // 2**stage, 1)
+        if index in last[1:3] and not window:
+            stride_kv *= global_kv_stride_factor
         index_in_stage = index - (last[stage - 1] + 1 if stage else 0)
         is_shifted = window_layout == "shifted" and index_in_stage % 2 == 1
         spec = BlockSpec(
@@ -199,7 +199,7 @@ def build_plain_schedule(
             stride_q=1,
             stride_kv=kv_stride,
             window_size=window,
-            table_size=table_size,
+            table_size=window or table_size,
             drop_path=drop_path_rate * index / max(depth - 1, 1),
             ends_stage=index == depth - 1,
             pool_q=pooling,

@@ -11,7 +11,9 @@ def test_equals_torch_with_the_bias_written_out():
     expected = scaled_dot_product_attention(
         q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), bias.reshape(3, 20, 6), scale=0.3
     )
-    torch.testing.assert_close(attend(q, k, v, 0.3, [along_h, along_w]).flatten(1, 2), expected)
+    torch.testing.assert_close(
+        attend(q, k, v, 0.3, [along_h[..., None], along_w[..., None, :]]).flatten(1, 2), expected
+    )
 
 
 def test_without_positions():
@@ -22,13 +24,19 @@ def test_without_positions():
 
 def test_three_axes():
     q, k, v = (torch.randn(2, 2, 3, 4, 8) for _ in range(3))
-    logits = [torch.randn(2, 2, 3, 4, side) for side in (2, 3, 4)]
-    bias = (
-        logits[0][..., :, None, None]
-        + logits[1][..., None, :, None]
-        + logits[2][..., None, None, :]
-    )
+    terms = [torch.randn(2, 2, 3, 4, *shape) for shape in ((2, 1, 1), (1, 3, 1), (1, 1, 4))]
+    bias = sum(terms)
     expected = scaled_dot_product_attention(
         q.flatten(1, 3), k.flatten(1, 3), v.flatten(1, 3), bias.reshape(2, 24, 24)
     )
-    torch.testing.assert_close(attend(q, k, v, 8**-0.5, logits).flatten(1, 3), expected)
+    torch.testing.assert_close(attend(q, k, v, 8**-0.5, terms).flatten(1, 3), expected)
+
+
+def test_value_term_is_made_of_the_attention_map():
+    q, k, v = (torch.randn(2, 3, 4, 8) for _ in range(3))
+    scores = (q.flatten(1, 2) @ k.flatten(1, 2).mT) * 8**-0.5
+    expected = (
+        attend(q, k, v, 8**-0.5) + scores.softmax(-1).reshape(2, 3, 4, 3, 4).sum(3) @ v[:, 0, None]
+    )
+    actual = attend(q, k, v, 8**-0.5, value_term=lambda a: a.sum(3) @ v[:, 0, None])
+    torch.testing.assert_close(actual, expected)

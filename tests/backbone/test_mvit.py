@@ -5,6 +5,7 @@ import torch
 from models import SHAPES, TINY, narrow, randomize
 
 from mvitv2_det import VARIANTS, MViT
+from mvitv2_det.variants import MVITV1_ARGUMENTS
 
 
 def test_feature_maps_of_the_smallest_image():
@@ -200,3 +201,38 @@ def test_gpu_equals_cpu(variant):
         actual = model.cuda()(images.cuda())
     for name, feature in expected.items():
         torch.testing.assert_close(actual[name].cpu(), feature, rtol=1e-3, atol=1e-3)
+
+
+MECHANISMS = {
+    "fixed": {"window_layout": "fixed"},
+    "shifted": {"window_layout": "shifted"},
+    "global": {"adaptive_window_size": 0},
+    "K/V stride 8": {"adaptive_window_size": 0, "adaptive_kv_stride": 8},
+    "masked padding": {"mask_window_padding": True},
+    "no positions": {"use_rel_pos": False},
+    "absolute": {"use_rel_pos": False, "use_abs_pos": True},
+    "joint": {"rel_pos_kind": "joint"},
+    "absolute + decomposed": {"use_abs_pos": True},
+    "q + k + v": {"rel_pos_terms": ("q", "k", "v")},
+    "MViTv1": MVITV1_ARGUMENTS,
+}
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_mechanisms_train(mechanism):
+    """Finite outputs of the right shapes, gradients everywhere, whole and checkpointed alike."""
+    arguments = TINY | {"adaptive_window_size": 16, "depth": 8, "last_block_indexes": (1, 3, 5, 7)}
+    model = randomize(MViT(**arguments | MECHANISMS[mechanism])).train()
+    images = torch.randn(2, 3, 100, 130)
+    features = model(images)
+    channels = [shape.channels for shape in model.output_shape().values()]
+    sizes = [(25, 33), (13, 17), (7, 9), (4, 5)]
+    assert [tuple(feature.shape) for feature in features.values()] == [
+        (2, c, *s) for c, s in zip(channels, sizes, strict=True)
+    ]
+    sum(feature.square().mean() for feature in features.values()).backward()
+    for name, weight in model.named_parameters():
+        assert weight.grad is not None and weight.grad.isfinite().all(), name
+    model.use_act_checkpoint = True
+    for name, feature in model(images).items():
+        assert torch.equal(feature, features[name])

@@ -3,7 +3,7 @@
 import pytest
 
 from mvitv2_det import VARIANTS
-from mvitv2_det.backbone import build_schedule
+from mvitv2_det.backbone import build_plain_schedule, build_schedule
 
 
 def schedule(variant="T", **changes):
@@ -68,3 +68,83 @@ def test_without_windows_every_block_is_global():
 def test_kv_stride_of_the_classification_network():
     specs = schedule("T", global_kv_stride_factor=1)
     assert column(specs, "stride_kv") == [4, 2, 2, 1, 1, 1, 1, 1, 1, 1]
+
+
+def test_fixed_windows_leave_no_block_global():
+    windows = column(schedule("T", window_layout="fixed"), "window_size")
+    assert windows == [56, 56, 28, 28, 14, 14, 14, 14, 14, 7]
+
+
+def test_shifted_windows_alternate_within_each_stage():
+    specs = schedule("T", window_layout="shifted")
+    assert column(specs, "window_size") == [56, 56, 28, 28, 14, 14, 14, 14, 14, 7]
+    assert column(specs, "shift") == [0, 0, 14, 0, 7, 0, 7, 0, 0, 3]
+
+
+def test_windows_of_each_stage():
+    """The first block of a stage sees the stage's window in its own, not yet strided tokens."""
+    specs = schedule("T", adaptive_window_size=(28, 14, 7, 7), window_layout="fixed")
+    assert column(specs, "window_size") == [28, 28, 14, 14, 7, 7, 7, 7, 14, 7]
+    # Only global blocks double their K/V stride.
+    assert column(specs, "stride_kv") == [4, 2, 2, 1, 1, 1, 1, 1, 1, 1]
+
+
+def test_chosen_global_blocks():
+    specs = schedule("T", global_block_indexes=(0, 9))
+    assert [spec.window_size == 0 for spec in specs] == [i in (0, 9) for i in range(10)]
+
+
+def test_queries_are_pooled_where_stages_start():
+    specs = schedule("T", full_q_pooling=False)
+    assert column(specs, "pool_q") == [i in (1, 3, 8) for i in range(10)]
+    assert all(column(specs, "pool_kv"))
+
+
+def plain_schedule(**changes):
+    arguments = {
+        "stage": 4,
+        "embed_dim": 768,
+        "depth": 12,
+        "num_heads": 12,
+        "window_size": 7,
+        "table_size": 14,
+        "drop_path_rate": 0.0,
+    }
+    return build_plain_schedule(**arguments | changes)
+
+
+def test_plain_transformer():
+    specs = plain_schedule()
+    assert [spec.window_size == 0 for spec in specs] == [i in (2, 5, 8, 11) for i in range(12)]
+    assert not any(column(specs, "pool_q") + column(specs, "pool_kv"))
+    assert column(plain_schedule(window_layout="shifted"), "shift") == [0, 3] * 6
+    pooled = plain_schedule(pooling=True, kv_stride=2, window_size=14)
+    assert column(pooled, "stride_kv") == [2] * 12
+    assert column(pooled, "stride_q") == [1] * 12
+
+
+@pytest.mark.parametrize(
+    ("build", "changes", "words"),
+    [
+        (schedule, {"window_layout": "swin"}, "fixed, shifted, hybrid, got 'swin'"),
+        (schedule, {"adaptive_window_size": (28, 14, 7)}, r"each of 4 stages, got .28, 14, 7."),
+        (schedule, {"adaptive_window_size": (28, 14, 7, 0)}, "at least 1 for each"),
+        (schedule, {"global_block_indexes": (3, 10)}, r"in 0 .. 9, got .10."),
+        (
+            schedule,
+            {"global_block_indexes": (3,), "window_layout": "fixed"},
+            "belong to window_layout='hybrid', got 'fixed'",
+        ),
+        (plain_schedule, {"kv_stride": 2}, "kv_stride = 2 needs pooling=True"),
+        (plain_schedule, {"window_size": -1}, "window_size must be at least 0, got -1"),
+        (
+            plain_schedule,
+            {"pooling": True, "kv_stride": 2},
+            "the window of block 0 .* got window 7 and stride 2",
+        ),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused(build, changes, words):
+    with pytest.raises(ValueError, match=words):
+        build(**changes)

@@ -1,0 +1,148 @@
+"""Every attention kind against the slow version, outputs and gradients, in float64."""
+
+import pytest
+import torch
+from detectron2.modeling.backbone.swin import BasicLayer
+from models import randomize
+from reference.attention import Axis, seen_keys, slow_attention
+
+from mvitv2_det.attention import MultiScaleAttention
+
+PLAIN = {"pool_q": False, "pool_kv": False, "residual_pooling": False}
+WINDOWS = {"window_size": 4}
+STRIDED = {"stride_q": 2, "stride_kv": 4}
+
+# On maps of 6 × 9 tokens windows of 4 need padding along both axes.
+KINDS = {
+    "full": PLAIN,
+    "fixed windows": PLAIN | WINDOWS,
+    "shifted windows": PLAIN | WINDOWS | {"shift": 2},
+    "shifted windows, masked padding": PLAIN | WINDOWS | {"shift": 2, "mask_window_padding": True},
+    "pooling": {"stride_kv": 2},
+    "pooling of strided queries": {"stride_q": 2, "stride_kv": 1},
+    "pooling + fixed": WINDOWS | {"stride_kv": 2},
+    "pooling + shifted": WINDOWS | {"stride_kv": 2, "shift": 2},
+    "pooling + shifted, masked padding": WINDOWS
+    | {"stride_kv": 2, "shift": 2, "mask_window_padding": True},
+    "pooling + fixed, masked padding": WINDOWS | STRIDED | {"mask_window_padding": True},
+    "strided queries + shifted": {"window_size": 8, "shift": 4} | STRIDED,
+    "no residual": {"stride_kv": 2, "residual_pooling": False},
+    "residual of queries without pooling": {"pool_q": False, "stride_kv": 2},
+    "without positions": {"use_rel_pos": False, "stride_kv": 2},
+}
+POSITIONS = {
+    f"{kind} on {'+'.join(terms)}": {"rel_pos_kind": kind, "rel_pos_terms": terms}
+    for kind in ("decomposed", "joint")
+    for terms in ("q", "k", "qk", "v", "qv", "qkv")
+}
+
+
+def build(**options) -> MultiScaleAttention:
+    torch.manual_seed(0)
+    attention = MultiScaleAttention(4, 6, num_heads=2, table_size=8, **options)
+    return randomize(attention).double()
+
+
+def check(attention: MultiScaleAttention, size: tuple[int, int] = (6, 9), batch: int = 1) -> None:
+    """Outputs and the gradients of the input and of every parameter."""
+    x = torch.randn(batch, *size, 4, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *attention.parameters()]
+    actual, expected = attention(x), slow_attention(attention, x)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+    seed = torch.randn_like(actual)
+    actual = torch.autograd.grad(actual, inputs, seed)
+    expected = torch.autograd.grad(expected, inputs, seed)
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds(kind):
+    has_windows = "window_size" in KINDS[kind]
+    check(build(**KINDS[kind]), size=(6, 9) if has_windows else (4, 6))
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_positions(positions):
+    check(build(**POSITIONS[positions], stride_kv=2), size=(4, 6))
+
+
+@pytest.mark.parametrize("positions", ["decomposed on q+k+v", "joint on q+k+v"])
+def test_positions_in_shifted_windows(positions):
+    options = POSITIONS[positions] | WINDOWS | {"stride_kv": 2, "shift": 2}
+    check(build(**options), size=(5, 6))
+
+
+def test_batch():
+    check(build(**WINDOWS, stride_kv=2, shift=2), size=(5, 5), batch=2)
+
+
+@pytest.mark.parametrize("mask_padding", [False, True])
+def test_no_token_sees_another_region(mask_padding):
+    """Whom each output of shifted windows depends on, token by token, is whom it should see."""
+    attention = build(**PLAIN, **WINDOWS, shift=2, mask_window_padding=mask_padding)
+    size = (7, 9)
+    x = torch.randn(1, *size, 4, dtype=torch.float64, requires_grad=True)
+    out = attention(x)
+    grids = [Axis.of(attention, side, side) for side in size]
+    for i in range(size[0]):
+        for j in range(size[1]):
+            (gradient,) = torch.autograd.grad(out[0, i, j].sum(), x, retain_graph=True)
+            expected = torch.zeros(size, dtype=torch.bool)
+            for row, column in seen_keys(grids, (i, j)):
+                if row < size[0] and column < size[1]:
+                    expected[row, column] = True
+            assert torch.equal(gradient[0].abs().sum(-1) > 0, expected)
+
+
+def test_padding_alone_in_a_window_makes_no_nan():
+    """Where a padded query sees no key at all, its dropped output must not poison gradients."""
+    attention = build(**WINDOWS, stride_kv=4, mask_window_padding=True)
+    x = torch.randn(1, 5, 6, 4, dtype=torch.float64, requires_grad=True)
+    attention(x).sum().backward()
+    assert x.grad.isfinite().all()
+    assert all(weight.grad.isfinite().all() for weight in attention.parameters())
+
+
+def test_shifted_windows_equal_those_of_detectron2s_swin():
+    """Without positions, on maps of whole windows: Swin pads before its projection."""
+    torch.manual_seed(0)
+    layer = randomize(BasicLayer(dim=8, depth=2, num_heads=2, window_size=4)).double()
+    x = torch.randn(2, 8 * 12, 8, dtype=torch.float64)
+    expected = {}
+    for name, block in zip(("fixed", "shifted"), layer.blocks, strict=True):
+        block.attn.relative_position_bias_table.data.zero_()
+        block.norm1.register_forward_hook(lambda _, __, out, n=name: expected.update({n: [out]}))
+        # What comes out of the attention, after the windows are put together.
+        block.drop_path.register_forward_hook(
+            lambda _, inputs, __, n=name: len(expected[n]) < 2 and expected[n].append(inputs[0])
+        )
+    for block in layer.blocks:
+        block.drop_path.__class__ = torch.nn.Identity
+    layer(x, 8, 12)
+    for name, block in zip(("fixed", "shifted"), layer.blocks, strict=True):
+        shift = 2 if name == "shifted" else 0
+        attention = MultiScaleAttention(
+            8, 8, 2, window_size=4, shift=shift, use_rel_pos=False, **PLAIN
+        ).double()
+        weights = block.attn.state_dict()
+        attention.load_state_dict({key: weights[key] for key in attention.state_dict()})
+        normed, attended = expected[name]
+        actual = attention(normed.reshape(2, 8, 12, 8))
+        torch.testing.assert_close(actual, attended.reshape(actual.shape), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"pool_q": False, "stride_q": 2}, "stride_q = 2 needs pool_q=True"),
+        ({"pool_kv": False, "stride_kv": 2}, "stride_kv = 2 needs pool_kv=True"),
+        ({"rel_pos_kind": "relative"}, "must be decomposed or joint, got 'relative'"),
+        ({"rel_pos_terms": ("q", "x")}, "some of q, k, v, each once, got .'q', 'x'."),
+        ({"rel_pos_terms": ()}, "use_rel_pos=False goes without"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        build(**options)
