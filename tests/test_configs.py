@@ -17,7 +17,7 @@ from mvitv2_det.engine import build_model
 NAMES = sorted(config_files())
 PUBLISHED = [name for name in NAMES if "mvitv2" in name]
 
-# One per row of Table 5, and H without large-scale jitter.
+# One per row of Table 5, and of Table A.1, and H without large-scale jitter.
 EXPECTED = {
     "mask_rcnn_mvitv2_t_3x": "T",
     "mask_rcnn_mvitv2_s_3x": "S",
@@ -30,6 +30,7 @@ EXPECTED = {
     "cascade_mask_rcnn_mvitv2_b_in21k_3x": "B",
     "cascade_mask_rcnn_mvitv2_l_3x": "L",
     "cascade_mask_rcnn_mvitv2_l_in21k_lsj_50ep": "L",
+    "cascade_mask_rcnn_mvitv2_l_in21k_lsj_50ep_softnms_ms": "L",
     "cascade_mask_rcnn_mvitv2_h_3x": "H",
     "cascade_mask_rcnn_mvitv2_h_in21k_lsj_3x": "H",
 }

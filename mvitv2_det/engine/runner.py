@@ -88,9 +88,15 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> Mapping[str, Mapping[str, flo
 
 
 def evaluate_checkpoint(cfg: DictConfig) -> Mapping[str, Mapping[str, float]]:
-    """Results of the weights in ``train.init_checkpoint``; see :func:`evaluate`."""
+    """Results of the weights in ``train.init_checkpoint``; see :func:`evaluate`.
+
+    Where the config has a ``multi_scale_test``, it stands in the model's place.
+    """
     model = build_model(cfg)
     load_checkpoint(cfg, model)
+    if cfg.get("multi_scale_test"):
+        cfg.multi_scale_test.model = model
+        model = instantiate(cfg.multi_scale_test)
     return evaluate(cfg, create_ddp_model(model, **_ddp_options(cfg)))
 
 
