@@ -65,7 +65,8 @@ def test_saves_to_yaml_and_loads_back(name, tmp_path):
     LazyConfig.save(cfg, str(file))
     assert not file.with_suffix(".yaml.pkl").exists()
     again = LazyConfig.load(str(file))
-    with torch.device("meta"):
+    # Detectron2's Swin reads values while it is built.
+    with torch.device("cpu" if "swin_b" in name else "meta"):
         models = [instantiate(config.model) for config in (cfg, again)]
     assert str(models[0]) == str(models[1])
     resaved = tmp_path / "again.yaml"
