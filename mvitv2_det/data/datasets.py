@@ -26,7 +26,7 @@ def prepare_datasets(cfg: DictConfig, *, training: bool, check: bool = True) -> 
     """
     splits = ("train", "val") if training else ("val",)
     own = cfg.get("dataset") or {}
-    given = [key for key in own if own[key]]
+    given = [key for key in own if own[key] and key != "categories"]
     if not given:
         for split in splits:
             _check_known(_dataset_config(cfg, split).names)
@@ -82,6 +82,8 @@ def _adapt(cfg: DictConfig, summaries: dict[str, CocoSummary]) -> None:
             )
         if train.has_rle:
             mapper.instance_mask_format = "bitmask"
+    # Saved with the run: prediction names classes by it, wherever the json is then.
+    cfg.dataset.categories = dict(val.categories)
     if OmegaConf.select(cfg, "model.roi_heads.num_classes") is not None:
         cfg.model.roi_heads.num_classes = len(val.categories)
 

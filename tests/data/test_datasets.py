@@ -18,6 +18,7 @@ def test_own_data_set_classes_loaders_and_names(cfg, coco_folder):
     prepare_datasets(cfg, training=True)
     assert cfg.model.roi_heads.num_classes == 2
     assert cfg.model.roi_heads.box_predictor.num_classes == 2
+    assert cfg.dataset.categories == {3: "box", 7: "plate"}
     assert cfg.dataloader.train.mapper.instance_mask_format == "polygon"
     train, val = (instantiate(cfg.dataloader[split].dataset) for split in ("train", "test"))
     assert (len(train), len(val)) == (4, 2)

@@ -1,0 +1,90 @@
+"""Images of any kind as 8-bit RGB arrays."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from detectron2.data.detection_utils import read_image
+from PIL import Image, ImageOps
+
+from ..errors import UserError
+
+_MOST_16_BIT = 65535
+
+
+def read_rgb(file: str | Path) -> np.ndarray:
+    """Reads an image as training and evaluation do, turned as its Exif data ask for.
+
+    Grey, palette and CMYK are converted; transparency is dropped, as in training. Unlike there, 16
+    bits a channel are scaled to 8 over their full range instead of cut off at 255.
+
+    Returns:
+        (H, W, 3) RGB, uint8.
+
+    Raises:
+        UserError: the file is missing, empty, cut off, no image, or of a kind whose white is not
+            defined (32-bit integers and floats).
+    """
+    if not os.path.isfile(file):
+        raise UserError(f"cannot read image {file}: there is no such file")
+    if os.path.getsize(file) == 0:
+        raise UserError(f"cannot read image {file}: the file is empty")
+    try:
+        with Image.open(file) as image:
+            if image.mode == "F" or image.mode.startswith("I"):
+                return _from_deep_grey(np.asarray(ImageOps.exif_transpose(image)))
+        return np.ascontiguousarray(read_image(str(file), "RGB"))
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"cannot read image {file}: it is no image that Pillow knows") from error
+    except Exception as error:  # damaged files make Pillow's decoders raise whatever they meet
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"cannot read image {file}: {reason}") from error
+
+
+def as_rgb(image: np.ndarray, channel_order: str) -> np.ndarray:
+    """An image in memory as 8-bit RGB.
+
+    Args:
+        image: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8, or uint16 over its full range; a
+            fourth channel is dropped.
+        channel_order: ``RGB``, or ``BGR`` as of ``cv2.imread``.
+
+    Returns:
+        (H, W, 3) RGB, uint8.
+
+    Raises:
+        UserError: another shape or type.
+    """
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
+        raise UserError(
+            f"an image must be an array of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got "
+            f"{image.shape}"
+        )
+    if image.dtype == np.uint16:
+        image = _to_8_bits(image)
+    if image.dtype != np.uint8:
+        raise UserError(
+            f"an image must be of uint8 (0 to 255) or uint16 (0 to 65535), got {image.dtype}"
+        )
+    if image.shape[2] == 1:
+        return np.repeat(image, 3, axis=2)
+    image = image[:, :, :3]
+    return np.ascontiguousarray(image[:, :, ::-1] if channel_order == "BGR" else image)
+
+
+def _from_deep_grey(grey: np.ndarray) -> np.ndarray:
+    """(H, W) of more than 8 bits to (H, W, 3) uint8."""
+    # Pillow opens 16-bit files in modes of 16 bits or of 32.
+    if grey.dtype.kind == "f" or grey.min() < 0 or grey.max() > _MOST_16_BIT:
+        raise ValueError(
+            f"its {grey.dtype} values, {grey.min():g} to {grey.max():g}, have no defined white; "
+            f"save it with 8 or 16 bits a channel"
+        )
+    return np.repeat(_to_8_bits(grey)[:, :, None], 3, axis=2)
+
+
+def _to_8_bits(image: np.ndarray) -> np.ndarray:
+    """0 to 65535 as 0 to 255: the high byte, which Pillow keeps of 16-bit colour."""
+    return (image.astype(np.int32) >> 8).astype(np.uint8)

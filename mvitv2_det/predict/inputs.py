@@ -1,0 +1,136 @@
+"""What is to be predicted on: images and videos, named one by one, by folder or by pattern."""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..errors import UserError
+from .images import read_rgb
+
+# fmt: off
+IMAGE_ENDINGS = {
+    ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
+    ".ppm", ".tif", ".tiff", ".webp",
+}
+VIDEO_ENDINGS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
+# fmt: on
+
+# Containers give the number of frames rounded; beyond this share of it the file is cut off.
+_LEAST_SHARE_OF_FRAMES = 0.95
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image or a video.
+
+    Attributes:
+        path: where it is.
+        name: unlike that of any other: its path from the folder that all inputs have in common.
+    """
+
+    path: Path
+    name: str
+
+    @property
+    def is_video(self) -> bool:
+        """By its ending."""
+        return self.path.suffix.lower() in VIDEO_ENDINGS
+
+    def count(self) -> int:
+        """1 for an image; for a video what it says of its number of frames, 0 where it does not."""
+        if not self.is_video:
+            return 1
+        capture = cv2.VideoCapture(str(self.path))
+        return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+
+    def images(self) -> Iterator[np.ndarray]:
+        """(H, W, 3) RGB uint8: the image, or the frames of the video as they are decoded.
+
+        Raises:
+            UserError: it cannot be read, or not to its end.
+        """
+        if self.is_video:
+            yield from _frames(self.path)
+        else:
+            yield read_rgb(self.path)
+
+    def frames_per_second(self) -> float:
+        """Of a video; 25 where it does not say."""
+        rate = cv2.VideoCapture(str(self.path)).get(cv2.CAP_PROP_FPS)
+        return rate if 0 < rate < float("inf") else 25.0
+
+
+def find_sources(inputs: Sequence[str]) -> list[Source]:
+    """The images and videos that inputs name, each once, in their order.
+
+    Args:
+        inputs: files; folders, for the images and videos directly in them; patterns such as
+            ``photos/**/*.jpg``, for the images and videos that match.
+
+    Raises:
+        UserError: an input does not exist or holds nothing to predict on.
+    """
+    paths = {path.resolve(): path.absolute() for text in inputs for path in _expand(text)}
+    root = os.path.commonpath([path.parent for path in paths.values()])
+    return [Source(path, path.relative_to(root).as_posix()) for path in paths.values()]
+
+
+def _expand(text: str) -> list[Path]:
+    path = Path(text)
+    if path.is_dir():
+        try:
+            found = _known(path.iterdir())
+        except OSError as error:
+            raise UserError(f"cannot read folder {text}: {error.strerror}") from error
+        if not found:
+            raise UserError(
+                f"there is no image or video directly in folder {text}; '{path}/**' also looks "
+                f"into its folders"
+            )
+        return found
+    if os.path.lexists(path):  # before patterns: a name may hold brackets
+        return [path]
+    if glob.has_magic(text):
+        found = _known(map(Path, glob.glob(text, recursive=True)))
+        if not found:
+            raise UserError(f"no image or video matches {text!r}")
+        return found
+    raise UserError(f"there is no image, video or folder {text!r}")
+
+
+def _known(paths: Iterable[Path]) -> list[Path]:
+    """Images and videos by their endings, sorted; hidden files are left out."""
+    return sorted(
+        path
+        for path in paths
+        if path.suffix.lower() in IMAGE_ENDINGS | VIDEO_ENDINGS
+        and not path.name.startswith(".")
+        and not path.is_dir()
+    )
+
+
+def _frames(file: Path) -> Iterator[np.ndarray]:
+    capture = cv2.VideoCapture(str(file))
+    try:
+        if not capture.isOpened():
+            raise UserError(
+                f"cannot read video {file}: it is missing, cut off, or no video that OpenCV knows"
+            )
+        expected, count = capture.get(cv2.CAP_PROP_FRAME_COUNT), 0
+        while True:
+            is_read, frame = capture.read()
+            if not is_read:
+                break
+            count += 1
+            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+    finally:
+        capture.release()
+    if count == 0 or count < _LEAST_SHARE_OF_FRAMES * expected - 1:
+        raise UserError(
+            f"cannot read video {file} to its end: {count} of its {expected:.0f} frames were read"
+        )

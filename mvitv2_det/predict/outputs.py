@@ -1,0 +1,253 @@
+"""What prediction leaves: overlays, and results in COCO's format, written as they are found."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from types import TracebackType
+from typing import TextIO
+
+import cv2
+import numpy as np
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import BoxMode, Instances
+from PIL import Image
+
+from ..errors import UserError
+from ..visualize import draw_instances
+from .classes import Classes
+from .inputs import Source
+
+RESULTS, IMAGES, OVERLAYS = "results.json", "images.json", "overlays"
+
+# Overlays of other kinds of images become PNG.
+_DRAWN_ENDINGS = (".jpg", ".jpeg", ".png")
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """An image or a frame, and what was found in it.
+
+    Attributes:
+        source: what it is of.
+        frame: its number in a video, from 0; None for an image.
+        image: (H, W, 3) RGB uint8.
+        instances: in its pixels.
+    """
+
+    source: Source
+    frame: int | None
+    image: np.ndarray
+    instances: Instances
+
+
+class OutputFolder:
+    """The output folder while it is written; a context manager.
+
+    ``results.json`` is in COCO's results format, each record also with ``file_name`` and, of
+    videos, ``frame``; ``images.json`` is in COCO's dataset format without annotations, and lists
+    what was predicted on, under the same ids. Both get their names when writing ends, even by an
+    interrupt or error, and hold what was found until then. ``overlays/`` holds images and videos
+    under the names of their sources.
+    """
+
+    def __init__(
+        self, folder: Path, sources: Sequence[Source], classes: Classes, *, draws: bool
+    ) -> None:
+        """
+        Args:
+            folder: made where it is missing.
+            sources: all that will be added, so that no overlay replaces another or an input.
+            classes: of the model.
+            draws: whether to write overlays.
+
+        Raises:
+            UserError: an overlay would replace an input.
+        """
+        self._folder, self._classes = folder, classes
+        self._overlays = _overlay_files(folder / OVERLAYS, sources) if draws else {}
+        self._stack = ExitStack()
+        self._video: tuple[Source, cv2.VideoWriter, tuple[int, int], ExitStack] | None = None
+        self.images = self.instances = 0
+
+    def __enter__(self) -> "OutputFolder":
+        categories = json.dumps(self._classes.as_coco(), ensure_ascii=False)
+        open_list = self._stack.enter_context
+        self._results = open_list(_json_list(self._folder / RESULTS, "[", "]"))
+        head = f'{{"categories": {categories},\n"images": ['
+        self._images = open_list(_json_list(self._folder / IMAGES, head, "]}"))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.end_video()
+        self._stack.__exit__(kind, error, trace)
+
+    def add(self, predicted: Predicted) -> None:
+        """Writes what was found in an image, or in the next frame of a video.
+
+        Raises:
+            OSError: the disk is full, or the like.
+        """
+        source, instances = predicted.source, predicted.instances
+        height, width = predicted.image.shape[:2]
+        image_id = self.images + 1
+        where = {"file_name": source.name}
+        if predicted.frame is not None:
+            where["frame"] = predicted.frame
+        if source in self._overlays:
+            self._draw(predicted)
+        self._images.extend([{"id": image_id, **where, "width": width, "height": height}])
+        self._results.extend(
+            result | {"category_id": self._classes.ids[result["category_id"]]} | where
+            for result in instances_to_coco_json(instances, image_id)
+        )
+        self.images += 1
+        self.instances += len(instances)
+
+    def end_video(self) -> None:
+        """Finishes the overlay of the video that was added last."""
+        if self._video is not None:
+            _, writer, _, stack = self._video
+            self._video = None
+            writer.release()
+            stack.close()
+
+    def _draw(self, predicted: Predicted) -> None:
+        drawn = draw_instances(
+            predicted.image, as_annotations(predicted.instances), self._classes.names
+        )
+        if predicted.frame is not None:
+            self._write_frame(predicted.source, drawn)
+            return
+        file = self._overlays[predicted.source]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(file, keeps_part=False) as part:
+            Image.fromarray(drawn).save(part, quality=95)
+
+    def _write_frame(self, source: Source, drawn: np.ndarray) -> None:
+        size = drawn.shape[1], drawn.shape[0]
+        if self._video is None or self._video[0] != source:
+            self.end_video()
+            file = self._overlays[source]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            stack = ExitStack()
+            part = stack.enter_context(_replacing(file, keeps_part=True))
+            # OpenCV's wheels have no encoder of H.264.
+            code = cv2.VideoWriter_fourcc(*"mp4v")
+            writer = cv2.VideoWriter(str(part), code, source.frames_per_second(), size)
+            self._video = source, writer, size, stack
+            if not writer.isOpened():
+                raise UserError(f"cannot write video {file}: this OpenCV has no MPEG-4 encoder")
+        _, writer, first_size, _ = self._video
+        bgr = cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)
+        # The writer drops frames of another size without a word.
+        writer.write(bgr if size == first_size else cv2.resize(bgr, first_size))
+
+
+def as_annotations(instances: Instances) -> list[dict]:
+    """Predicted instances in Detectron2's dataset format."""
+    annotations = [
+        {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category, "score": score}
+        for box, category, score in zip(
+            instances.pred_boxes.tensor.tolist(),
+            instances.pred_classes.tolist(),
+            instances.scores.tolist(),
+            strict=True,
+        )
+    ]
+    if instances.has("pred_masks"):
+        for annotation, mask in zip(annotations, instances.pred_masks.numpy(), strict=True):
+            annotation["segmentation"] = mask.astype(np.uint8)
+    return annotations
+
+
+def check_writable(folder: Path) -> None:
+    """Makes the folder and tries to write into it.
+
+    Raises:
+        UserError: it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to output folder {folder}: {error.strerror}") from error
+
+
+def _overlay_files(folder: Path, sources: Sequence[Source]) -> dict[Source, Path]:
+    """A file for each source's overlay, none for two.
+
+    Raises:
+        UserError: such a file is an input.
+    """
+    inputs = {source.path.resolve() for source in sources}
+    files: dict[Source, Path] = {}
+    taken: set[str] = set()
+    for source in sources:
+        name = PurePath(source.name)
+        if source.is_video:
+            name = name if name.suffix.lower() == ".mp4" else name.with_name(name.name + ".mp4")
+        elif name.suffix.lower() not in _DRAWN_ENDINGS:
+            name = name.with_name(name.name + ".png")
+        number, unique = 1, name
+        while str(unique).lower() in taken:  # some file systems do not tell a from A
+            number += 1
+            unique = name.with_name(f"{name.stem}_{number}{name.suffix}")
+        taken.add(str(unique).lower())
+        files[source] = folder / unique
+        if files[source].resolve() in inputs:
+            raise UserError(
+                f"the overlay {files[source]} would replace that input: choose another --output"
+            )
+    return files
+
+
+class _JsonList:
+    """Extends a json list in a file; none of it stays in memory."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file, self._separator = file, "\n"
+
+    def extend(self, values: Iterable[dict]) -> None:
+        for value in values:
+            self._file.write(self._separator + json.dumps(value, ensure_ascii=False))
+            self._separator = ",\n"
+
+
+@contextmanager
+def _json_list(file: Path, head: str, tail: str) -> Iterator[_JsonList]:
+    """A list that becomes ``file``, between ``head`` and ``tail``, when the context ends."""
+    with _replacing(file, keeps_part=True) as part, open(part, "w", encoding="utf-8") as stream:
+        stream.write(head)
+        try:
+            yield _JsonList(stream)
+        finally:
+            stream.write(f"\n{tail}\n")
+
+
+@contextmanager
+def _replacing(file: Path, *, keeps_part: bool) -> Iterator[Path]:
+    """A file beside ``file`` to write, which takes its place when the context ends.
+
+    After an error or interrupt, too, where it ``keeps_part``; else it goes.
+    """
+    part = file.with_name(f".{file.stem}.part{file.suffix}")
+    is_done = False
+    try:
+        yield part
+        is_done = True
+    finally:
+        if part.exists():
+            if is_done or keeps_part:
+                os.replace(part, file)
+            else:
+                part.unlink()

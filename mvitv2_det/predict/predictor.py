@@ -1,0 +1,293 @@
+"""Instances in images, by a LazyConfig and its weights, as evaluation finds them."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import detectron2.data.transforms as T
+import numpy as np
+import torch
+from detectron2.config import instantiate
+from detectron2.structures import Instances
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from ..config import apply_overrides, get_config, load_config
+from ..engine import build_model
+from ..errors import UserError
+from ..weights import load_weights
+from ..weights.report import LoadReport, shortened
+from .classes import known_classes, own_classes
+from .images import as_rgb, read_rgb
+
+Image = str | Path | np.ndarray
+Item = TypeVar("Item")
+
+PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+_CHANNEL_ORDERS = ("RGB", "BGR")
+
+
+class Predictor:
+    """Finds instances in images, the same as evaluation with the same config and weights.
+
+    Images are resized by the config's test augmentations, or seen at several scales where the
+    config has a ``multi_scale_test``. Those of a batch that are of one size go through the model
+    together; others are never padded to each other, which would change what is found in them.
+
+    Attributes:
+        model: in evaluation mode, on its device.
+        classes: names and category ids of the model's classes.
+        batch_size: images that go through the model together, at most.
+    """
+
+    def __init__(
+        self,
+        config: str | Path | DictConfig,
+        weights: str | Path,
+        *,
+        overrides: Sequence[str] = (),
+        device: str | None = None,
+        precision: str = "fp32",
+        score_threshold: float | None = None,
+        batch_size: int = 8,
+        channel_order: str = "RGB",
+    ) -> None:
+        """
+        Args:
+            config: a file, such as the ``config.yaml`` that a run has saved; a name that
+                :func:`mvitv2_det.get_config` knows; or a config, which is left as it is.
+            weights: of a whole detector; see :func:`mvitv2_det.load_weights`.
+            overrides: of the config, ``key=value``.
+            device: such as ``cpu`` or ``cuda:1``; by default a GPU if there is one.
+            precision: ``fp32``, or ``fp16`` or ``bf16`` by autocast.
+            score_threshold: instances must score higher, in [0, 1]; by default the config's.
+            batch_size: images that go through the model together, at most.
+            channel_order: of images given as arrays, ``RGB``, or ``BGR`` as of ``cv2.imread``.
+
+        Raises:
+            UserError: an argument is wrong, the device is not there, or the weights are not those
+                of the config's model.
+        """
+        self.batch_size = batch_size
+        self._check_arguments(precision, score_threshold, channel_order)
+        self._device = _check_device(device)
+        self._precision = PRECISIONS[precision]
+        self._channel_order = channel_order
+        cfg = _read_config(config, overrides)
+        classes = own_classes(cfg)
+        if classes and OmegaConf.select(cfg, "model.roi_heads.num_classes") is not None:
+            cfg.model.roi_heads.num_classes = len(classes.names)
+        cfg.train.device = str(self._device)
+        self._resize, self._channels = _read_mapper(cfg)
+        self.model = build_model(cfg).eval()
+        _check_complete(load_weights(self.model, str(weights)))
+        count = _box_predictors(self.model)[0].num_classes
+        self.classes = classes or known_classes(cfg, count)
+        if score_threshold is not None:
+            set_score_threshold(self.model, score_threshold)
+        if cfg.get("multi_scale_test"):
+            # It resizes by itself.
+            self._resize = T.AugmentationList([])
+            self.model = instantiate({**cfg.multi_scale_test, "model": self.model}).eval()
+
+    @overload
+    def __call__(self, images: Image) -> Instances: ...
+
+    @overload
+    def __call__(self, images: Sequence[Image]) -> list[Instances]: ...
+
+    def __call__(self, images: Image | Sequence[Image]) -> Instances | list[Instances]:
+        """Finds the instances of one image, or of each of several.
+
+        Args:
+            images: a file, or an array of shape (H, W, 3), (H, W, 4) or (H, W), of uint8 or, over
+                its full range, uint16; or a sequence of these.
+
+        Returns:
+            on the CPU, in pixels of the image, sorted by descending score: ``pred_boxes``,
+            ``scores``, ``pred_classes`` and, of a model with masks, ``pred_masks`` (N, H, W) bool.
+            A list for a sequence.
+
+        Raises:
+            UserError: an image cannot be read or resized.
+        """
+        if isinstance(images, (str, Path, np.ndarray)):
+            return self.infer([self.prepare(images)])[0]
+        found: list[Instances] = []
+        for batch in batches(images, self.batch_size):
+            found += self.infer([self.prepare(image) for image in batch])
+        return found
+
+    def prepare(self, image: Image, name: str = "the image") -> dict[str, Any]:
+        """The model's input for an image: what the config's test loader makes of it.
+
+        Args:
+            image: as for a call.
+            name: of an array, for errors.
+
+        Raises:
+            UserError: it cannot be read or resized.
+        """
+        if isinstance(image, np.ndarray):
+            rgb, name = as_rgb(image, self._channel_order), name
+        else:
+            rgb, name = read_rgb(image), f"image {image}"
+        height, width = rgb.shape[:2]
+        is_bgr = self._channels == "BGR"
+        pixels = T.AugInput(np.ascontiguousarray(rgb[:, :, ::-1]) if is_bgr else rgb)
+        try:
+            self._resize(pixels)
+        except (ValueError, AssertionError, ZeroDivisionError, OverflowError) as error:
+            raise UserError(f"cannot resize {name} of {width}×{height}: {error}") from error
+        tensor = torch.as_tensor(np.ascontiguousarray(pixels.image.transpose(2, 0, 1)))
+        return {"image": tensor, "height": height, "width": width}
+
+    @torch.no_grad()
+    def infer(self, inputs: Sequence[dict[str, Any]]) -> list[Instances]:
+        """Instances for inputs of :meth:`prepare`, in their order; all go through together.
+
+        Raises:
+            UserError: the GPU has too little memory.
+        """
+        same_size: dict[torch.Size, list[int]] = {}
+        for index, one in enumerate(inputs):
+            same_size.setdefault(one["image"].shape, []).append(index)
+        found: dict[int, Instances] = {}
+        for indexes in same_size.values():
+            try:
+                with self._autocast():
+                    outputs = self.model([inputs[index] for index in indexes])
+            except torch.cuda.OutOfMemoryError as error:
+                raise UserError(
+                    f"the GPU has too little memory for a batch of {len(indexes)}: choose a "
+                    f"smaller batch size, or a precision of fp16 or bf16"
+                ) from error
+            found |= {
+                index: _on_cpu(output["instances"])
+                for index, output in zip(indexes, outputs, strict=True)
+            }
+        return [found[index] for index in range(len(inputs))]
+
+    def _autocast(self) -> AbstractContextManager:
+        if self._precision is None:
+            return nullcontext()
+        return torch.autocast(self._device.type, self._precision)
+
+    def _check_arguments(
+        self, precision: str, score_threshold: float | None, channel_order: str
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        if score_threshold is not None and not 0 <= score_threshold <= 1:
+            raise UserError(f"the score threshold must be in [0, 1], got {score_threshold:g}")
+        if channel_order not in _CHANNEL_ORDERS:
+            raise UserError(f"channel_order must be RGB or BGR, got {channel_order!r}")
+        if self.batch_size < 1:
+            raise UserError(f"the batch size must be 1 or more, got {self.batch_size}")
+
+
+def set_score_threshold(model: nn.Module, threshold: float) -> None:
+    """Makes box heads, Standard or Cascade, keep what scores higher, before NMS and the top k.
+
+    Raises:
+        UserError: the model has no box head.
+    """
+    for predictor in _box_predictors(model):
+        predictor.test_score_thresh = threshold
+
+
+def batches(items: Sequence[Item] | Iterator[Item], size: int) -> Iterator[list[Item]]:
+    """Cuts into lists of ``size``; the last may be shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _box_predictors(model: nn.Module) -> list[nn.Module]:
+    predictors = [module for module in model.modules() if hasattr(module, "test_score_thresh")]
+    if not predictors:
+        raise UserError("the config's model has no box predictor with a test_score_thresh")
+    return predictors
+
+
+def _check_device(name: str | None) -> torch.device:
+    """The device, tried out.
+
+    Raises:
+        UserError: this machine has no such device.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"device {name!r} cannot be used on this machine ({reason}); choose cpu, or none for "
+            f"what there is"
+        ) from error
+    return device
+
+
+def _read_config(config: str | Path | DictConfig, overrides: Sequence[str]) -> DictConfig:
+    if isinstance(config, DictConfig):
+        cfg = copy.deepcopy(config)
+    elif Path(config).suffix:
+        cfg = load_config(str(config))
+    else:
+        cfg = get_config(str(config))
+    apply_overrides(cfg, list(overrides))
+    for key in ("model", "train", "dataloader.test.mapper"):
+        if OmegaConf.select(cfg, key) is None:
+            raise UserError(f"the config has no {key!r}: expected a LazyConfig like those here")
+    return cfg
+
+
+def _read_mapper(cfg: DictConfig) -> tuple[T.Augmentation, str]:
+    """How the test loader resizes images, and RGB or BGR, the order that it gives colours in."""
+    mapper = instantiate(cfg.dataloader.test.mapper)
+    for attribute in ("augmentations", "image_format"):
+        if not hasattr(mapper, attribute):
+            raise UserError(
+                f"dataloader.test.mapper, a {type(mapper).__name__}, has no {attribute!r}: "
+                f"expected a DatasetMapper"
+            )
+    if mapper.image_format not in _CHANNEL_ORDERS:
+        raise UserError(
+            f"dataloader.test.mapper.image_format must be RGB or BGR, got {mapper.image_format!r}"
+        )
+    return mapper.augmentations, mapper.image_format
+
+
+def _check_complete(report: LoadReport) -> None:
+    """Every tensor must come from the weights: predictions by random numbers look like results.
+
+    Raises:
+        UserError: names what is missing or left over.
+    """
+    for misfit in report.misfits:
+        if misfit.name.endswith("cls_score.weight"):
+            raise UserError(
+                f"weights {report.source} know {misfit.old[0] - 1} classes, the config's model "
+                f"{misfit.new[0] - 1}: use the config.yaml that their training has saved, or set "
+                f"model.roi_heads.num_classes"
+            )
+    missing = [name for name in report.initialised if not name.endswith("num_batches_tracked")]
+    wrong = dict.fromkeys((*missing, *report.unexpected))
+    if wrong:
+        raise UserError(
+            f"weights {report.source} are not those of the config's model: {len(wrong)} of the "
+            f"tensors are in one of them alone or of another shape ("
+            f"{', '.join(shortened(wrong)[:3])}, …); prediction needs those of a trained detector, "
+            f"and the config that they were trained with"
+        )
+
+
+def _on_cpu(instances: Instances) -> Instances:
+    """Half precision, which numpy and json do not know in all of its kinds, becomes float32."""
+    instances = instances.to("cpu")
+    instances.scores = instances.scores.float()
+    instances.pred_boxes.tensor = instances.pred_boxes.tensor.float()
+    return instances
