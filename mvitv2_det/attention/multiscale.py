@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from . import position, windows
 from .attend import attend
+from .backends import AUTO, check_name, choose
 from .pooling import head_pool, pool_map
 
 
@@ -35,6 +36,10 @@ class MultiScaleAttention(nn.Module):
         use_rel_pos: whether there are relative position tables.
         rel_pos_zero_init: whether they start at zero; otherwise truncated normal, std 0.02.
         table_size: side of the token grid, before pooling, that the tables are made for.
+        attention_backend: what computes it, see :mod:`mvitv2_det.attention.backends`.
+
+    Raises:
+        ValueError: there is no such backend.
     """
 
     def __init__(
@@ -53,8 +58,11 @@ class MultiScaleAttention(nn.Module):
         use_rel_pos: bool = True,
         rel_pos_zero_init: bool = True,
         table_size: int = 56,
+        attention_backend: str = AUTO,
     ) -> None:
         super().__init__()
+        check_name(attention_backend)
+        self.attention_backend = attention_backend
         head_dim = dim_out // num_heads
         self.num_heads = num_heads
         self.scale = head_dim**-0.5
@@ -86,8 +94,22 @@ class MultiScaleAttention(nn.Module):
         """One relative position table (L, D) per axis; empty without relative positions."""
         return (self.rel_pos_h, self.rel_pos_w) if self.use_rel_pos else ()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C_in) to (B, H / stride_q, W / stride_q, C_out), sizes rounded up."""
+    def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """(B, H, W, C_in) to (B, H / stride_q, W / stride_q, C_out), sizes rounded up.
+
+        Args:
+            x: tokens.
+            norm: normalises ``x`` first. Given here, and not before, so that backends can make
+                one step of it and the projection.
+
+        Raises:
+            ValueError: the backend named cannot run this module, or not here; the message says why.
+        """
+        norm = nn.Identity() if norm is None else norm
+        return choose(self.attention_backend, self, x).run(self, x, norm)
+
+    def reference(self, x: Tensor) -> Tensor:
+        """As :meth:`forward`, in plain operations: what every backend is compared with."""
         q, k, v = self._project(x)
         q = self.norm_q(pool_map(q, self.pool_q))
         k = self.norm_k(pool_map(k, self.pool_k))

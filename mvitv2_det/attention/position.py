@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .caching import cached_per_device
+
 _AXIS_LETTERS = "xyz"
 
 
@@ -58,6 +60,15 @@ def relative_embedding(table: Tensor, query_size: int, key_size: int) -> Tensor:
     """R of Eq. 4 along one axis, (Q, K, D), from its table (L, D)."""
     table = resize_table(table, 2 * max(query_size, key_size) - 1)
     return table[relative_index(query_size, key_size, table.device)]
+
+
+cached_relative_index = cached_per_device(relative_index)
+
+
+def cached_relative_embedding(table: Tensor, query_size: int, key_size: int) -> Tensor:
+    """As :func:`relative_embedding`, with an index that is made once per size and device."""
+    table = resize_table(table, 2 * max(query_size, key_size) - 1)
+    return table[cached_relative_index(query_size, key_size, device=table.device)]
 
 
 def axis_logits(q: Tensor, tables: Sequence[Tensor], key_size: Sequence[int]) -> list[Tensor]:

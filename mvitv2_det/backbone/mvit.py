@@ -10,6 +10,7 @@ from detectron2.modeling.backbone import Backbone
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..attention.backends import AUTO
 from ..attention.position import absolute_embedding
 from .block import MultiScaleBlock
 from .schedule import FEATURE_NAMES, FIRST_STAGE, build_schedule
@@ -76,6 +77,8 @@ class MViT(Backbone):
         freeze_at: number of stages to freeze: 0 nothing, 1 patch embedding and absolute
             positions, 2 also the blocks of scale2, … 5 also those of scale5. Frozen blocks drop
             no paths. The output norms always train: they are new in detection.
+        attention_backend: what computes attention: ``auto``, the fastest exact one on the device,
+            or a name in :mod:`mvitv2_det.attention.backends`. Weights do not depend on it.
 
     Raises:
         ValueError: a size does not fit another; the message has both numbers.
@@ -111,6 +114,7 @@ class MViT(Backbone):
         expand_in_attention: bool = True,
         global_kv_stride_factor: int = 2,
         freeze_at: int = 0,
+        attention_backend: str = AUTO,
     ) -> None:
         super().__init__()
         _check_patches(patch_stride, img_size, pretrain_img_size)
@@ -151,6 +155,7 @@ class MViT(Backbone):
                 residual_pooling=residual_pooling,
                 use_rel_pos=use_rel_pos,
                 rel_pos_zero_init=rel_pos_zero_init,
+                attention_backend=attention_backend,
             )
             for spec in schedule
         )
