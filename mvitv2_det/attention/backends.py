@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .normed_linear import normed_linear
 from .pooling import HeadPool
 from .position import cached_relative_embedding
-from .sdpa import pooled_sdpa
+from .sdpa import windowed_sdpa
 from .strips import Layout, pooled_attention
 
 if TYPE_CHECKING:
@@ -100,14 +101,29 @@ class Sdpa:
 
     def run(self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module) -> Tensor:
         maps = normed_linear(x, norm, attention.qkv, parts=3)
-        q, k, v = (
-            pool.run(tensor, *pool.parameters)
-            for tensor, pool in zip(maps, _pools(attention), strict=True)
-        )
-        window_q, window_kv = _window_sizes(attention, q.shape[1:3], k.shape[1:3])
-        embeddings = _embeddings(attention, window_q, window_kv)
-        z = pooled_sdpa(q, k, v, embeddings, attention, window_q, window_kv)
-        return attention.proj(z + q if attention.residual_pooling else z)
+        pools = _pools(attention)
+        size_q, size_kv = (pool.output_size(x.shape[1:3]) for pool in pools[:2])
+        windows = _window_sizes(attention, size_q, size_kv)
+        embeddings = _embeddings(attention, *windows)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, *embeddings: Tensor) -> Tensor:
+            q, k, v = (
+                pool.run(tensor, *pool.parameters)
+                for tensor, pool in zip((q, k, v), pools, strict=True)
+            )
+            z = windowed_sdpa(
+                q, k, v, embeddings, attention.num_heads, attention.scale, *windows
+            )
+            return z + q if attention.residual_pooling else z
+
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # Pooled, normalised and widened maps are many, and cheap to compute again.
+            z = checkpoint(
+                attend, *maps, *embeddings, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            z = attend(*maps, *embeddings)
+        return attention.proj(z)
 
 
 _BACKENDS: dict[str, AttentionBackend] = {

@@ -7,8 +7,10 @@ Axes: T tokens, C channels in, O channels out.
 """
 
 from collections.abc import Iterator
+from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -70,7 +72,7 @@ class _NormedLinear(torch.autograd.Function):
             for chunk in chunks(len(tokens), x.device):
                 normed = normalise(tokens[chunk], norm_weight, norm_bias, eps)[0].to(dtype)
                 for output, part, part_bias in zip(outputs, weights, biases, strict=True):
-                    linear_into(output[chunk], normed, part, part_bias)
+                    output[chunk] = dense(normed, part, part_bias)
         return tuple(output.view(*x.shape[:-1], -1) for output in outputs)
 
     @staticmethod
@@ -139,11 +141,30 @@ class NormGradient:
         return grad_tokens
 
 
-def linear_into(output: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.linear``, written into (t, O) ``output``."""
-    if bias is None:
-        return torch.mm(x, weight.T, out=output)
-    return torch.addmm(bias, x, weight.T, out=output)
+def dense(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
+    """Activation of a linear layer, (t, C) to (t, O), without gradients.
+
+    On CPUs oneDNN's product is faster than the one that ``F.linear`` takes, and it computes the
+    activation before the result leaves the cache.
+
+    Args:
+        activation: ``none``, ``gelu`` or ``gelu_tanh``.
+    """
+    if _has_onednn() and x.device.type == "cpu" and x.dtype == torch.float32:
+        kind, _, algorithm = activation.partition("_")
+        options = ([], algorithm or "none") if kind == "gelu" else ([], "")
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, kind, *options)
+    x = F.linear(x, weight, bias)
+    if activation == "none":
+        return x
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+@cache
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(
+        torch.ops.mkldnn, "_linear_pointwise"
+    )
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -7,26 +7,22 @@ queries and keys is content plus positions, and no map of queries × keys is eve
 Axes: B images, H × W tokens, C = h·d channels of h heads, n windows, Q and K tokens of a window.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .caching import cached_per_device
 
-if TYPE_CHECKING:
-    from .multiscale import MultiScaleAttention
-
 _ALIGNMENT = 8  # channels; the fused GPU kernels take multiples of it
 
 
-def pooled_sdpa(
+def windowed_sdpa(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     embeddings: tuple[Tensor, ...],
-    attention: "MultiScaleAttention",
+    heads: int,
+    scale: float,
     window_q: tuple[int, int],
     window_kv: tuple[int, int],
 ) -> Tensor:
@@ -35,17 +31,17 @@ def pooled_sdpa(
     Args:
         q, k, v: (B, H, W, C) with heads side by side, each with its own H and W.
         embeddings: R of Eq. 4 per axis, (Q_a, K_a, d), or none.
-        attention: whose heads and scale count.
+        heads: h.
+        scale: of the content logits.
         window_q, window_kv: sizes of the windows in queries and in keys.
 
     Returns:
         (B, H, W, C) of q's size.
     """
-    heads = attention.num_heads
     queries, keys, values = (
         _to_windows(x, size, heads) for x, size in ((q, window_q), (k, window_kv), (v, window_kv))
     )
-    content, channels = queries.flatten(2, 3) * attention.scale, values.shape[-1]
+    content, channels = queries.flatten(2, 3) * scale, values.shape[-1]
     keys, values = keys.flatten(2, 3), values.flatten(2, 3)
     if embeddings:
         rows, columns = (embedding.to(queries.dtype) for embedding in embeddings)

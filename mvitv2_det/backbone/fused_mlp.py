@@ -17,7 +17,7 @@ from ..attention.normed_linear import (
     add_product,
     chunks,
     compute_dtype,
-    linear_into,
+    dense,
     normalise,
 )
 
@@ -63,6 +63,7 @@ class _NormedMlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, skip, path_scale, norm_weight, norm_bias, w1, b1, w2, b2, options):
         eps, approximate, dtype, keeps_hidden = options
+        activation = "gelu_tanh" if approximate == "tanh" else "gelu"
         tokens = x.reshape(-1, x.shape[-1])
         skipped = skip.reshape(len(tokens), -1)
         output = torch.empty_like(skipped)
@@ -73,10 +74,12 @@ class _NormedMlp(torch.autograd.Function):
             for chunk in chunks(len(tokens), x.device):
                 part = tokens[chunk]
                 normed = normalise(part, norm_weight, norm_bias, eps)[0].to(dtype)
-                before = kept[chunk] if keeps_hidden else kept.new_empty(len(part), len(w1))
-                linear_into(before, normed, c1, d1)
-                hidden = F.gelu(before, approximate=approximate)
-                added = F.linear(hidden, c2, d2)
+                if keeps_hidden:
+                    kept[chunk] = dense(normed, c1, d1)
+                    hidden = F.gelu(kept[chunk], approximate=approximate)
+                else:
+                    hidden = dense(normed, c1, d1, activation)
+                added = dense(hidden, c2, d2)
                 if path_scale is not None:
                     added *= path_scale[chunk]
                 torch.add(skipped[chunk], added, out=output[chunk])
