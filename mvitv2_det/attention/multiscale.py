@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .attend import attend
+from .backends import AUTO, check_name, choose
 from .pooling import head_pool, pool_map
 from .position import RELATIVE, TERMS, table_name
 from .windows import WindowGrid, mask_terms
@@ -50,6 +51,7 @@ class MultiScaleAttention(nn.Module):
             (appendix A.4).
         rel_pos_zero_init: whether they start at zero; otherwise truncated normal, std 0.02.
         table_size: side of the token grid, before pooling, that the tables are made for.
+        attention_backend: what computes it, see :mod:`mvitv2_det.attention.backends`.
 
     Raises:
         ValueError: a keyword's value is none of those above, or a stride is without pooling.
@@ -77,10 +79,13 @@ class MultiScaleAttention(nn.Module):
         rel_pos_terms: Sequence[str] = ("q",),
         rel_pos_zero_init: bool = True,
         table_size: int = 56,
+        attention_backend: str = AUTO,
     ) -> None:
         super().__init__()
         _check_pooling("q", pool_q, stride_q)
         _check_pooling("kv", pool_kv, stride_kv)
+        check_name(attention_backend)
+        self.attention_backend = attention_backend
         head_dim = dim_out // num_heads
         self.num_heads = num_heads
         self.scale = head_dim**-0.5
@@ -121,8 +126,22 @@ class MultiScaleAttention(nn.Module):
         names = RELATIVE[self.rel_pos_kind].TABLES
         return tuple(getattr(self, table_name(name, term)) for name in names)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C_in) to (B, H / stride_q, W / stride_q, C_out), sizes rounded up."""
+    def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """(B, H, W, C_in) to (B, H / stride_q, W / stride_q, C_out), sizes rounded up.
+
+        Args:
+            x: tokens.
+            norm: normalises ``x`` first. Given here, and not before, so that backends can make
+                one step of it and the projection.
+
+        Raises:
+            ValueError: the backend named cannot run this module, or not here; the message says why.
+        """
+        norm = nn.Identity() if norm is None else norm
+        return choose(self.attention_backend, self, x).run(self, x, norm)
+
+    def reference(self, x: Tensor) -> Tensor:
+        """As :meth:`forward`, in plain operations: what every backend is compared with."""
         q, k, v = self._project(x)
         q = _pooled(q, self.pool_q, self.norm_q)
         k = _pooled(k, self.pool_k, self.norm_k)

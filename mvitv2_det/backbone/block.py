@@ -9,7 +9,9 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from ..attention import MultiScaleAttention
-from ..attention.pooling import pool_map, skip_pool
+from ..attention.normed_linear import normed_linear
+from ..attention.pooling import pool_skip_map, skip_pool
+from . import fused_mlp
 from .schedule import BlockSpec
 
 
@@ -71,9 +73,15 @@ class MultiScaleBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C_in) to (B, H / stride_q, W / stride_q, C_out), sizes rounded up."""
-        normed = self.norm1(x)
-        skip = self.proj(normed) if self.widens_in_attention else x
-        x = pool_map(skip, self.pool_skip) + self.drop_path(self.attn(normed))
-        normed = self.norm2(x)
-        skip = self.proj(normed) if self.widens_in_mlp else x
-        return skip + self.drop_path(self.mlp(normed))
+        skip = normed_linear(x, self.norm1, self.proj)[0] if self.widens_in_attention else x
+        x = pool_skip_map(skip, self.pool_skip) + self.drop_path(self.attn(x, self.norm1))
+        skip = normed_linear(x, self.norm2, self.proj)[0] if self.widens_in_mlp else x
+        if fused_mlp.why_not(x, self.norm2, self.mlp):
+            return skip + self.drop_path(self.mlp(self.norm2(x)))
+        return fused_mlp.normed_mlp(x, self.norm2, self.mlp, skip, self._path_scale(x))
+
+    def _path_scale(self, x: Tensor) -> Tensor | None:
+        """What stochastic depth scales each image's path by, (B, 1, 1, 1); None for 1."""
+        if not self.training or isinstance(self.drop_path, nn.Identity):
+            return None
+        return self.drop_path(x.new_ones(x.shape[0], 1, 1, 1))

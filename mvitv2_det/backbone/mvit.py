@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from ..attention.backends import AUTO
 from .schedule import FEATURE_NAMES, FIRST_STAGE, build_schedule
 from .trunk import PatchEmbed, Trunk
 
@@ -61,6 +62,8 @@ class MViT(Trunk):
         rel_pos_kind: ``"decomposed"`` tables, one per axis, or ``"joint"`` ones (Table 6).
         rel_pos_terms: whether queries (``"q"``), keys (``"k"``) and values (``"v"``) meet
             relative positions (Table A.4).
+        attention_backend: what computes attention: ``"auto"``, the fastest exact one on the
+            device, or a name in :mod:`mvitv2_det.attention.backends`. Weights do not depend on it.
 
     Raises:
         ValueError: a size does not fit another; the message has both numbers.
@@ -102,6 +105,7 @@ class MViT(Trunk):
         full_q_pooling: bool = True,
         rel_pos_kind: str = "decomposed",
         rel_pos_terms: Sequence[str] = ("q",),
+        attention_backend: str = AUTO,
     ) -> None:
         _check_patches(patch_stride, img_size, pretrain_img_size)
         _check_features(out_features, freeze_at)
@@ -142,6 +146,7 @@ class MViT(Trunk):
             rel_pos_kind=rel_pos_kind,
             rel_pos_terms=rel_pos_terms,
             rel_pos_zero_init=rel_pos_zero_init,
+            attention_backend=attention_backend,
         )
 
 

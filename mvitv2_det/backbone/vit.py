@@ -8,6 +8,7 @@ from math import log2
 
 from torch import nn
 
+from ..attention.backends import AUTO
 from .schedule import build_plain_schedule
 from .trunk import PatchEmbed, Trunk
 
@@ -38,7 +39,7 @@ class ViT(Trunk):
         kv_stride: stride of the K/V pooling; 2 in Table 4.
         qkv_pool_kernel: kernel of the pooling convolutions.
         use_abs_pos: absolute positions, resized bicubically to the image.
-        use_rel_pos, rel_pos_zero_init, rel_pos_kind, rel_pos_terms: relative positions, as in
+        use_rel_pos, rel_pos_zero_init, rel_pos_kind, rel_pos_terms, attention_backend: as in
             :class:`mvitv2_det.MViT`.
         use_act_checkpoint: recompute each block in backward instead of keeping its activations.
         pretrain_img_size: side of the images that the absolute positions are made for.
@@ -76,6 +77,7 @@ class ViT(Trunk):
         use_act_checkpoint: bool = False,
         pretrain_img_size: int = 224,
         pretrain_use_cls_token: bool = True,
+        attention_backend: str = AUTO,
     ) -> None:
         _check_patches(patch_size, img_size, pretrain_img_size)
         stage = int(log2(patch_size))
@@ -112,6 +114,7 @@ class ViT(Trunk):
             rel_pos_kind=rel_pos_kind,
             rel_pos_terms=rel_pos_terms,
             rel_pos_zero_init=rel_pos_zero_init,
+            attention_backend=attention_backend,
         )
 
     @property

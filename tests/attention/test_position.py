@@ -12,13 +12,13 @@ from mvitv2_det.attention.position import (
 
 
 def test_distances_of_equal_grids():
-    assert relative_index(3, 3, torch.device("cpu")).tolist() == [[2, 1, 0], [3, 2, 1], [4, 3, 2]]
+    assert relative_index(3, 3, device=torch.device("cpu")).tolist() == [[2, 1, 0], [3, 2, 1], [4, 3, 2]]
 
 
 def test_every_row_of_the_table_is_a_distance():
     """Over grids of whole ratios the smallest index is 0 and the largest the table's last."""
     for query_size, key_size in [(14, 14), (14, 7), (14, 28), (56, 14)]:
-        index = relative_index(query_size, key_size, torch.device("cpu"))
+        index = relative_index(query_size, key_size, device=torch.device("cpu"))
         assert index.min() == 0
         assert index.max() < table_length(max(query_size, key_size), 1, 1)
 

@@ -28,7 +28,7 @@ def table_shape(size: int, stride_q: int, stride_kv: int, head_dim: int) -> tupl
 def relative_embedding(table: Tensor, query_size: int, key_size: int) -> Tensor:
     """R of Eq. 4 along one axis, (Q, K, D), from its table (L, D)."""
     table = resize_table(table, *distances([query_size], [key_size]))
-    return table[relative_index(query_size, key_size, table.device)]
+    return table[relative_index(query_size, key_size, device=table.device)]
 
 
 def axis_logits(q: Tensor, tables: Sequence[Tensor], key_size: Sequence[int]) -> list[Tensor]:

@@ -36,7 +36,7 @@ def relative_embedding(table: Tensor, query_size: Sequence[int], key_size: Seque
     for axis, (queries, keys) in enumerate(zip(query_size, key_size, strict=True)):
         shape = [1] * (2 * count)
         shape[axis], shape[count + axis] = queries, keys
-        index.append(relative_index(queries, keys, table.device).reshape(shape))
+        index.append(relative_index(queries, keys, device=table.device).reshape(shape))
     return table[tuple(index)].flatten(count, -2).flatten(0, count - 1)
 
 

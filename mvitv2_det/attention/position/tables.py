@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..caching import cached_per_device
+
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -43,7 +45,8 @@ def distances(query_size: Sequence[int], key_size: Sequence[int]) -> list[int]:
     return [2 * max(q, k) - 1 for q, k in zip(query_size, key_size, strict=True)]
 
 
-def relative_index(query_size: int, key_size: int, device: torch.device) -> Tensor:
+@cached_per_device
+def relative_index(query_size: int, key_size: int, *, device: torch.device) -> Tensor:
     """The table row of each query and key along one axis.
 
     The shorter of the two is scaled to the longer one's grid; where their ratio is no whole

@@ -1,0 +1,202 @@
+"""What computes attention, by name. All give the same outputs and gradients.
+
+``reference`` is the plain path; ``strips`` is made for the CPU, ``sdpa`` for GPUs. ``auto`` takes
+the first that is meant for the device and can run the module. Parameters and checkpoints do not
+depend on the backend.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .normed_linear import normed_linear
+from .pooling import HeadPool
+from .position import relative_embedding
+from .sdpa import windowed_sdpa
+from .strips import Layout, pooled_attention
+
+if TYPE_CHECKING:
+    from .multiscale import MultiScaleAttention
+
+AUTO = "auto"
+_log = logging.getLogger(__name__)
+
+
+class AttentionBackend(Protocol):
+    """One way to compute attention.
+
+    Attributes:
+        name: what users call it.
+        automatic_on: types of devices that it is the fastest on, where it can run.
+    """
+
+    name: str
+    automatic_on: Sequence[str]
+
+    def why_not(self, attention: "MultiScaleAttention", x: Tensor) -> str | None:
+        """Why it cannot run the module on ``x`` (B, H, W, C_in); None where it can."""
+
+    def run(self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module) -> Tensor:
+        """All of the module: norm, projection, pooling, attention, residual, projection."""
+
+
+class Reference:
+    """Plain operations, for every module and device."""
+
+    name = "reference"
+    automatic_on = ("cpu", "cuda", "meta")
+
+    def why_not(self, attention: "MultiScaleAttention", x: Tensor) -> str | None:
+        return None
+
+    def run(self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module) -> Tensor:
+        return attention.reference(norm(x))
+
+
+class Strips:
+    """Strips of query rows that stay in the cache of a CPU, with little kept for backward."""
+
+    name = "strips"
+    automatic_on = ("cpu",)
+
+    def why_not(self, attention: "MultiScaleAttention", x: Tensor) -> str | None:
+        if x.device.type != "cpu":
+            return f"it is made for the CPU, got tensors on {x.device.type}"
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return "its own gradients cannot be compiled or exported"
+        if torch.is_autocast_enabled("cpu"):
+            return "it has no mixed precision, and autocast is on"
+        if x.dtype not in (torch.float32, torch.float64):
+            return f"it computes in float32 or float64, got {x.dtype}"
+        return _unknown_parts(attention)
+
+    def run(self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module) -> Tensor:
+        maps = normed_linear(x, norm, attention.qkv, parts=3)
+        pools = _pools(attention)
+        size_q, size_kv = (pool.output_size(x.shape[1:3]) for pool in pools[:2])
+        window_q, window_kv = _window_sizes(attention, size_q, size_kv)
+        layout = Layout(
+            attention.num_heads, attention.scale, window_q, window_kv, attention.residual_pooling
+        )
+        embeddings = _embeddings(attention, window_q, window_kv)
+        return attention.proj(pooled_attention(maps, pools, embeddings, layout))
+
+
+class Sdpa:
+    """One call of PyTorch's fused attention; position terms are further channels of q and k."""
+
+    name = "sdpa"
+    automatic_on = ("cuda", "cpu")
+
+    def why_not(self, attention: "MultiScaleAttention", x: Tensor) -> str | None:
+        if x.is_meta:
+            return "operations are counted one by one on the meta device"
+        if torch.jit.is_tracing():
+            return "sizes are written into what is traced"
+        return _unknown_parts(attention)
+
+    def run(self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module) -> Tensor:
+        maps = normed_linear(x, norm, attention.qkv, parts=3)
+        pools = _pools(attention)
+        size_q, size_kv = (pool.output_size(x.shape[1:3]) for pool in pools[:2])
+        windows = _window_sizes(attention, size_q, size_kv)
+        embeddings = _embeddings(attention, *windows)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, *embeddings: Tensor) -> Tensor:
+            q, k, v = (
+                pool.run(tensor, *pool.parameters)
+                for tensor, pool in zip((q, k, v), pools, strict=True)
+            )
+            z = windowed_sdpa(q, k, v, embeddings, attention.num_heads, attention.scale, *windows)
+            return z + q if attention.residual_pooling else z
+
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # Pooled, normalised and widened maps are many, and cheap to compute again.
+            z = checkpoint(
+                attend, *maps, *embeddings, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            z = attend(*maps, *embeddings)
+        return attention.proj(z)
+
+
+_BACKENDS: dict[str, AttentionBackend] = {
+    backend.name: backend for backend in (Strips(), Sdpa(), Reference())
+}
+
+
+def names() -> tuple[str, ...]:
+    """The names that ``attention_backend`` takes."""
+    return (AUTO, *_BACKENDS)
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError where there is no such backend."""
+    if name not in names():
+        raise ValueError(f"attention_backend must be one of {', '.join(names())}, got {name!r}")
+
+
+def choose(name: str, attention: "MultiScaleAttention", x: Tensor) -> AttentionBackend:
+    """The backend of that name, or the fastest one that can run the module on ``x``.
+
+    Raises:
+        ValueError: there is no such backend, or it cannot run the module on ``x``.
+    """
+    check_name(name)
+    if name != AUTO:
+        if reason := _BACKENDS[name].why_not(attention, x):
+            raise ValueError(f"attention_backend {name!r} cannot run here: {reason}")
+        return _BACKENDS[name]
+    for backend in _BACKENDS.values():
+        if x.device.type in backend.automatic_on:
+            reason = backend.why_not(attention, x)
+            if reason is None:
+                return backend
+            _log.debug("attention backend %s is not taken: %s", backend.name, reason)
+    return _BACKENDS[Reference.name]
+
+
+def _unknown_parts(attention: "MultiScaleAttention") -> str | None:
+    """Why the fast paths, which take modules apart, cannot compute what this one consists of."""
+    for part in ("q", "k", "v"):
+        pool, norm = getattr(attention, f"pool_{part}"), getattr(attention, f"norm_{part}")
+        if type(pool) is not nn.Conv2d or pool.bias is not None:
+            return f"pool_{part} must be a convolution without bias, got {type(pool).__name__}"
+        if type(norm) is not nn.LayerNorm:
+            return f"norm_{part} must be a LayerNorm, got {type(norm).__name__}"
+    return None
+
+
+def _pools(attention: "MultiScaleAttention") -> tuple[HeadPool, HeadPool, HeadPool]:
+    heads = attention.num_heads
+    return (
+        HeadPool.of(attention.pool_q, attention.norm_q, heads),
+        HeadPool.of(attention.pool_k, attention.norm_k, heads),
+        HeadPool.of(attention.pool_v, attention.norm_v, heads),
+    )
+
+
+def _window_sizes(
+    attention: "MultiScaleAttention", size_q: Sequence[int], size_kv: Sequence[int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width of the windows in queries and keys; whole maps without windows."""
+    window = attention.window_size
+    if not window:
+        return tuple(size_q), tuple(size_kv)
+    return (window // attention.stride_q,) * 2, (window // attention.stride_kv,) * 2
+
+
+def _embeddings(
+    attention: "MultiScaleAttention", window_q: tuple[int, int], window_kv: tuple[int, int]
+) -> tuple[Tensor, ...]:
+    """R of Eq. 4 per axis, (Q_a, K_a, d); empty without relative positions."""
+    return tuple(
+        relative_embedding(table, queries, keys)
+        for table, queries, keys in zip(
+            attention.position_tables(), window_q, window_kv, strict=False
+        )
+    )

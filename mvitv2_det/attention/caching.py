@@ -1,0 +1,36 @@
+"""Constant tensors, made once per size and device."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_SIZES = 256  # kept per function; images of a training set come in a few hundred sizes
+
+
+def cached_per_device(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Keeps what ``build(*sizes, device=…)`` returned last for each of its arguments.
+
+    The tensors are made outside of inference mode, so that training can use them too. What is
+    made under compilation or with fake tensors is not kept: it holds no data.
+    """
+    made: dict[tuple, Tensor] = {}
+
+    @functools.wraps(build)
+    def get(*sizes, device: torch.device) -> Tensor:
+        if torch.compiler.is_compiling():
+            return build(*sizes, device=device)
+        key = (*sizes, device)
+        if (found := made.get(key)) is not None:
+            return found
+        with torch.inference_mode(False), torch.no_grad():
+            tensor = build(*sizes, device=device)
+        if type(tensor) is Tensor:
+            if len(made) >= _SIZES:
+                made.pop(next(iter(made)), None)
+            made[key] = tensor
+        return tensor
+
+    get.made = made
+    return get

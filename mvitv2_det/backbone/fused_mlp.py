@@ -1,0 +1,133 @@
+"""LayerNorm, MLP and residual sum in chunks of tokens that stay in the cache.
+
+Kept for backward: the tokens coming in and the MLP's hidden channels before the activation. The
+normalised tokens and the activation are computed again.
+
+Axes: T tokens, C channels in, O channels out, M hidden channels.
+"""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ..attention.normed_linear import (
+    NormGradient,
+    add_product,
+    chunks,
+    compute_dtype,
+    dense,
+    normalise,
+)
+
+
+def why_not(x: Tensor, norm: nn.Module, mlp: Mlp) -> str | None:
+    """Why :func:`normed_mlp` cannot run these modules; None where it can."""
+    if torch.compiler.is_compiling():
+        return "the compiler fuses by itself"
+    if x.is_meta:
+        return "operations are counted one by one on the meta device"
+    if type(norm) is not nn.LayerNorm or len(norm.normalized_shape) != 1:
+        return f"the norm must be a LayerNorm, got {type(norm).__name__}"
+    if type(mlp.act) is not nn.GELU:
+        return f"the activation must be a GELU, got {type(mlp.act).__name__}"
+    return None
+
+
+def normed_mlp(
+    x: Tensor, norm: nn.LayerNorm, mlp: Mlp, skip: Tensor, path_scale: Tensor | None = None
+) -> Tensor:
+    """``skip + path_scale * mlp(norm(x))``.
+
+    Args:
+        x: (B, H, W, C).
+        skip: (B, H, W, O); may be ``x`` itself.
+        path_scale: (B, 1, 1, 1) of stochastic depth, or None for 1.
+
+    Returns:
+        (B, H, W, O).
+    """
+    if path_scale is not None:
+        path_scale = path_scale.expand(*x.shape[:-1], 1).reshape(-1, 1)
+    fc1, fc2 = mlp.fc1, mlp.fc2
+    parameters = (norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+    keeps_hidden = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (x, *parameters)
+    )
+    options = (norm.eps, mlp.act.approximate, compute_dtype(x), keeps_hidden)
+    return _NormedMlp.apply(x, skip, path_scale, *parameters, options)
+
+
+class _NormedMlp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, skip, path_scale, norm_weight, norm_bias, w1, b1, w2, b2, options):
+        eps, approximate, dtype, keeps_hidden = options
+        activation = "gelu_tanh" if approximate == "tanh" else "gelu"
+        tokens = x.reshape(-1, x.shape[-1])
+        skipped = skip.reshape(len(tokens), -1)
+        output = torch.empty_like(skipped)
+        kept = tokens.new_empty(len(tokens) if keeps_hidden else 0, len(w1), dtype=dtype)
+        c1, c2 = w1.to(dtype), w2.to(dtype)
+        d1, d2 = (None if bias is None else bias.to(dtype) for bias in (b1, b2))
+        with torch.autocast(x.device.type, enabled=False):
+            for chunk in chunks(len(tokens), x.device):
+                part = tokens[chunk]
+                normed = normalise(part, norm_weight, norm_bias, eps)[0].to(dtype)
+                if keeps_hidden:
+                    kept[chunk] = dense(normed, c1, d1)
+                    hidden = F.gelu(kept[chunk], approximate=approximate)
+                else:
+                    hidden = dense(normed, c1, d1, activation)
+                added = dense(hidden, c2, d2)
+                if path_scale is not None:
+                    added *= path_scale[chunk]
+                torch.add(skipped[chunk], added, out=output[chunk])
+        ctx.save_for_backward(x, path_scale, norm_weight, norm_bias, w1, w2, kept)
+        ctx.options, ctx.has_bias = options, (b1 is not None, b2 is not None)
+        return output.view(skip.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, path_scale, norm_weight, norm_bias, w1, w2, kept = ctx.saved_tensors
+        eps, approximate, dtype, _ = ctx.options
+        needs_x, needs_skip, _, *needs_parameters, _ = ctx.needs_input_grad
+        tokens = x.reshape(-1, x.shape[-1])
+        grads = grad.reshape(len(tokens), -1)
+        grad_x = torch.empty_like(tokens)
+        grad_norm = NormGradient(norm_weight, norm_bias)
+        grad_w1, grad_w2 = torch.zeros_like(w1), torch.zeros_like(w2)
+        grad_b1 = w1.new_zeros(len(w1)) if ctx.has_bias[0] else None
+        grad_b2 = w2.new_zeros(len(w2)) if ctx.has_bias[1] else None
+        c1, c2 = w1.to(dtype), w2.to(dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            for chunk in chunks(len(tokens), x.device):
+                grad_added = grads[chunk]
+                if path_scale is not None:
+                    grad_added = grad_added * path_scale[chunk]
+                grad_added = grad_added.to(dtype)
+                normed = normalise(tokens[chunk], norm_weight, norm_bias, eps)
+                hidden = F.gelu(kept[chunk], approximate=approximate)
+                add_product(grad_w2, grad_added.T, hidden)
+                grad_hidden = grad_added @ c2
+                torch.ops.aten.gelu_backward(
+                    grad_hidden, kept[chunk], approximate=approximate, grad_input=grad_hidden
+                )
+                add_product(grad_w1, grad_hidden.T, normed[0].to(dtype))
+                if grad_b2 is not None:
+                    grad_b2 += grad_added.sum(0)
+                if grad_b1 is not None:
+                    grad_b1 += grad_hidden.sum(0)
+                grad_x[chunk] = grad_norm.backward(grad_hidden @ c1, tokens[chunk], normed)
+        parameters = (grad_norm.weight, grad_norm.bias, grad_w1, grad_b1, grad_w2, grad_b2)
+        return (
+            grad_x.view(x.shape) if needs_x else None,
+            grad if needs_skip else None,
+            None,
+            *(
+                g if needed else None
+                for g, needed in zip(parameters, needs_parameters, strict=True)
+            ),
+            None,
+        )
