@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .sizes import divide_up, known
+
 PADDING = -1
 
 
@@ -41,11 +43,13 @@ class WindowGrid:
     def counts(self) -> tuple[int, int]:
         """Rows and columns of windows."""
         height, width = self.size
-        return -(-height // self.window), -(-width // self.window)
+        return divide_up(height, self.window), divide_up(width, self.window)
 
     @property
     def shifts(self) -> tuple[int, int]:
         """The shift along each axis."""
+        if not self.shift:
+            return 0, 0
         rows, columns = self.counts
         return (self.shift if rows > 1 else 0, self.shift if columns > 1 else 0)
 
@@ -53,18 +57,18 @@ class WindowGrid:
         """Cuts maps into windows: (N, H, W, D) to (N·n, w, w, D), row-major within each map."""
         (height, width), (rows, columns), w = self.size, self.counts, self.window
         pad_h, pad_w = rows * w - height, columns * w - width
-        if pad_h or pad_w:
+        if not known(pad_h, pad_w) or pad_h or pad_w:
             x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
         if any(self.shifts):
             x = x.roll([-shift for shift in self.shifts], dims=(1, 2))
-        x = x.reshape(-1, rows, w, columns, w, x.shape[-1])
-        return x.transpose(2, 3).reshape(-1, w, w, x.shape[-1])
+        x = x.reshape(x.shape[0], rows, w, columns, w, x.shape[-1])
+        return x.transpose(2, 3).flatten(0, 2)
 
     def unpartition(self, windows: Tensor) -> Tensor:
         """Puts windows back into maps and drops the padding: the inverse of :meth:`partition`."""
-        (height, width), (rows, columns), w = self.size, self.counts, self.window
-        x = windows.reshape(-1, rows, columns, w, w, windows.shape[-1])
-        x = x.transpose(2, 3).reshape(-1, rows * w, columns * w, windows.shape[-1])
+        (height, width), (rows, columns) = self.size, self.counts
+        x = windows.unflatten(0, (-1, rows, columns)).transpose(2, 3)
+        x = x.flatten(3, 4).flatten(1, 2)
         if any(self.shifts):
             x = x.roll(self.shifts, dims=(1, 2))
         return x[:, :height, :width]
@@ -107,7 +111,8 @@ def mask_terms(
     maps = windowed_q.shape[0] // (rows * columns)
     terms = []
     for axis in (0, 1):
-        is_padded = keys.size[axis] < keys.counts[axis] * keys.window
+        size = keys.size[axis]
+        is_padded = not known(size) or size < keys.counts[axis] * keys.window
         if not (queries.shifts[axis] or (mask_padding and is_padded)):
             continue
         seen = _same_region(queries, keys, axis, mask_padding, windowed_q.device)

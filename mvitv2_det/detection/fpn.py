@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from detectron2.modeling.backbone.fpn import FPN
 from torch import Tensor
 
+from ..attention.sizes import divide_up, known
+
 
 class MViTFPN(FPN):
     """Detectron2's FPN that pads its input itself, and never crops it.
@@ -51,9 +53,11 @@ class MViTFPN(FPN):
         """
         height, width = (self._padded(side) for side in images.shape[-2:])
         padding = (0, width - images.shape[-1], 0, height - images.shape[-2])
-        return super().forward(F.pad(images, padding) if any(padding) else images)
+        if not known(height, width) or any(padding):
+            images = F.pad(images, padding)
+        return super().forward(images)
 
     def _padded(self, side: int) -> int:
         """``side``, at least that of the square, rounded up to the stride."""
         stride = self.size_divisibility
-        return -(-max(side, self._least_side) // stride) * stride
+        return divide_up(max(side, self._least_side), stride) * stride

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..caching import cached_per_device
+from ..sizes import known
 
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -34,7 +35,7 @@ def resize_table(table: Tensor, *lengths: int) -> Tensor:
     Returns:
         (*lengths, D); ``table`` itself where it has those.
     """
-    if table.shape[:-1] == lengths:
+    if known(*lengths) and table.shape[:-1] == lengths:
         return table
     mode = _INTERPOLATION[len(lengths)]
     return F.interpolate(table.movedim(-1, 0)[None], size=lengths, mode=mode)[0].movedim(0, -1)
@@ -55,8 +56,11 @@ def relative_index(query_size: int, key_size: int, *, device: torch.device) -> T
     Returns:
         int64 (query_size, key_size), values in 0 .. 2·max(query_size, key_size) - 2.
     """
-    query_step = max(key_size / query_size, 1.0)
-    key_step = max(query_size / key_size, 1.0)
-    queries = torch.arange(query_size, device=device)[:, None] * query_step
-    keys = torch.arange(key_size, device=device)[None, :] * key_step
-    return (queries - keys + (key_size - 1) * key_step).long()
+    # Divided as tensors, because sizes may be symbols, and in float64, as Python's numbers are.
+    num_queries = torch.full((), query_size, dtype=torch.float64)
+    num_keys = torch.full((), key_size, dtype=torch.float64)
+    query_step = (num_keys / num_queries).clamp(min=1)
+    key_step = (num_queries / num_keys).clamp(min=1)
+    queries = torch.arange(query_size, device=device)[:, None] * query_step.float()
+    keys = torch.arange(key_size, device=device)[None, :] * key_step.float()
+    return (queries - keys + ((num_keys - 1) * key_step).float()).long()

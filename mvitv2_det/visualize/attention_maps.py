@@ -1,0 +1,252 @@
+"""What one query of one block attends to, and pictures of it.
+
+Axes: H × W pixels or tokens of a map, C channels, h heads, K_h × K_w keys, D channels per head.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor, nn
+
+from ..attention import MultiScaleAttention
+from ..attention.pooling import pool_map
+from ..attention.position import RELATIVE
+from ..attention.windows import mask_terms
+from ..backbone.trunk import Trunk
+from ..errors import UserError
+
+_MOST_COLUMNS = 4
+_PANEL = 3.6  # inches
+_SHADE = 0.7  # of the image's brightness below the colours
+_MARKER = "#00e5ff"  # not among the colours of the map
+
+
+@dataclass(frozen=True)
+class QueryAttention:
+    """The attention of one query.
+
+    Attributes:
+        probabilities: (h, K_h, K_w), 0 outside of the query's window. What is missing to 1 went
+            to the zeros that fill incomplete windows.
+        seen: bool (K_h, K_w), the keys that the query can attend to.
+        query: (row, column) of the query among the block's queries.
+        query_side, key_side: sides in pixels of what a query and a key stand for.
+    """
+
+    probabilities: Tensor
+    seen: Tensor
+    query: tuple[int, int]
+    query_side: int
+    key_side: int
+
+    @property
+    def on_padding(self) -> float:
+        """The share of the attention, mean over heads, on the zeros that fill windows."""
+        return max(0.0, 1 - self.probabilities.sum().item() / len(self.probabilities))
+
+
+def find_trunk(model: nn.Module) -> Trunk:
+    """The MViT or ViT in a detector; a bare one itself.
+
+    Raises:
+        UserError: there is none.
+    """
+    for module in model.modules():
+        if isinstance(module, Trunk):
+            return module
+    raise UserError(f"the model, a {type(model).__name__}, has no MViT or ViT of this project")
+
+
+@torch.no_grad()
+def attention_of_pixel(
+    backbone: nn.Module, images: Tensor, block: int, pixel: tuple[int, int]
+) -> QueryAttention:
+    """What the query that covers a pixel attends to in a block.
+
+    Args:
+        backbone: a backbone with or without FPN.
+        images: (1, 3, H, W), normalised.
+        block: index of the block, from 0.
+        pixel: (y, x) in the images.
+
+    Raises:
+        UserError: there is no such block or pixel.
+    """
+    trunk = find_trunk(backbone)
+    if not 0 <= block < len(trunk.blocks):
+        raise UserError(f"block must be in 0 .. {len(trunk.blocks) - 1}, got {block}")
+    sides = images.shape[-2:]
+    if not all(0 <= place < side for place, side in zip(pixel, sides, strict=True)):
+        raise UserError(f"position must lie in the image of {tuple(sides)}, got {pixel}")
+    incoming = []
+    hook = trunk.blocks[block].register_forward_pre_hook(
+        lambda _, inputs: incoming.append(inputs[0])
+    )
+    try:
+        backbone(images)
+    finally:
+        hook.remove()
+    (x,) = incoming
+    attention = trunk.blocks[block].attn
+    side = trunk.patch_embed.proj.stride[0]
+    side *= math.prod(earlier.attn.stride_q for earlier in trunk.blocks[:block])
+    query = tuple(place // (side * attention.stride_q) for place in pixel)
+    return query_attention(attention, trunk.blocks[block].norm1(x), query, side)
+
+
+def query_attention(
+    attention: MultiScaleAttention, x: Tensor, query: tuple[int, int], token_side: int = 1
+) -> QueryAttention:
+    """The attention of one query, computed again from the module's parts.
+
+    Args:
+        x: (1, H, W, C), what goes into the module.
+        query: (row, column) among the pooled queries.
+        token_side: pixels along a side of the tokens that go in.
+    """
+    q, k, _ = pooled_projections(attention, x)
+    sizes = q.shape[1:3], k.shape[1:3]
+    query_places, key_places = (_places(size) for size in sizes)
+    masks = []
+    if attention.window_size:
+        queries, keys = attention.window_grids(*sizes)
+        q, k = queries.partition(q), keys.partition(k)
+        masks = mask_terms(queries, keys, q, mask_padding=attention.mask_window_padding)
+        query_places, key_places = queries.partition(query_places), keys.partition(key_places)
+    # Places count from 1; what fills windows is 0.
+    wanted = query[0] * sizes[0][1] + query[1] + 1
+    window, row, column, _ = (query_places == wanted).nonzero()[0].tolist()
+    own = window + len(query_places) * torch.arange(attention.num_heads)
+    logits = _logits(attention, q[own], k[own], [mask[own] for mask in masks], (row, column))
+
+    weights = logits.flatten(1).softmax(dim=-1)
+    places = key_places[window].flatten()
+    on_map = weights.new_zeros(len(weights), sizes[1][0] * sizes[1][1] + 1)
+    on_map[:, places] = weights  # padded keys all write to place 0, which is dropped
+    seen = torch.zeros(on_map.shape[1], dtype=torch.bool)
+    seen[places] = (weights > 0).any(dim=0)
+    return QueryAttention(
+        on_map[:, 1:].unflatten(1, sizes[1]),
+        seen[1:].unflatten(0, sizes[1]),
+        query,
+        token_side * attention.stride_q,
+        token_side * attention.stride_kv,
+    )
+
+
+def pooled_projections(attention: MultiScaleAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v as they enter the softmax product, each (h, H', W', D), of (1, H, W, C)."""
+    projected = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1))
+    projected = projected[0].permute(2, 3, 0, 1, 4)
+    pooled = []
+    for name, part in zip("qkv", projected, strict=True):
+        pool, norm = getattr(attention, f"pool_{name}"), getattr(attention, f"norm_{name}")
+        pooled.append(part if pool is None else norm(pool_map(part, pool)))
+    return tuple(pooled)
+
+
+def _places(size: tuple[int, int]) -> Tensor:
+    """(1, H, W, 1), the places of a map numbered from 1."""
+    return torch.arange(1, size[0] * size[1] + 1).reshape(1, *size, 1)
+
+
+def _logits(
+    attention: MultiScaleAttention,
+    q: Tensor,
+    k: Tensor,
+    masks: list[Tensor],
+    query: tuple[int, int],
+) -> Tensor:
+    """(h, K_h, K_w) of one query of q (h, Q_h, Q_w, D), with k (h, K_h, K_w, D)."""
+    row, column = query
+    positions = RELATIVE[attention.rel_pos_kind]
+    terms = list(masks)
+    if tables := attention.position_tables("q"):
+        terms += positions.query_terms(q, tables, k.shape[1:3])
+    if tables := attention.position_tables("k"):
+        terms += positions.key_terms(k, tables, q.shape[1:3])
+    logits = torch.einsum("nd,nyxd->nyx", q[:, row, column] * attention.scale, k)
+    for term in terms:  # each has the query's axes, or 1 in their place
+        term = term[:, row if term.shape[1] > 1 else 0]
+        logits = logits + term[:, column if term.shape[1] > 1 else 0]
+    return logits
+
+
+def draw_attention(image: np.ndarray, attention: QueryAttention, title: str, file: Path) -> None:
+    """The mean over heads and each head, over the image, with the query marked.
+
+    Args:
+        image: (H, W, 3) RGB, 0 to 255, as large as the network saw it before padding.
+        attention: over that image.
+        title: of the picture.
+        file: PNG to write.
+    """
+    heads = attention.probabilities.numpy()
+    panels = {"the only head": heads[0]}
+    if len(heads) > 1:
+        panels = {"mean over heads": heads.mean(0)}
+        panels |= {f"head {index}": head for index, head in enumerate(heads)}
+    rows = math.ceil(len(panels) / _MOST_COLUMNS)
+    columns = math.ceil(len(panels) / rows)
+    height = _PANEL * image.shape[0] / image.shape[1]
+    # The title is wider than one panel.
+    size = (max(columns * (_PANEL + 0.7), 6.5), rows * (height + 0.3) + 0.4)
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in all_axes[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (name, values) in zip(all_axes, panels.items(), strict=False):
+        drawn = _draw_panel(axes, image, attention, values)
+        axes.set_title(name, fontsize=9)
+        bar = figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.02)
+        bar.ax.tick_params(labelsize=7)
+        bar.set_label("attention of one key", fontsize=7)
+    figure.savefig(file)
+
+
+def _draw_panel(
+    axes: Axes, image: np.ndarray, attention: QueryAttention, values: np.ndarray
+) -> ScalarMappable:
+    """One map (K_h, K_w) over the grey image; returns what a colour bar is of."""
+    height, width = image.shape[:2]
+    grey = image.mean(axis=2)
+    brightest = grey.min() + (np.ptp(grey) + 1) / _SHADE
+    axes.imshow(grey, cmap="gray", vmin=grey.min(), vmax=brightest, extent=(0, width, height, 0))
+    rows, columns = values.shape
+    most = max(values.max(), np.finfo(values.dtype).tiny)
+    opacity = np.where(attention.seen.numpy(), 0.25 + 0.45 * values / most, 0)
+    colors = ScalarMappable(Normalize(0, most), cmap="inferno")
+    axes.imshow(
+        colors.to_rgba(values, alpha=opacity),
+        extent=(0, columns * attention.key_side, rows * attention.key_side, 0),
+        interpolation="nearest",
+    )
+    _outline(axes, _bounds(attention.seen.numpy()) * attention.key_side, "white", 1.2)
+    corner = np.array(attention.query) * attention.query_side
+    _outline(axes, np.concatenate([corner, corner + attention.query_side]), _MARKER, 1.5)
+    y, x = corner + attention.query_side / 2
+    axes.plot(x, y, "+", color=_MARKER, ms=12, mew=1.8)
+    axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    return colors
+
+
+def _bounds(seen: np.ndarray) -> np.ndarray:
+    """(top, left, bottom, right) in keys."""
+    rows, columns = np.nonzero(seen.any(1))[0], np.nonzero(seen.any(0))[0]
+    return np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1])
+
+
+def _outline(axes: Axes, bounds: np.ndarray, color: str, width: float) -> None:
+    top, left, bottom, right = bounds
+    axes.add_patch(
+        Rectangle((left, top), right - left, bottom - top, fill=False, ec=color, lw=width)
+    )

@@ -1,0 +1,210 @@
+"""What is exported runs without this project's code, and is equal to the model.
+
+ONNX Runtime is the judge for ONNX; sizes are no multiples of strides and windows, and weights and
+position tables are random, so that a size taken for granted shows.
+"""
+
+import pytest
+import torch
+from conftest import TINY as TINY_TRAINING
+from detectron2.config import instantiate
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from models import TINY, randomize, relative_error
+from scripts import load_script
+from torch import nn
+
+from mvitv2_det import MViT, MViTFPN, UserError, export, get_config
+from mvitv2_det.attention.position import relative_index
+from mvitv2_det.config import apply_overrides
+from mvitv2_det.export import FeatureMaps, export_model
+
+# Fewer and more windows than the example of 96×128, odd sides, an exact multiple.
+SIZES = [(33, 301), (97, 65), (230, 128), (256, 192)]
+LEVELS = ["scale2", "scale3", "scale4", "scale5"]
+
+
+def pyramid(**changes) -> MViTFPN:
+    """A random tiny MViT with windows of 16 tokens in scale2, and its FPN."""
+    backbone = MViT(**TINY | {"adaptive_window_size": 16} | changes)
+    return randomize(MViTFPN(backbone, LEVELS, 8, top_block=LastLevelMaxPool())).eval()
+
+
+def detector(config: str = "demo") -> nn.Module:
+    """A random tiny detector that finds something in anything."""
+    cfg = apply_overrides(
+        get_config(config),
+        [
+            *TINY_TRAINING,
+            "model.backbone.bottom_up.embed_dim=8",
+            "model.backbone.bottom_up.depth=4",
+            "model.backbone.bottom_up.last_block_indexes=[0,1,2,3]",
+            "model.roi_heads.box_predictor.test_score_thresh=0.0",
+            "model.roi_heads.box_predictor.test_topk_per_image=10",
+        ],
+    )
+    cfg.model.roi_heads.num_classes = 3
+    return randomize(instantiate(cfg.model)).eval()
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def traced_pyramid():
+    """A model, and what both formats are made of, made once: symbolic shapes take their time."""
+    model = pyramid()
+    with torch.no_grad():
+        return model, export._torch_program(FeatureMaps(model), noise(2, 3, 96, 128), True)
+
+
+@pytest.mark.parametrize("format", ["torch_export", "onnx"])
+def test_pyramid_with_dynamic_sizes(format, traced_pyramid, tmp_path, monkeypatch):
+    """Float32, to 1e-4 of the largest value; torch.export gives the very same numbers."""
+    pytest.importorskip("onnxruntime" if format == "onnx" else "torch")
+    model, program = traced_pyramid
+    monkeypatch.setattr(export, "_torch_program", lambda *_: program)
+    file = tmp_path / "pyramid"
+    comparison = export_model(
+        model, file, part="backbone", format=format, image_size=(96, 128), dynamic=True
+    )
+    assert comparison.sizes == [(96, 128), (55, 161), (161, 67)]
+    assert comparison.error <= (1e-4 if format == "onnx" else 1e-6)
+    run = export._READERS[format](file)
+    for batch, size in enumerate(SIZES, start=1):
+        images = noise(batch, 3, *size)
+        with torch.no_grad():
+            expected = model(images)
+        for actual, level in zip(run(images), expected.values(), strict=True):
+            assert actual.shape == level.shape
+            assert relative_error(actual, level) < 1e-4
+
+
+def test_detector_by_torchscript_at_other_sizes(tmp_path):
+    """Another image of the same size, and other sizes, give what eager gives."""
+    model, file = detector(), tmp_path / "detector.pt"
+    comparison = export_model(
+        model, file, part="detector", format="torchscript", image_size=(64, 96), dynamic=True
+    )
+    assert comparison.error <= 1e-6 and comparison.instances == 30
+    traced = torch.jit.load(str(file))
+    for seed, size in enumerate([(64, 96), (75, 130)]):
+        image = 255 * noise(3, *size, seed=seed).sigmoid()
+        with torch.no_grad():
+            (found,) = model([{"image": image}])
+            boxes, classes, scores, masks = traced(image)
+        found = found["instances"]
+        assert relative_error(boxes, found.pred_boxes.tensor) < 1e-6
+        assert torch.equal(classes, found.pred_classes) and torch.equal(scores, found.scores)
+        assert masks.shape == (10, 28, 28)
+
+
+def test_detector_by_onnx(tmp_path):
+    pytest.importorskip("onnxruntime")
+    comparison = export_model(
+        detector(),
+        tmp_path / "detector.onnx",
+        part="detector",
+        format="onnx",
+        image_size=(64, 96),
+        dynamic=True,
+    )
+    assert comparison.sizes[1:] == [(39, 129), (129, 51)]
+    assert comparison.error <= 1e-4 and comparison.instances == 30
+
+
+@pytest.mark.parametrize(
+    ("part", "format", "options", "message"),
+    [
+        ("detector", "torch_export", {}, "export the detector as onnx or torchscript"),
+        ("detector", "torchscript", {}, "MViTFPN without box heads"),
+        ("neck", "onnx", {}, "part must be one of backbone, detector, got 'neck'"),
+        ("backbone", "pickle", {}, "format must be one of torch_export, onnx, torchscript"),
+        ("backbone", "onnx", {"image_size": (32, 64), "dynamic": True}, "at least 64×64"),
+    ],
+)
+def test_what_cannot_be_exported_is_named(part, format, options, message, tmp_path):
+    request = {"part": part, "format": format, "image_size": (64, 64)} | options
+    with pytest.raises(UserError, match=message):
+        export_model(pyramid(), tmp_path / "file", **request)
+
+
+def test_shifted_windows_have_one_size(tmp_path):
+    with pytest.raises(UserError, match="shifted windows cannot be exported with dynamic sizes"):
+        export_model(
+            pyramid(window_layout="shifted", depth=5, last_block_indexes=(1, 2, 3, 4)),
+            tmp_path / "file",
+            part="backbone",
+            format="torchscript",
+            image_size=(64, 64),
+            dynamic=True,
+        )
+
+
+def test_square_padding_has_one_size(tmp_path):
+    model = MViTFPN(MViT(**TINY), LEVELS, 8, square_pad=64)
+    request = {"part": "backbone", "format": "torchscript", "image_size": (64, 64)}
+    with pytest.raises(UserError, match=r"model\.backbone\.square_pad=0"):
+        export_model(model, tmp_path / "file", **request, dynamic=True)
+
+
+def test_missing_packages_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'mvitv2_det\[export\]'"):
+        export_model(
+            pyramid(), tmp_path / "file", part="backbone", format="onnx", image_size=(64, 64)
+        )
+
+
+def test_a_file_that_differs_is_not_kept(tmp_path, monkeypatch):
+    """What Python computes of an image is a constant to the tracer."""
+
+    class OfOneSize(nn.Module):
+        def forward(self, images):
+            return {"map": images * float(images.mean())}
+
+        def output_shape(self):
+            return {"map": None}
+
+    request = {"part": "backbone", "format": "torchscript", "image_size": (8, 8)}
+    with pytest.raises(UserError, match=r"differs from the model by .* on images of 8×8"):
+        export_model(OfOneSize(), tmp_path / "file", **request)
+    assert not list(tmp_path.iterdir())
+
+
+def test_relative_index_as_of_numbers():
+    """The table rows of every query and key, as Python's numbers give them, float32 included."""
+    for queries, keys in [(7, 7), (7, 3), (5, 13), (100, 33), (200, 67), (50, 200), (1, 1)]:
+        step_q, step_k = max(keys / queries, 1.0), max(queries / keys, 1.0)
+        expected = (
+            torch.arange(queries)[:, None] * step_q
+            - torch.arange(keys)[None, :] * step_k
+            + (keys - 1) * step_k
+        ).long()
+        assert torch.equal(relative_index(queries, keys, torch.device("cpu")), expected)
+
+
+def test_command_line(tmp_path, capsys, monkeypatch):
+    script = load_script("tools/export.py")
+    request = [
+        *("--config", "demo", "--weights", "w.pth", "--part", "backbone"),
+        *("--format", "torchscript", "--image-size", "64", "96"),
+    ]
+    model, asked = detector(), {}
+
+    def read_trained(cfg, weights, part):
+        asked.update(weights=weights, part=part)
+        return model
+
+    monkeypatch.setattr(script, "read_trained", read_trained)
+    file = tmp_path / "backbone.pt"
+    assert script.main([*request, "--output", str(file)]) == 0
+    assert asked == {"weights": "w.pth", "part": "backbone."}
+    assert "the backbone as torchscript, largest relative error 0.0e+00" in capsys.readouterr().out
+    assert len(torch.jit.load(str(file))(torch.zeros(1, 3, 64, 96))) == 4  # p2 to p5
+
+    assert script.main([*request, "--output", str(tmp_path / "none" / "b.pt")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+    missing = str(tmp_path / "none.jpg")
+    assert script.main([*request, "--output", str(file), "--check-image", missing]) == 2
+    assert "cannot read image" in capsys.readouterr().err
