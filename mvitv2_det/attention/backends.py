@@ -111,9 +111,7 @@ class Sdpa:
                 pool.run(tensor, *pool.parameters)
                 for tensor, pool in zip((q, k, v), pools, strict=True)
             )
-            z = windowed_sdpa(
-                q, k, v, embeddings, attention.num_heads, attention.scale, *windows
-            )
+            z = windowed_sdpa(q, k, v, embeddings, attention.num_heads, attention.scale, *windows)
             return z + q if attention.residual_pooling else z
 
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():

@@ -162,9 +162,7 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "non
 
 @cache
 def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(
-        torch.ops.mkldnn, "_linear_pointwise"
-    )
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

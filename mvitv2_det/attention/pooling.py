@@ -42,9 +42,7 @@ class _MaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, kernel, stride, padding):
         ctx.shape, ctx.options = x.shape, (kernel, stride, padding)
-        values, places = F.max_pool2d_with_indices(
-            x.permute(0, 3, 1, 2), kernel, stride, padding
-        )
+        values, places = F.max_pool2d_with_indices(x.permute(0, 3, 1, 2), kernel, stride, padding)
         ctx.save_for_backward(places.to(torch.int32))
         return values.permute(0, 2, 3, 1)
 

@@ -125,6 +125,9 @@ class _NormedMlp(torch.autograd.Function):
             grad_x.view(x.shape) if needs_x else None,
             grad if needs_skip else None,
             None,
-            *(g if needed else None for g, needed in zip(parameters, needs_parameters, strict=True)),
+            *(
+                g if needed else None
+                for g, needed in zip(parameters, needs_parameters, strict=True)
+            ),
             None,
         )
