@@ -114,14 +114,14 @@ class _PooledAttention(torch.autograd.Function):
     def forward(ctx, layout, pools, q, k, v, *tensors):
         ctx.layout, ctx.pools = layout, pools
         ctx.save_for_backward(q, k, v, *tensors)
-        embeddings, parameters = _split(tensors)
+        *_, embeddings, parameters = _split((q, k, v, *tensors))
         q, k, v = _pool((q, k, v), pools, parameters)
         return _attend(q, k, v, embeddings, layout)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        maps, (embeddings, parameters) = ctx.saved_tensors[:3], _split(ctx.saved_tensors[3:])
+        *maps, embeddings, parameters = _split(ctx.saved_tensors)
         with torch.enable_grad():
             maps = [tensor.detach().requires_grad_() for tensor in maps]
             parameters = [
@@ -138,9 +138,9 @@ class _PooledAttention(torch.autograd.Function):
         return None, None, *grad_maps, *grad_embeddings, *grad_parameters
 
 
-def _split(tensors: tuple[Tensor | None, ...]) -> tuple[tuple, tuple]:
-    """Embeddings and the pools' parameters; the latter are three each for q, k and v."""
-    return tensors[:-9], tensors[-9:]
+def _split(tensors: tuple[Tensor | None, ...]) -> tuple:
+    """q, k, v, the embeddings, and the pools' parameters: three each for q, k and v."""
+    return *tensors[:3], tensors[3:-9], tensors[-9:]
 
 
 def _pool(maps, pools: tuple[HeadPool, ...], parameters) -> list[Tensor]:

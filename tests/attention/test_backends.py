@@ -82,9 +82,7 @@ def test_equals_the_reference(backend, kind, size):
 @pytest.mark.parametrize("backend", FAST)
 def test_equals_the_reference_in_float64(backend):
     """What is left there is no rounding: 1e-12 on 9×14 tokens."""
-    fast, plain = (
-        attention(name, **KINDS["windows"]).double() for name in (backend, "reference")
-    )
+    fast, plain = (attention(name, **KINDS["windows"]).double() for name in (backend, "reference"))
     x = torch.randn(2, 9, 14, 12, dtype=torch.float64)
     assert_same(outputs_and_gradients(fast, x), outputs_and_gradients(plain, x), 1e-12)
 
@@ -278,5 +276,5 @@ def test_a_named_backend_says_why_it_cannot_run(backend, change, words):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="must be one of auto, .*reference, got 'flash'"):
+    with pytest.raises(ValueError, match=r"must be one of auto, .*reference, got 'flash'"):
         MViT(**TINY, attention_backend="flash")

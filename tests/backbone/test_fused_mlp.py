@@ -12,7 +12,7 @@ from mvitv2_det.backbone import fused_mlp
 from mvitv2_det.backbone.block import MultiScaleBlock
 from mvitv2_det.backbone.schedule import BlockSpec
 
-TOLERANCE = 1e-5  # float32, up to 90 tokens of 12 channels
+TOLERANCE = 1e-4  # float32, up to 90 tokens of 12 channels
 
 
 @pytest.fixture(params=[7, 4096], ids=["many chunks", "one chunk"], autouse=True)
@@ -21,7 +21,7 @@ def _chunk_size(request, monkeypatch):
 
 
 def gradients(output: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    weights = torch.linspace(-1, 1, output.numel()).view(output.shape)
+    weights = torch.arange(output.numel()).cos().view(output.shape)
     return torch.autograd.grad((output * weights).sum(), inputs, retain_graph=True)
 
 
