@@ -12,7 +12,7 @@ from torch import nn
 
 from mvitv2_det import MViT
 from mvitv2_det.attention import MultiScaleAttention, backends
-from mvitv2_det.attention.position import cached_relative_index
+from mvitv2_det.attention.position import relative_index
 from mvitv2_det.attention.sdpa import one_hot_places
 
 FAST = ("strips", "sdpa")
@@ -173,7 +173,7 @@ def test_fewer_bytes_are_kept_for_backward():
 @pytest.mark.parametrize("backend", FAST)
 def test_inference_mode_then_training(backend):
     """Tensors kept from inference can be used in training."""
-    for cached in (cached_relative_index, one_hot_places):
+    for cached in (relative_index, one_hot_places):
         cached.made.clear()
     module, x = attention(backend, **KINDS["global"]), torch.randn(1, 9, 14, 12)
     with torch.inference_mode():
@@ -196,7 +196,7 @@ def test_constants_are_made_once(monkeypatch):
 def test_fake_tensors_are_not_kept():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    for cached in (cached_relative_index, one_hot_places):
+    for cached in (relative_index, one_hot_places):
         cached.made.clear()
     with FakeTensorMode():
         module = MultiScaleAttention(12, 24, 3, table_size=14, attention_backend="sdpa")
