@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .multiscale import MultiScaleAttention
 
 AUTO = "auto"
+REFERENCE = "reference"
 _log = logging.getLogger(__name__)
 
 
@@ -47,7 +48,7 @@ class AttentionBackend(Protocol):
 class Reference:
     """Plain operations, for every module and device."""
 
-    name = "reference"
+    name = REFERENCE
     automatic_on = ("cpu", "cuda", "meta")
 
     def why_not(self, attention: "MultiScaleAttention", x: Tensor) -> str | None:
@@ -95,8 +96,8 @@ class Sdpa:
     def why_not(self, attention: "MultiScaleAttention", x: Tensor) -> str | None:
         if x.is_meta:
             return "operations are counted one by one on the meta device"
-        if torch.jit.is_tracing():
-            return "sizes are written into what is traced"
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            return "what is exported takes images of any size by plain operations alone"
         return _unknown_parts(attention)
 
     def run(self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module) -> Tensor:
@@ -157,13 +158,23 @@ def choose(name: str, attention: "MultiScaleAttention", x: Tensor) -> AttentionB
             if reason is None:
                 return backend
             _log.debug("attention backend %s is not taken: %s", backend.name, reason)
-    return _BACKENDS[Reference.name]
+    return _BACKENDS[REFERENCE]
 
 
 def _unknown_parts(attention: "MultiScaleAttention") -> str | None:
     """Why the fast paths, which take modules apart, cannot compute what this one consists of."""
+    if attention.shift:
+        return "its windows are shifted"
+    if attention.mask_window_padding and attention.window_size:
+        return "the padding of its windows is masked"
+    if attention.rel_pos_terms and attention.rel_pos_kind != "decomposed":
+        return f"its relative positions are {attention.rel_pos_kind}, not decomposed"
+    if attention.rel_pos_terms not in ((), ("q",)):
+        return f"its relative positions are on {', '.join(attention.rel_pos_terms)}, not on q alone"
     for part in ("q", "k", "v"):
         pool, norm = getattr(attention, f"pool_{part}"), getattr(attention, f"norm_{part}")
+        if pool is None:
+            continue
         if type(pool) is not nn.Conv2d or pool.bias is not None:
             return f"pool_{part} must be a convolution without bias, got {type(pool).__name__}"
         if type(norm) is not nn.LayerNorm:

@@ -13,13 +13,13 @@ def cached_per_device(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Keeps what ``build(*sizes, device=…)`` returned last for each of its arguments.
 
     The tensors are made outside of inference mode, so that training can use them too. What is
-    made under compilation or with fake tensors is not kept: it holds no data.
+    made in compilation, in tracing or with fake tensors is not kept: it is a part of a graph.
     """
     made: dict[tuple, Tensor] = {}
 
     @functools.wraps(build)
     def get(*sizes, device: torch.device) -> Tensor:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return build(*sizes, device=device)
         key = (*sizes, device)
         if (found := made.get(key)) is not None:

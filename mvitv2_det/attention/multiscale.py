@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .attend import attend
-from .backends import AUTO, check_name, choose
+from .backends import AUTO, AttentionBackend, check_name, choose
 from .pooling import head_pool, pool_map
 from .position import RELATIVE, TERMS, table_name
 from .windows import WindowGrid, mask_terms
@@ -138,7 +138,15 @@ class MultiScaleAttention(nn.Module):
             ValueError: the backend named cannot run this module, or not here; the message says why.
         """
         norm = nn.Identity() if norm is None else norm
-        return choose(self.attention_backend, self, x).run(self, x, norm)
+        return self.backend(x).run(self, x, norm)
+
+    def backend(self, x: Tensor) -> AttentionBackend:
+        """What computes this module on ``x`` (B, H, W, C_in).
+
+        Raises:
+            ValueError: the backend named cannot run this module, or not here; the message says why.
+        """
+        return choose(self.attention_backend, self, x)
 
     def reference(self, x: Tensor) -> Tensor:
         """As :meth:`forward`, in plain operations: what every backend is compared with."""

@@ -72,7 +72,7 @@ class HeadPool:
         stride, padding: of the convolution.
         eps: of the norm.
         parameters: the convolution's weight and the norm's weight and bias, None where it has
-            none.
+            none; without a convolution's weight nothing is done.
     """
 
     heads: int
@@ -82,14 +82,18 @@ class HeadPool:
     parameters: tuple[Tensor | None, ...] = field(compare=False, repr=False)
 
     @classmethod
-    def of(cls, pool: nn.Conv2d, norm: nn.LayerNorm, heads: int) -> "HeadPool":
-        """What :func:`head_pool` and a norm of its channels do."""
+    def of(cls, pool: nn.Conv2d | None, norm: nn.LayerNorm | None, heads: int) -> "HeadPool":
+        """What :func:`head_pool` and a norm of its channels do, or nothing without them."""
+        if pool is None:
+            return cls(heads, (1, 1), (0, 0), 0.0, (None, None, None))
         return cls(
             heads, pool.stride, pool.padding, norm.eps, (pool.weight, norm.weight, norm.bias)
         )
 
     def output_size(self, size: Sequence[int]) -> tuple[int, int]:
         """Height and width that (H, W) is pooled to."""
+        if self.parameters[0] is None:
+            return tuple(size)
         kernel = self.parameters[0].shape[2:]
         return tuple(
             (side + 2 * padding - across) // stride + 1
@@ -99,9 +103,11 @@ class HeadPool:
         )
 
     def run(
-        self, x: Tensor, weight: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None
+        self, x: Tensor, weight: Tensor | None, norm_weight: Tensor | None, norm_bias: Tensor | None
     ) -> Tensor:
         """(B, H, W, C) to (B, H', W', C), with heads side by side along C."""
+        if weight is None:
+            return x
         weight = weight.repeat(self.heads, 1, 1, 1)
         x = x.permute(0, 3, 1, 2)
         x = F.conv2d(x, weight, None, self.stride, self.padding, groups=x.shape[1])

@@ -9,8 +9,9 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from ..attention import MultiScaleAttention
+from ..attention.backends import REFERENCE
 from ..attention.normed_linear import normed_linear
-from ..attention.pooling import pool_skip_map, skip_pool
+from ..attention.pooling import pool_map, pool_skip_map, skip_pool
 from . import fused_mlp
 from .schedule import BlockSpec
 
@@ -73,6 +74,20 @@ class MultiScaleBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C_in) to (B, H / stride_q, W / stride_q, C_out), sizes rounded up."""
+        is_plain = self.attn.backend(x).name == REFERENCE
+        return self._plain(x) if is_plain else self._fused(x)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        """Plain operations: what the fused ones are compared with."""
+        normed = self.norm1(x)
+        skip = self.proj(normed) if self.widens_in_attention else x
+        x = pool_map(skip, self.pool_skip) + self.drop_path(self.attn(normed))
+        normed = self.norm2(x)
+        skip = self.proj(normed) if self.widens_in_mlp else x
+        return skip + self.drop_path(self.mlp(normed))
+
+    def _fused(self, x: Tensor) -> Tensor:
+        """The same, norms and what follows them in one: little is kept for backward."""
         skip = normed_linear(x, self.norm1, self.proj)[0] if self.widens_in_attention else x
         x = pool_skip_map(skip, self.pool_skip) + self.drop_path(self.attn(x, self.norm1))
         skip = normed_linear(x, self.norm2, self.proj)[0] if self.widens_in_mlp else x

@@ -30,6 +30,9 @@ KINDS = {
     "no bias": {"qkv_bias": False, "window_size": 4},
     "kernel of 5": {"pool_kernel": (5, 5), "stride_kv": 2},
     "kernel of 1": {"pool_kernel": (1, 1), "stride_kv": 2},
+    "no pooling": {"pool_q": False, "pool_kv": False, "residual_pooling": False},
+    "no pooling, windows": {"pool_q": False, "pool_kv": False, "window_size": 4},
+    "no pooling of queries": {"pool_q": False, "window_size": 8, "stride_kv": 2},
 }
 
 
@@ -267,10 +270,22 @@ def test_what_auto_takes(caplog):
             lambda module, x: (setattr(module, "pool_v", nn.MaxPool2d(3)), (module, x))[1],
             "pool_v must be a convolution without bias, got MaxPool2d",
         ),
+        ("sdpa", {"window_size": 4, "shift": 2}, "its windows are shifted"),
+        (
+            "strips",
+            {"window_size": 4, "mask_window_padding": True},
+            "padding of its windows is masked",
+        ),
+        ("strips", {"rel_pos_kind": "joint"}, "positions are joint, not decomposed"),
+        ("sdpa", {"rel_pos_terms": ("q", "k")}, "positions are on q, k, not on q alone"),
     ],
 )
 def test_a_named_backend_says_why_it_cannot_run(backend, change, words):
-    module, x = change(attention(backend), torch.randn(1, 9, 14, 12))
+    x = torch.randn(1, 9, 14, 12)
+    if isinstance(change, dict):
+        module = attention(backend, **change)
+    else:
+        module, x = change(attention(backend), x)
     with pytest.raises(ValueError, match=f"'{backend}' cannot run here: .*{words}"):
         module(x)
 

@@ -12,7 +12,11 @@ from mvitv2_det.attention.position import (
 
 
 def test_distances_of_equal_grids():
-    assert relative_index(3, 3, device=torch.device("cpu")).tolist() == [[2, 1, 0], [3, 2, 1], [4, 3, 2]]
+    assert relative_index(3, 3, device=torch.device("cpu")).tolist() == [
+        [2, 1, 0],
+        [3, 2, 1],
+        [4, 3, 2],
+    ]
 
 
 def test_every_row_of_the_table_is_a_distance():
