@@ -97,6 +97,8 @@ class Sdpa:
             return "operations are counted one by one on the meta device"
         if torch.jit.is_tracing():
             return "sizes are written into what is traced"
+        if x.device.type == "cpu" and torch.compiler.is_compiling():
+            return "compiled for the CPU it fails on the layout of its output"
         return _unknown_parts(attention)
 
     def run(self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module) -> Tensor:
