@@ -158,7 +158,8 @@ def choose(name: str, attention: "MultiScaleAttention", x: Tensor) -> AttentionB
             reason = backend.why_not(attention, x)
             if reason is None:
                 return backend
-            _log.debug("attention backend %s is not taken: %s", backend.name, reason)
+            if not torch.compiler.is_compiling():  # it would break the graph
+                _log.debug("attention backend %s is not taken: %s", backend.name, reason)
     return _BACKENDS[Reference.name]
 
 
