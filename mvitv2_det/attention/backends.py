@@ -98,6 +98,8 @@ class Sdpa:
             return "operations are counted one by one on the meta device"
         if torch.jit.is_tracing() or torch.compiler.is_exporting():
             return "what is exported takes images of any size by plain operations alone"
+        if x.device.type == "cpu" and torch.compiler.is_compiling():
+            return "compiled for the CPU it fails on the layout of its output"
         return _unknown_parts(attention)
 
     def run(self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module) -> Tensor:
@@ -157,7 +159,8 @@ def choose(name: str, attention: "MultiScaleAttention", x: Tensor) -> AttentionB
             reason = backend.why_not(attention, x)
             if reason is None:
                 return backend
-            _log.debug("attention backend %s is not taken: %s", backend.name, reason)
+            if not torch.compiler.is_compiling():  # it would break the graph
+                _log.debug("attention backend %s is not taken: %s", backend.name, reason)
     return _BACKENDS[REFERENCE]
 
 

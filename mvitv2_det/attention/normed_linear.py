@@ -42,7 +42,7 @@ def normed_linear(x: Tensor, norm: nn.Module, linear: nn.Linear, parts: int = 1)
     Returns:
         ``parts`` tensors (…, O / parts).
     """
-    if not _can_fuse(x, norm):
+    if why_not(x, norm):
         return list(linear(norm(x)).chunk(parts, dim=-1))
     return list(
         _NormedLinear.apply(
@@ -51,12 +51,17 @@ def normed_linear(x: Tensor, norm: nn.Module, linear: nn.Linear, parts: int = 1)
     )
 
 
-def _can_fuse(x: Tensor, norm: nn.Module) -> bool:
-    return (
-        type(norm) is nn.LayerNorm
-        and len(norm.normalized_shape) == 1
-        and not torch.compiler.is_compiling()
-    )
+def why_not(x: Tensor, norm: nn.Module) -> str | None:
+    """Why ``norm`` cannot be fused with what follows it; None where it can."""
+    if torch.compiler.is_compiling():
+        return "the compiler fuses by itself"
+    if torch.jit.is_tracing():
+        return "its own gradients cannot be exported"
+    if x.is_meta:
+        return "operations are counted one by one on the meta device"
+    if type(norm) is not nn.LayerNorm or len(norm.normalized_shape) != 1:
+        return f"the norm must be a LayerNorm of channels, got {type(norm).__name__}"
+    return None
 
 
 class _NormedLinear(torch.autograd.Function):
@@ -150,7 +155,8 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "non
     Args:
         activation: ``none``, ``gelu`` or ``gelu_tanh``.
     """
-    if _has_onednn() and x.device.type == "cpu" and x.dtype == torch.float32:
+    plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32
+    if plain and _has_onednn():
         kind, _, algorithm = activation.partition("_")
         options = ([], algorithm or "none") if kind == "gelu" else ([], "")
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, kind, *options)

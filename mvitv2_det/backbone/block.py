@@ -1,4 +1,4 @@
-"""One transformer block.
+"""One transformer block of MViT.
 
 Axes: B images, H × W tokens, C channels.
 """
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from ..attention import MultiScaleAttention
 from ..attention.backends import REFERENCE
 from ..attention.normed_linear import normed_linear
+from ..attention.normed_linear import why_not as normed_linear_why_not
 from ..attention.pooling import pool_map, pool_skip_map, skip_pool
-from . import fused_mlp
+from .fused_mlp import normed_mlp
+from .fused_mlp import why_not as normed_mlp_why_not
 from .schedule import BlockSpec
 
 
@@ -51,9 +53,6 @@ class MultiScaleBlock(nn.Module):
             stride_q=spec.stride_q,
             stride_kv=spec.stride_kv,
             window_size=spec.window_size,
-            shift=spec.shift,
-            pool_q=spec.pool_q,
-            pool_kv=spec.pool_kv,
             table_size=spec.table_size,
             **attention_options,
         )
@@ -74,11 +73,9 @@ class MultiScaleBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C_in) to (B, H / stride_q, W / stride_q, C_out), sizes rounded up."""
-        is_plain = self.attn.backend(x).name == REFERENCE
-        return self._plain(x) if is_plain else self._fused(x)
+        return self._reference(x) if self._why_not_fused(x) else self._fused(x)
 
-    def _plain(self, x: Tensor) -> Tensor:
-        """Plain operations: what the fused ones are compared with."""
+    def _reference(self, x: Tensor) -> Tensor:
         normed = self.norm1(x)
         skip = self.proj(normed) if self.widens_in_attention else x
         x = pool_map(skip, self.pool_skip) + self.drop_path(self.attn(normed))
@@ -87,13 +84,16 @@ class MultiScaleBlock(nn.Module):
         return skip + self.drop_path(self.mlp(normed))
 
     def _fused(self, x: Tensor) -> Tensor:
-        """The same, norms and what follows them in one: little is kept for backward."""
+        """As :meth:`_reference`; norms, and what else is cheap, are computed again in backward."""
         skip = normed_linear(x, self.norm1, self.proj)[0] if self.widens_in_attention else x
         x = pool_skip_map(skip, self.pool_skip) + self.drop_path(self.attn(x, self.norm1))
         skip = normed_linear(x, self.norm2, self.proj)[0] if self.widens_in_mlp else x
-        if fused_mlp.why_not(x, self.norm2, self.mlp):
-            return skip + self.drop_path(self.mlp(self.norm2(x)))
-        return fused_mlp.normed_mlp(x, self.norm2, self.mlp, skip, self._path_scale(x))
+        return normed_mlp(x, self.norm2, self.mlp, skip, self._path_scale(x))
+
+    def _why_not_fused(self, x: Tensor) -> str | None:
+        if self.attn.attention_backend == REFERENCE:
+            return "the reference is asked for"
+        return normed_linear_why_not(x, self.norm1) or normed_mlp_why_not(x, self.norm2, self.mlp)
 
     def _path_scale(self, x: Tensor) -> Tensor | None:
         """What stochastic depth scales each image's path by, (B, 1, 1, 1); None for 1."""

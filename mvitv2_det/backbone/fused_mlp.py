@@ -12,6 +12,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..attention import normed_linear
 from ..attention.normed_linear import (
     NormGradient,
     add_product,
@@ -24,12 +25,8 @@ from ..attention.normed_linear import (
 
 def why_not(x: Tensor, norm: nn.Module, mlp: Mlp) -> str | None:
     """Why :func:`normed_mlp` cannot run these modules; None where it can."""
-    if torch.compiler.is_compiling():
-        return "the compiler fuses by itself"
-    if x.is_meta:
-        return "operations are counted one by one on the meta device"
-    if type(norm) is not nn.LayerNorm or len(norm.normalized_shape) != 1:
-        return f"the norm must be a LayerNorm, got {type(norm).__name__}"
+    if reason := normed_linear.why_not(x, norm):
+        return reason
     if type(mlp.act) is not nn.GELU:
         return f"the activation must be a GELU, got {type(mlp.act).__name__}"
     return None

@@ -76,7 +76,7 @@ def test_frozen_parts_get_no_gradient(frozen):
 @pytest.mark.parametrize(
     ("norm", "act", "words"),
     [
-        (nn.Identity(), nn.GELU, "must be a LayerNorm, got Identity"),
+        (nn.Identity(), nn.GELU, "must be a LayerNorm of channels, got Identity"),
         (nn.LayerNorm(12), nn.ReLU, "must be a GELU, got ReLU"),
     ],
 )
