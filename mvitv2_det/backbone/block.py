@@ -1,4 +1,4 @@
-"""One transformer block of MViT.
+"""One transformer block.
 
 Axes: B images, H × W tokens, C channels.
 """
@@ -53,6 +53,9 @@ class MultiScaleBlock(nn.Module):
             stride_q=spec.stride_q,
             stride_kv=spec.stride_kv,
             window_size=spec.window_size,
+            shift=spec.shift,
+            pool_q=spec.pool_q,
+            pool_kv=spec.pool_kv,
             table_size=spec.table_size,
             **attention_options,
         )
