@@ -173,8 +173,12 @@ def _on_meta(cfg_or_model: DictConfig | nn.Module) -> nn.Module:
         call = cfg_or_model if "_target_" in cfg_or_model else cfg_or_model.get("model")
         if not isinstance(call, DictConfig) or "_target_" not in call:
             raise UserError("the config has no model to count the costs of")
-        with torch.device("meta"):
-            return instantiate(call).eval()
+        try:
+            with torch.device("meta"):
+                return instantiate(call).eval()
+        except RuntimeError:
+            # Detectron2's Swin reads values while it is built.
+            return _on_meta(instantiate(call))
     weights = chain(cfg_or_model.parameters(), cfg_or_model.buffers())
     # deepcopy leaves out what it finds copied already: no second set of weights is made.
     copied = {id(weight): torch.empty_like(weight, device="meta") for weight in weights}

@@ -1,0 +1,5 @@
+"""MViTv2-S with K/V stride 8 on ImageNet-1K. Published: 83.2 % top-1 (Table 4a)."""
+
+from .s_pooling import model
+
+model.backbone.adaptive_kv_stride = 8

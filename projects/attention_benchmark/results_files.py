@@ -1,0 +1,202 @@
+"""Writes what was measured as CSV and Markdown, beside what the paper says."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tabulate import tabulate
+
+from mvitv2_det.measure import GIB, OutOfMemory, Spread, Timing
+from projects.attention_benchmark.measurement import Measured
+from projects.attention_benchmark.tables import OUT_OF_MEMORY, Row, Table
+
+Cell = str | float | None
+# Kinds of costs whose absolute values depend on the machine, or on the size of the images.
+KINDS = ("train", "test", "memory", "saved")
+# What is kept for backward stands beside the paper's peak memory, most of which it is there.
+PAPER_NAMES = {"saved": "memory"}
+MEMORIES = ("memory", "saved")
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A row's speed or memory over that of the default row.
+
+    Attributes:
+        measured: with its spread over the rounds; None where it was not measured, and
+            ``"OOM"`` where it or the default row did not fit.
+        paper: the same ratio of the paper's numbers.
+    """
+
+    measured: Spread | str | None
+    paper: float | str | None
+
+
+def ratio(kind: str, result: Measured, default: Measured) -> Ratio:
+    """Of one of ``KINDS``; above 1 is faster, or more memory."""
+    own, base = getattr(result, kind), getattr(default, kind)
+    measured = None
+    if isinstance(own, OutOfMemory) or isinstance(base, OutOfMemory):
+        measured = OUT_OF_MEMORY
+    elif isinstance(own, Timing) and isinstance(base, Timing):
+        measured = own.speed_over(base)
+    elif own is not None and base is not None:
+        measured = Spread.of([own / base])
+    return Ratio(measured, _paper_ratio(kind, result.row, default.row))
+
+
+def _paper_ratio(kind: str, row: Row, default: Row) -> float | str | None:
+    name = PAPER_NAMES.get(kind, kind)
+    own, base = row.paper.get(name), default.paper.get(name)
+    if own == OUT_OF_MEMORY:
+        return OUT_OF_MEMORY
+    return None if own is None or base is None else own / base
+
+
+def default_of(results: Sequence[Measured]) -> Measured:
+    """The result that the others are compared with."""
+    return next(result for result in results if result.row.is_default)
+
+
+def records(results: Sequence[Measured]) -> list[dict[str, Cell]]:
+    """One flat record per row, with all that is known, for the CSV."""
+    default = default_of(results)
+    made = []
+    for result in results:
+        row = result.row
+        record: dict[str, Cell] = {
+            "row": row.name,
+            "config": row.config,
+            "attention_backend": result.backend,
+            "paper_accuracy": row.paper.get("accuracy"),
+            "parameters_M": round(result.cost.million_parameters, 3),
+            "paper_parameters_M": row.paper.get("params"),
+            "multiply_adds_G": round(result.cost.giga, 3),
+            "paper_multiply_adds_G": row.paper.get("giga"),
+        }
+        for kind in KINDS:
+            record |= _absolute(kind, getattr(result, kind))
+            record |= _relative(kind, ratio(kind, result, default))
+        made.append(record | {"note": row.note})
+    return made
+
+
+def _absolute(kind: str, value: Timing | int | OutOfMemory | None) -> dict[str, Cell]:
+    if kind in MEMORIES:
+        number = round(value / GIB, 4) if isinstance(value, int) else _word(value)
+        return {f"{kind}_GiB": number}
+    parts = ("median", "lower", "upper")
+    names = [f"{kind}_seconds_{part}" for part in parts]
+    if not isinstance(value, Timing):
+        return dict.fromkeys(names, _word(value))
+    return {
+        name: round(getattr(value.spread, part), 5) for name, part in zip(names, parts, strict=True)
+    }
+
+
+def _relative(kind: str, compared: Ratio) -> dict[str, Cell]:
+    name = f"{kind}_ratio" if kind in MEMORIES else f"{kind}_speed_ratio"
+    parts = {"": "median"}
+    if kind not in MEMORIES:
+        parts |= {"_lower": "lower", "_upper": "upper"}
+    measured = compared.measured
+    cells: dict[str, Cell] = {
+        name + ending: round(getattr(measured, part), 4)
+        if isinstance(measured, Spread)
+        else measured
+        for ending, part in parts.items()
+    }
+    paper = compared.paper
+    return cells | {f"paper_{name}": round(paper, 4) if isinstance(paper, float) else paper}
+
+
+def _word(value: OutOfMemory | None) -> str | None:
+    return OUT_OF_MEMORY if isinstance(value, OutOfMemory) else None
+
+
+def markdown(table: Table, results: Sequence[Measured], head: Mapping[str, str]) -> str:
+    """The table for readers: measured beside the paper's, ratios to the default row."""
+    default = default_of(results)
+    columns: dict[str, list[str]] = {
+        "row": [
+            f"**{result.row.name}**" if result.row.is_default else result.row.name
+            for result in results
+        ],
+        f"{table.accuracy_name}, paper": _shown(results, "accuracy", 1),
+        "params (M)": [f"{result.cost.million_parameters:.1f}" for result in results],
+        "paper (M)": _shown(results, "params", 0),
+        "multiply-adds (G)": [f"{result.cost.giga:.2f}" for result in results],
+        "paper (G)": _shown(results, "giga", 1),
+    }
+    headings = {
+        "train": ("train (it/s)", "speed"),
+        "test": ("test (im/s)", "speed"),
+        "memory": ("peak memory (GiB)", "memory"),
+        "saved": ("kept for backward (GiB)", "memory"),
+    }
+    batch = int(head.get("batch", "1"))
+    for kind, (heading, what) in headings.items():
+        compared = [ratio(kind, result, default) for result in results]
+        columns[heading] = [_amount(kind, getattr(result, kind), batch) for result in results]
+        columns[f"{kind}: {what} ×"] = [_times(c.measured) for c in compared]
+        if kind not in PAPER_NAMES and any(columns[heading]):
+            columns[f"{kind}: paper ×"] = [_times(c.paper) for c in compared]
+    columns["backend"] = [result.backend for result in results]
+    columns = {name: cells for name, cells in columns.items() if any(cells)}
+    lines = [f"# {table.title}", ""]
+    lines += [f"- {name}: {text}" for name, text in head.items()]
+    lines += ["", tabulate(columns, headers="keys", tablefmt="github", disable_numparse=True), ""]
+    lines += [_explanation(table, columns), ""]
+    lines += [f"- {result.row.name}: {result.row.note}" for result in results if result.row.note]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _explanation(table: Table, columns: Mapping[str, list[str]]) -> str:
+    text = (
+        "Multiply-adds and parameters are counted at the paper's protocol; accuracies are the "
+        "paper's, none was measured here."
+    )
+    if any("×" in name for name in columns):
+        text += (
+            f" × is over the row in bold, {table.default.name}: above 1 is faster, or more "
+            f"memory; median of the rounds, with quartiles. The paper's are from V100 GPUs."
+        )
+    return text
+
+
+def _shown(results: Sequence[Measured], name: str, digits: int) -> list[str]:
+    numbers = [result.row.paper.get(name) for result in results]
+    return ["" if number is None else f"{number:.{digits}f}" for number in numbers]
+
+
+def _amount(kind: str, value: Timing | int | OutOfMemory | None, batch: int) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, OutOfMemory):
+        return "out of memory"
+    if kind in MEMORIES:
+        return f"{value / GIB:.2f}"
+    return f"{(batch if kind == 'test' else 1) / value.spread.median:.3g}"
+
+
+def _times(value: Spread | float | str | None) -> str:
+    if value is None:
+        return ""
+    if value == OUT_OF_MEMORY:
+        return "out of memory"
+    if not isinstance(value, Spread):
+        return f"{value:.2f}"
+    if value.lower == value.upper:
+        return f"{value.median:.2f}"
+    return f"{value.median:.2f} ({value.lower:.2f} to {value.upper:.2f})"
+
+
+def write_csv(results: Sequence[Measured], head: Mapping[str, str], file: Path) -> None:
+    """The records, under lines of comment that hold the head."""
+    made = records(results)
+    with open(file, "w", encoding="utf-8", newline="") as out:
+        out.writelines(f"# {name}: {text}\n" for name, text in head.items())
+        writer = csv.DictWriter(out, list(made[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(made)

@@ -1,0 +1,161 @@
+#!/usr/bin/env python3
+"""Measures the rows of the paper's comparisons, and puts them beside what the paper says.
+
+    python projects/attention_benchmark/run.py --table 4b --count-only
+    python projects/attention_benchmark/run.py --table 4b --image-size 448 448
+    python projects/attention_benchmark/run.py --all --device cuda --batch 2 --precision bf16
+
+Counts parameters and multiply-adds at the paper's protocol, and measures training iterations/s,
+test images/s and peak training memory of the rows in turns. Writes a CSV, a Markdown table and a
+picture for each table. A row that runs out of memory is reported so, and the others go on.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for projects and mvitv2_det
+
+import torch
+
+from mvitv2_det.costs import IMAGE_SIZE
+from mvitv2_det.errors import UserError, one_line
+from mvitv2_det.measure import GIB, command_line, describe_machine, limited_memory
+from projects.attention_benchmark.measurement import CLASSIFICATION_SIZE, measure
+from projects.attention_benchmark.plots import draw
+from projects.attention_benchmark.results_files import markdown, write_csv
+from projects.attention_benchmark.tables import Table, read_tables
+from projects.attention_benchmark.workloads import DTYPES, Settings
+
+SCRIPT = "projects/attention_benchmark/run.py"
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--table", metavar="NUMBER", help="of the paper: 4a, 4b, 5a, 6, …")
+    which.add_argument("--all", action="store_true", help="every table")
+    parser.add_argument("--task", choices=("detection", "classification"), help="one alone")
+    parser.add_argument("--count-only", action="store_true", help="measure nothing, count alone")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=_default_device())
+    parser.add_argument("--batch", type=int, default=1, help="images (default: 1)")
+    parser.add_argument(
+        "--image-size", nargs=2, type=int, default=IMAGE_SIZE, metavar=("HEIGHT", "WIDTH"),
+        help="of detection (default: 800 1280); classification has 224 224",
+    )  # fmt: skip
+    parser.add_argument("--precision", choices=tuple(DTYPES), default="fp32")
+    parser.add_argument("--threads", type=int, help="of a CPU (default: one for each core)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each row (default: 5)")
+    parser.add_argument(
+        "--iterations", type=int, help="timed in each turn (default: 1 on a CPU, 10 on a GPU)"
+    )
+    parser.add_argument(
+        "--memory-limit", type=float, metavar="GIB",
+        help="beyond which a row counts as out of memory (default: 0.9 of what is free on a "
+        "CPU, all that a GPU has)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", type=Path, help="folder of the results (default: results/ here)"
+    )
+    return parser.parse_args(arguments)
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuses what cannot be measured.
+
+    Raises:
+        UserError: an option does not fit this machine or the others.
+    """
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine has no GPU that torch can use; give cpu")
+    if args.device == "cpu" and args.precision == "fp16":
+        raise UserError("--precision fp16 needs a GPU: a CPU measures fp32 or bf16")
+    for name in ("batch", "rounds", "iterations", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, got {value}")
+    if min(args.image_size) < 32:
+        raise UserError(f"--image-size must be at least 32 32, got {args.image_size}")
+    if args.memory_limit is not None and args.memory_limit <= 0:
+        raise UserError(f"--memory-limit must be positive, got {args.memory_limit}")
+
+
+def settings_of(args: argparse.Namespace, table: Table) -> Settings | None:
+    """What to measure the table at; None: nothing."""
+    if args.count_only:
+        return None
+    size = CLASSIFICATION_SIZE if table.task == "classification" else tuple(args.image_size)
+    return Settings(args.device, args.batch, size, args.precision)
+
+
+def head_of(settings: Settings | None, args: argparse.Namespace, command: str) -> dict[str, str]:
+    """What stands above a result."""
+    if settings is None:
+        return {"command": command}
+    height, width = settings.image_size
+    return {
+        **describe_machine(settings.device),
+        "command": command,
+        "images": f"{height}×{width}",
+        "batch": str(settings.batch),
+        "precision": settings.precision,
+        "rounds": str(args.rounds),
+    }
+
+
+def run(args: argparse.Namespace, command: str) -> None:
+    """Counts, measures and writes every table that was asked for."""
+    check(args)
+    tables = read_tables(args.table, args.task)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    output = args.output or RESULTS / _kind(args)
+    output.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    limit = None if args.memory_limit is None else int(args.memory_limit * GIB)
+    for table in tables:
+        settings = settings_of(args, table)
+        with limited_memory(args.device, limit):
+            results = measure(table, settings, args.rounds, args.iterations, _report(start))
+        head = head_of(settings, args, command)
+        text = markdown(table, results, head)
+        (output / f"{table.slug}.md").write_text(text, encoding="utf-8")
+        write_csv(results, head, output / f"{table.slug}.csv")
+        draw(table, results, head, output / f"{table.slug}.png")
+        print(f"\n{text}\nwritten: {table.slug}.md, .csv and .png in {output}\n", flush=True)
+
+
+def _kind(args: argparse.Namespace) -> str:
+    return "counts" if args.count_only else args.device
+
+
+def _report(start: float):
+    def report(line: str) -> None:
+        print(f"[{time.perf_counter() - start:6.0f} s] {line}", flush=True)
+
+    return report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit status, 2 where the user has something to put right."""
+    args = parse(arguments)
+    command = command_line(SCRIPT, sys.argv[1:] if arguments is None else arguments)
+    try:
+        run(args, command)
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""The rows of the paper's tables: their numbers, from paper.csv, and their configs.
+
+Columns of paper.csv: box AP on COCO or top-1 accuracy on ImageNet-1K in percent (``accuracy``), 10⁶
+parameters, 10⁹ multiply-adds (``giga``), training iterations/s, test images/s, GB of peak training
+memory (V100), and what of it cannot be reproduced (``note``).
+"""
+
+import csv
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from mvitv2_det import UserError, get_config
+from mvitv2_det.config import config_files, load_config
+from projects.attention_benchmark.classifier import classifier_of
+
+FOLDER = Path(__file__).parent
+NUMBERS = ("accuracy", "params", "giga", "train", "test", "memory")
+OUT_OF_MEMORY = "OOM"
+
+TITLES = {
+    "4a": "Attention mechanisms, ImageNet-1K",
+    "4b": "Attention mechanisms, COCO",
+    "5a": "MViTv1 and MViTv2, COCO",
+    "6": "Positions",
+    "7": "Residual pooling",
+    "8": "Swin and MViTv2",
+    "9": "Single scale and feature pyramid",
+    "A.4": "Relative positions on q, k and v",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        name: of the row.
+        config: of the detector, for :func:`mvitv2_det.get_config`, or a file of ``configs/`` here.
+        is_default: whether the paper prints it in gray: ratios are to this row.
+        paper: what the paper says, by the names of ``NUMBERS``; ``"OOM"`` stands for out of
+            memory, and what it leaves out is missing.
+        note: what of it cannot be reproduced, and why.
+    """
+
+    name: str
+    config: str
+    is_default: bool
+    paper: dict[str, float | str]
+    note: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a table that were measured on one task.
+
+    Attributes:
+        number: in the paper.
+        task: ``"detection"`` on COCO or ``"classification"`` on ImageNet-1K.
+    """
+
+    number: str
+    task: str
+    rows: tuple[Row, ...]
+
+    @cached_property
+    def default(self) -> Row:
+        """The row that ratios are to."""
+        (row,) = (row for row in self.rows if row.is_default)
+        return row
+
+    @property
+    def accuracy_name(self) -> str:
+        """Of the paper's accuracies."""
+        return "box AP" if self.task == "detection" else "top-1 (%)"
+
+    @property
+    def title(self) -> str:
+        """For the head of a result."""
+        task = "Mask R-CNN" if self.task == "detection" else "classification"
+        return f"Table {self.number}: {TITLES[self.number]} ({task})"
+
+    @property
+    def slug(self) -> str:
+        """For names of files."""
+        return f"table_{self.number.lower().replace('.', '')}_{self.task}"
+
+
+def read_tables(number: str | None = None, task: str | None = None) -> list[Table]:
+    """The tables of a number and task; of all numbers and both tasks by default.
+
+    Raises:
+        UserError: there is no such table.
+    """
+    rows: dict[tuple[str, str], list[Row]] = {}
+    with open(FOLDER / "paper.csv", encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            rows.setdefault((line["table"], line["task"]), []).append(_row(line))
+    numbers = sorted({table for table, its_task in rows if task in (None, its_task)})
+    if number is not None and number not in numbers:
+        of_task = f" with rows of {task}" if task else ""
+        raise UserError(f"there is no table {number!r}{of_task}; there are {', '.join(numbers)}")
+    return [
+        Table(table, its_task, tuple(of_table))
+        for (table, its_task), of_table in rows.items()
+        if number in (None, table) and task in (None, its_task)
+    ]
+
+
+def _row(line: dict[str, str]) -> Row:
+    numbers = {name: line[name] for name in NUMBERS if line[name]}
+    return Row(
+        name=line["row"],
+        config=line["config"],
+        is_default=line["default"] == "yes",
+        paper={
+            name: text if text == OUT_OF_MEMORY else float(text) for name, text in numbers.items()
+        },
+        note=line["note"],
+    )
+
+
+def model_of(row: Row, task: str) -> DictConfig:
+    """The LazyCall of the row's detector, or of its backbone as a classifier."""
+    if row.config not in config_files():
+        return load_config(str(FOLDER / "configs" / f"{row.config}.py")).model
+    model = get_config(row.config).model
+    return model if task == "detection" else classifier_of(model.backbone.bottom_up)
