@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for projects and
 
 import torch
 
+from mvitv2_det.attention import backends
 from mvitv2_det.costs import IMAGE_SIZE
 from mvitv2_det.errors import UserError, one_line
 from mvitv2_det.measure import GIB, command_line, describe_machine, limited_memory
@@ -49,6 +50,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="of detection (default: 800 1280); classification has 224 224",
     )  # fmt: skip
     parser.add_argument("--precision", choices=tuple(DTYPES), default="fp32")
+    parser.add_argument(
+        "--backend", choices=backends.names(), default=backends.REFERENCE,
+        help="what computes attention, of all rows (default: reference)",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, help="of a CPU (default: one for each core)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each row (default: 5)")
     parser.add_argument(
@@ -94,7 +99,7 @@ def settings_of(args: argparse.Namespace, table: Table) -> Settings | None:
     if args.count_only:
         return None
     size = CLASSIFICATION_SIZE if table.task == "classification" else tuple(args.image_size)
-    return Settings(args.device, args.batch, size, args.precision)
+    return Settings(args.device, args.batch, size, args.precision, args.backend)
 
 
 def head_of(settings: Settings | None, args: argparse.Namespace, command: str) -> dict[str, str]:

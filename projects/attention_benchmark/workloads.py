@@ -20,6 +20,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from mvitv2_det import get_config
+from mvitv2_det.attention import MultiScaleAttention
+from mvitv2_det.attention.backends import REFERENCE
 from mvitv2_det.costs import DETECTIONS, IMAGE_SIZE, PROPOSALS
 from mvitv2_det.measure import Step, saved_for_backward
 
@@ -41,12 +43,15 @@ class Settings:
         batch: images in a training step and in an inference.
         image_size: (H, W) in pixels.
         precision: one of ``DTYPES``: float32, or autocast to one of the others.
+        backend: what computes attention; the same for all rows, so that the attention kinds are
+            compared and not their programs. ``"auto"`` takes the fastest for each.
     """
 
     device: str
     batch: int
     image_size: tuple[int, int]
     precision: str
+    backend: str = REFERENCE
 
     @property
     def region_scale(self) -> float:
@@ -86,6 +91,9 @@ class Workload:
             labels = torch.arange(settings.batch, device=settings.device) % NUM_CLASSES
             self.compute_loss = lambda: F.cross_entropy(self.model(images), labels)
             self.infer = lambda: self.model(images)
+        for module in self.model.modules():
+            if isinstance(module, MultiScaleAttention):
+                module.attention_backend = settings.backend
 
     @contextmanager
     def training(self) -> Iterator[Step]:

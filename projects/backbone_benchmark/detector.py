@@ -1,0 +1,166 @@
+"""The whole Mask R-CNN: images a second with Detectron2's backbone and with ours, and a profile."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from detectron2.config import instantiate
+from detectron2.modeling import MViT as Detectron2MViT
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from mvitv2_det import get_config
+from mvitv2_det.measure import Timing, interleave, resident
+from projects.backbone_benchmark.networks import Setting
+
+OBJECTS = 7
+# Our backbone's keywords that Detectron2's has not.
+OURS_ALONE = ("attention_backend",)
+
+
+@dataclass(frozen=True)
+class Detector:
+    """Seconds of a Mask R-CNN, and where they go: percent of each part, by its name."""
+
+    setting: Setting
+    network: str
+    inference: Timing
+    training: Timing
+    parts: dict[str, float]
+
+
+def build(setting: Setting, backbone: type[nn.Module] | None = None) -> nn.Module:
+    """The published Mask R-CNN of the size; with another class of backbone."""
+    call = get_config(f"mask_rcnn_mvitv2_{setting.variant.lower()}_3x").model
+    call.roi_heads.box_predictor.test_score_thresh = 0.0  # random weights are sure of nothing
+    call.backbone.bottom_up.drop_path_rate = 0.0
+    if backbone is not None:
+        call.backbone.bottom_up._target_ = backbone
+    torch.manual_seed(0)
+    return instantiate(call).to(setting.device)
+
+
+def inputs(setting: Setting) -> list[dict]:
+    """Images of noise with seven objects each."""
+    height, width = setting.size
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for image in setting.images():
+        corner = torch.rand(OBJECTS, 2, generator=generator) * torch.tensor([width, height]) * 0.6
+        side = 20 + torch.rand(OBJECTS, 2, generator=generator) * min(height, width) * 0.3
+        boxes = torch.cat((corner, corner + side), dim=1)
+        instances = Instances(setting.size)
+        instances.gt_boxes = Boxes(boxes)
+        instances.gt_classes = torch.arange(OBJECTS)
+        instances.gt_masks = BitMasks(_filled(boxes, setting.size))
+        made.append(
+            {
+                "image": (image.cpu() * 50 + 120).clamp(0, 255),
+                "instances": instances,
+                "height": height,
+                "width": width,
+            }
+        )
+    return made
+
+
+def _filled(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
+    for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
+        mask[top:bottom, left:right] = True
+    return masks
+
+
+def inference(model: nn.Module, setting: Setting) -> Callable[[], object]:
+    """Images to detections."""
+    batch = inputs(setting)
+
+    def step() -> object:
+        model.eval()
+        with torch.inference_mode(), setting.autocast():
+            return model(batch)
+
+    return step
+
+
+def training(model: nn.Module, setting: Setting) -> Callable[[], None]:
+    """Losses and gradients."""
+    batch = inputs(setting)
+
+    def step() -> None:
+        model.train()
+        with EventStorage(), setting.autocast():
+            losses = model(batch)
+        sum(losses.values()).backward()
+        model.zero_grad(set_to_none=True)
+
+    return step
+
+
+def measure(setting: Setting, rounds: int, report: Callable[[str], None] = print) -> list[Detector]:
+    """Both detectors in turns."""
+    models = {"Detectron2": build(setting, Detectron2MViT), "ours": build(setting)}
+    models["ours"].load_state_dict(models["Detectron2"].state_dict())
+    times = {}
+    for kind, make in (("inference", inference), ("training", training)):
+        tasks = {name: resident(make(model, setting)) for name, model in models.items()}
+        times[kind] = interleave(
+            tasks,
+            rounds=rounds,
+            device=setting.device,
+            progress=lambda line, kind=kind: report(f"detector {setting.name} {kind} {line}"),
+        )
+    return [
+        Detector(
+            setting,
+            name,
+            times["inference"][name],
+            times["training"][name],
+            shares(model, setting),
+        )
+        for name, model in models.items()
+    ]
+
+
+def shares(model: nn.Module, setting: Setting) -> dict[str, float]:
+    """Percent of inference that each part of the detector takes, by the profiler."""
+    parts = {
+        "backbone": model.backbone.bottom_up,
+        "backbone and FPN": model.backbone,
+        "proposals": model.proposal_generator,
+        "box and mask heads": model.roi_heads,
+    }
+    handles = [handle for name, part in parts.items() for handle in _labelled(name, part)]
+    step = inference(model, setting)
+    step()
+    activities = [ProfilerActivity.CPU]
+    with profile(activities=activities) as profiler, torch.profiler.record_function("detector"):
+        step()
+        if setting.device == "cuda":
+            torch.cuda.synchronize()
+    for handle in handles:
+        handle.remove()
+    took = {event.key: event.cpu_time_total for event in profiler.key_averages()}
+    percent = {name: 100 * took[name] / took["detector"] for name in parts}
+    percent["FPN"] = percent.pop("backbone and FPN") - percent["backbone"]
+    percent["rest"] = 100 - sum(percent.values())
+    return percent
+
+
+def _labelled(name: str, module: nn.Module) -> list:
+    """Puts a module's forward pass into the profile under a name."""
+    open_ranges = []
+
+    def begin(module: nn.Module, _) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        open_ranges.append(torch.profiler.record_function(name).__enter__())
+
+    def end(*_) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        open_ranges.pop().__exit__(None, None, None)
+
+    return [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]

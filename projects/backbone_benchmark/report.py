@@ -1,0 +1,265 @@
+"""Writes what was measured: CSV and Markdown of every part, and the pictures."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from tabulate import tabulate
+
+from mvitv2_det.measure import GIB, OutOfMemory, Spread, Timing
+from projects.backbone_benchmark import scaling, speed
+from projects.backbone_benchmark.compiling import Compiled
+from projects.backbone_benchmark.detector import Detector
+from projects.backbone_benchmark.loss_curves import Curves
+from projects.backbone_benchmark.scaling import Point
+from projects.backbone_benchmark.speed import Result
+from projects.backbone_benchmark.stages import Stage
+
+Table = list[dict[str, object]]
+OURS_COLOUR, OTHER_COLOUR, THIRD_COLOUR = "tab:blue", "tab:gray", "tab:orange"
+
+
+def write(
+    folder: Path, name: str, title: str, head: Mapping[str, str], table: Table, *notes: str
+) -> None:
+    """``name.csv`` and ``name.md``, each with what it was measured on."""
+    with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+        for key, value in head.items():
+            file.write(f"# {key}: {value}\n")
+        writer = csv.DictWriter(file, fieldnames=list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+    lines = [f"# {title}", "", *(f"- {key}: {value}" for key, value in head.items()), ""]
+    lines += [tabulate(table, headers="keys", tablefmt="github", disable_numparse=True), ""]
+    for note in notes:
+        lines += [note, ""]
+    text = "\n".join(lines)
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    print(f"\n{text}", flush=True)
+
+
+def _seconds(value: Timing | OutOfMemory | None) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, OutOfMemory):
+        return "out of memory"
+    spread = value.spread
+    digits = 3 if spread.median >= 0.1 else 5
+    return f"{spread.median:.{digits}f} ({spread.lower:.{digits}f} to {spread.upper:.{digits}f})"
+
+
+def _ratio(value: Spread | float | None) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, Spread):
+        return f"{value.median:.2f} ({value.lower:.2f} to {value.upper:.2f})"
+    return f"{value:.3f}"
+
+
+def _gib(value: int | OutOfMemory | None) -> str:
+    if value is None:
+        return ""
+    return "out of memory" if isinstance(value, OutOfMemory) else f"{value / GIB:.3f}"
+
+
+def speed_table(results: Sequence[Result]) -> Table:
+    """One row for each network at each setting; ratios are to the row's base."""
+    return [
+        {
+            "setting": result.setting.name,
+            "network": result.network,
+            "compared with": result.base,
+            "largest difference": "" if result.error is None else f"{result.error:.1e}",
+            "inference s": _seconds(result.inference),
+            "inference speed-up": _ratio(speed.speed_up(result, results, "inference")),
+            "training step s": _seconds(result.training),
+            "training speed-up": _ratio(speed.speed_up(result, results, "training")),
+            "saved for backward GiB": _gib(result.saved),
+            "of the base's": _ratio(speed.memory_ratio(result, results, "saved")),
+            "peak training GiB": _gib(result.peak),
+            "peak of the base's": _ratio(speed.memory_ratio(result, results, "peak")),
+        }
+        for result in results
+    ]
+
+
+def draw_speed(results: Sequence[Result], path: Path) -> None:
+    """Bars of what ours gains over Detectron2's at each setting."""
+    ours = [result for result in results if result.network == speed.OURS]
+    figure, axes = plt.subplots(1, 3, figsize=(12, 1.2 + 0.6 * len(ours)), sharey=True)
+    names = [result.setting.name for result in ours]
+    for axis, kind in zip(axes, ("inference", "training"), strict=False):
+        spreads = [speed.speed_up(result, results, kind) for result in ours]
+        medians = [0 if s is None else s.median for s in spreads]
+        errors = [
+            [0 if s is None else s.median - s.lower for s in spreads],
+            [0 if s is None else s.upper - s.median for s in spreads],
+        ]
+        bars = axis.barh(names, medians, xerr=errors, color=OURS_COLOUR, capsize=3)
+        axis.bar_label(bars, [f"{m:.2f}×" for m in medians], label_type="center", color="white")
+        axis.axvline(1, color=OTHER_COLOUR, linestyle="--")
+        axis.set_title(f"{kind} speed over Detectron2's MViT")
+    ratios = [speed.memory_ratio(result, results, "saved") or 0 for result in ours]
+    bars = axes[2].barh(names, ratios, color=OURS_COLOUR)
+    axes[2].bar_label(bars, [f"{r:.2f}" for r in ratios], label_type="center", color="white")
+    axes[2].axvline(1, color=OTHER_COLOUR, linestyle="--")
+    axes[2].set_title("bytes kept for backward, of Detectron2's")
+    axes[0].invert_yaxis()
+    _save(figure, path)
+
+
+def stage_table(stages: Sequence[Stage]) -> Table:
+    """One row for each stage: measured seconds, and how many floors they are."""
+    rows = []
+    for stage in stages:
+        row = {
+            "setting": stage.setting.name,
+            "stage": stage.name,
+            "multiply-adds G": f"{stage.multiply_adds / 1e9:.1f}",
+            "least bytes GB": f"{stage.bytes / 1e9:.3f}",
+            "floor s": f"{stage.floor:.4f}",
+        }
+        for name, seconds in stage.seconds.items():
+            row[f"{name} s"] = f"{seconds:.4f}"
+            row[f"{name} over the floor"] = f"{seconds / stage.floor:.1f}"
+        rows.append(row)
+    return rows
+
+
+def scaling_table(points: Sequence[Point]) -> Table:
+    """One row for each network and side."""
+    return [
+        {
+            "network": point.network,
+            "image": f"{point.side}×{point.side}",
+            "inference s": _seconds(point.seconds),
+            "peak GiB above the weights": _gib(point.peak),
+        }
+        for point in points
+    ]
+
+
+def exponents(points: Sequence[Point]) -> str:
+    """A sentence on how cost grows with the area."""
+    parts = [
+        f"{network}: time ∝ area^{scaling.exponent(points, network, 'seconds'):.2f}, "
+        f"memory ∝ area^{scaling.exponent(points, network, 'peak'):.2f}"
+        for network in dict.fromkeys(point.network for point in points)
+    ]
+    return "Fitted from 448×448 on. " + "; ".join(parts) + "."
+
+
+def draw_scaling(points: Sequence[Point], path: Path) -> None:
+    """Time and memory against the area, both logarithmic."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5))
+    colours = {"Detectron2": OTHER_COLOUR, "ours": OURS_COLOUR}
+    for axis, kind, label in (
+        (axes[0], "seconds", "inference, s"),
+        (axes[1], "peak", "peak memory above the weights, GiB"),
+    ):
+        for network, colour in colours.items():
+            own = [p for p in points if p.network == network]
+            own = [p for p in own if not isinstance(getattr(p, kind), OutOfMemory)]
+            values = [p.seconds.spread.median if kind == "seconds" else p.peak / GIB for p in own]
+            slope = scaling.exponent(points, network, kind)
+            axis.loglog(
+                [p.side**2 / 1e6 for p in own],
+                values,
+                "o-",
+                color=colour,
+                label=f"{network}, area^{slope:.2f}",
+            )
+        axis.set(xlabel="image area, megapixels", ylabel=label)
+        axis.grid(True, which="both", alpha=0.3)
+        axis.legend()
+    _save(figure, path)
+
+
+def compile_table(result: Compiled) -> Table:
+    """One row for each size, in the order they came."""
+    return [
+        {
+            "image": f"{height}×{width}",
+            "first pass s": f"{seconds:.1f}",
+            "graphs compiled so far": str(number),
+        }
+        for (height, width), seconds, number in zip(
+            result.sizes, result.seconds, result.compilations, strict=True
+        )
+    ]
+
+
+def compile_note(result: Compiled) -> str:
+    """What compiling gains where it is done."""
+    height, width = result.sizes[0]
+    gain = _ratio(result.compiled.speed_over(result.eager))
+    return (
+        f"Later passes at {height}×{width}: eager {_seconds(result.eager)} s, compiled "
+        f"{_seconds(result.compiled)} s, speed-up {gain}; {result.graph_breaks} graph breaks."
+    )
+
+
+def detector_table(results: Sequence[Detector]) -> Table:
+    """One row for each detector; speed-ups are over the one with Detectron2's backbone."""
+    base = {r.setting: r for r in results if r.network == "Detectron2"}
+    return [
+        {
+            "setting": r.setting.name,
+            "backbone": r.network,
+            "images/s": f"{r.setting.batch / r.inference.spread.median:.2f}",
+            "inference speed-up": _ratio(r.inference.speed_over(base[r.setting].inference)),
+            "training images/s": f"{r.setting.batch / r.training.spread.median:.2f}",
+            "training speed-up": _ratio(r.training.speed_over(base[r.setting].training)),
+            **{f"{part} %": f"{share:.0f}" for part, share in r.parts.items()},
+        }
+        for r in results
+    ]
+
+
+def loss_table(curves: Curves, every: int = 25) -> Table:
+    """Losses at some steps, and how far each training is from the first so far."""
+    base, *others = curves.losses
+    rows = []
+    for step in [*range(0, len(curves.losses[base]), every), len(curves.losses[base]) - 1]:
+        row = {"step": str(step + 1), base: f"{curves.losses[base][step]:.6f}"}
+        for name in others:
+            row[name] = f"{curves.losses[name][step]:.6f}"
+            row[f"{name}: largest relative difference so far"] = (
+                f"{max(_differences(curves, name)[: step + 1]):.1e}"
+            )
+        rows.append(row)
+    return rows
+
+
+def _differences(curves: Curves, name: str) -> list[float]:
+    base = next(iter(curves.losses.values()))
+    return [abs(a - b) / abs(b) for a, b in zip(curves.losses[name], base, strict=True)]
+
+
+def draw_losses(curves: Curves, path: Path) -> None:
+    """The losses, and how far they are from those of Detectron2's backbone."""
+    figure, (above, below) = plt.subplots(2, 1, figsize=(9, 7), sharex=True)
+    base, *others = curves.losses
+    colours = dict(zip(curves.losses, (OTHER_COLOUR, THIRD_COLOUR, OURS_COLOUR), strict=True))
+    for name, losses in curves.losses.items():
+        width, style = (3, "-") if name == base else (1.2, "--" if name == others[0] else "-")
+        above.plot(losses, label=name, color=colours[name], linewidth=width, linestyle=style)
+    for name in others:
+        differences = [max(d, 1e-9) for d in _differences(curves, name)]
+        below.semilogy(differences, label=name, color=colours[name], linewidth=1)
+    above.set(ylabel="total loss")
+    below.set(xlabel="step", ylabel=f"relative difference from\n{base}")
+    for axis in (above, below):
+        axis.legend()
+        axis.grid(True, alpha=0.3)
+    _save(figure, path)
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

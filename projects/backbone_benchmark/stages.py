@@ -1,0 +1,162 @@
+"""Time of each stage over its floor: what the machine could not do it faster than.
+
+The floor of a block is the larger of two times: its matrix products and convolutions at the
+rate that this machine multiplies large matrices at, and the bytes of its incoming tokens, outgoing
+tokens and weights, each moved once, at the rate that it copies memory at.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mvitv2_det import VARIANTS, MViT
+from mvitv2_det.measure import synchronize
+from projects.backbone_benchmark import networks
+from projects.backbone_benchmark.networks import DTYPES, Setting
+
+PATCHES = "patch embedding"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the machine reaches: multiply-adds and bytes a second."""
+
+    multiply_adds: float
+    bytes: float
+
+
+@dataclass
+class Stage:
+    """One stage of the network at a setting.
+
+    Attributes:
+        multiply_adds, bytes: of its products, and of what it has to move.
+        floor: seconds.
+        seconds: measured, of each network, medians.
+    """
+
+    setting: Setting
+    name: str
+    multiply_adds: float
+    bytes: float
+    floor: float
+    seconds: dict[str, float]
+
+
+def measure_rates(setting: Setting) -> Rates:
+    """The best of a few repetitions of a large product and of a large copy."""
+    dtype, device = DTYPES[setting.precision], setting.device
+    a, b = (torch.randn(4096, 4096, device=device, dtype=dtype) for _ in range(2))
+    source = torch.empty(2**28, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    product = _best(lambda: a @ b, device)
+    copy = _best(lambda: target.copy_(source), device)
+    return Rates(4096**3 / product, 2 * source.numel() / copy)
+
+
+def _best(run: Callable[[], object], device: str, repetitions: int = 5) -> float:
+    seconds = []
+    for _ in range(repetitions + 1):
+        synchronize(device)
+        start = time.perf_counter()
+        run()
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def measure(setting: Setting, rounds: int, report: Callable[[str], None] = print) -> list[Stage]:
+    """Stages of Detectron2's network and of ours, in turns, without gradients."""
+    report(f"{setting.name}, stages")
+    reference = networks.detectron2_network(setting)
+    both = {
+        "Detectron2": reference,
+        "ours": networks.our_network(setting, reference, "auto"),
+    }
+    seconds = {name: defaultdict(list) for name in both}
+    for number in range(rounds + 1):
+        for name, model in both.items():
+            for stage, took in _stage_seconds(model, setting).items():
+                if number:  # the first round warms up
+                    seconds[name][stage].append(took)
+    stages = _floors(setting, measure_rates(setting))
+    for stage in stages:
+        stage.seconds = {name: median(taken[stage.name]) for name, taken in seconds.items()}
+    return stages
+
+
+def _stage_seconds(model: nn.Module, setting: Setting) -> dict[str, float]:
+    seconds, last = defaultdict(float), [0.0]
+
+    def ends(stage: str) -> Callable:
+        def hook(*_) -> None:
+            synchronize(setting.device)
+            now = time.perf_counter()
+            seconds[stage] += now - last[0]
+            last[0] = now
+
+        return hook
+
+    handles = [model.patch_embed.register_forward_hook(ends(PATCHES))]
+    for block, stage in zip(model.blocks, _stages(setting), strict=True):
+        handles.append(block.register_forward_hook(ends(stage)))
+    step = networks.inference(model, setting)
+    try:
+        synchronize(setting.device)
+        last[0] = time.perf_counter()
+        step()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seconds
+
+
+def _stages(setting: Setting) -> list[str]:
+    """The stage of every block."""
+    blocks = VARIANTS[setting.variant].blocks
+    return [f"scale{2 + stage}" for stage, number in enumerate(blocks) for _ in range(number)]
+
+
+def _floors(setting: Setting, rates: Rates) -> list[Stage]:
+    with torch.device("meta"):
+        model = MViT(
+            **VARIANTS[setting.variant].backbone_arguments(), attention_backend="reference"
+        ).eval()
+    size = DTYPES[setting.precision].itemsize
+    moved = defaultdict(int)
+
+    def count(stage: str) -> Callable:
+        def hook(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+            weights = sum(weight.numel() for weight in module.parameters())
+            moved[stage] += size * (inputs[0].numel() + output.numel() + weights)
+
+        return hook
+
+    names = dict.fromkeys([PATCHES, *_stages(setting)])
+    model.patch_embed.register_forward_hook(count(PATCHES))
+    for block, stage in zip(model.blocks, _stages(setting), strict=True):
+        block.register_forward_hook(count(stage))
+    images = torch.empty(setting.batch, 3, *setting.size, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(images)
+    counts = {name: sum(found.values()) // 2 for name, found in counter.get_flop_counts().items()}
+    products = defaultdict(int, {PATCHES: counts["MViT.patch_embed"]})
+    for index, stage in enumerate(_stages(setting)):
+        products[stage] += counts[f"MViT.blocks.{index}"]
+    return [
+        Stage(
+            setting,
+            name,
+            products[name],
+            moved[name],
+            max(products[name] / rates.multiply_adds, moved[name] / rates.bytes),
+            {},
+        )
+        for name in names
+    ]
