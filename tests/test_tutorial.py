@@ -37,6 +37,12 @@ SMALLER = {
     "tools/draw_results.py": [],
     # Two iterations teach nothing: whatever is found.
     "-m mvitv2_det.predict": ["--score-threshold", "0.01"],
+    "train_net.py --eval-only": [],
+    "tools/export.py --config output/digits/config.yaml --weights output/digits/model_final.pth "
+    "--part detector": [],
+    "tools/export.py --config output/digits/config.yaml --weights output/digits/model_final.pth "
+    "--part backbone": [],
+    "tools/look_inside.py": [],
 }
 
 
@@ -84,6 +90,7 @@ def test_commands_in_their_order(folder):
     made = {str(path.relative_to(digits)) for path in digits.rglob("*")}
     assert {"model_final.pth", "curves.png", "gallery.png"} <= made
     assert {f"found/overlays/0000{number}.jpg" for number in (1, 2, 3)} <= made
+    assert {"detector.pt", "backbone.onnx", "inside/attention_block_2.png"} <= made
     content = json.loads((digits / "found" / "images.json").read_text())
     assert [category["name"] for category in content["categories"]] == list("0123456789")
     assert json.loads((digits / "found" / "results.json").read_text())
