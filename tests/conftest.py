@@ -29,6 +29,16 @@ def fresh_loggers():
             handler.close()
 
 
+@pytest.fixture(autouse=True)
+def same_log_levels():
+    """Commands that quieten a logger do so for their own process, which tests share."""
+    loggers = [logging.getLogger(name) for name in list(logging.Logger.manager.loggerDict)]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
 @pytest.fixture
 def shared_data():
     """Finds a folder of real data beside the checkout, or skips, saying which is missing."""

@@ -85,7 +85,7 @@ class _NormedLinear(torch.autograd.Function):
     def backward(ctx, *grads):
         x, norm_weight, norm_bias, weight = ctx.saved_tensors
         tokens = x.reshape(-1, x.shape[-1])
-        weights = weight.to(ctx.dtype).chunk(ctx.parts)
+        transposed = weight.to(ctx.dtype).T.contiguous()
         grads = [grad.reshape(len(tokens), -1).to(ctx.dtype) for grad in grads]
         needs = ctx.needs_input_grad
         grad_tokens = torch.empty_like(tokens) if needs[0] else None
@@ -94,13 +94,11 @@ class _NormedLinear(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             for chunk in chunks(len(tokens), x.device):
                 normed = normalise(tokens[chunk], norm_weight, norm_bias, ctx.eps)
+                grad = torch.cat([part[chunk] for part in grads], dim=1)
                 if needs[4]:
-                    for part, grad in zip(grad_weight.chunk(ctx.parts), grads, strict=True):
-                        add_product(part, grad[chunk].T, normed[0].to(ctx.dtype))
+                    add_product(grad_weight, grad.T, normed[0].to(ctx.dtype))
                 if any(needs[:3]):
-                    grad_normed = sum(
-                        grad[chunk] @ part for grad, part in zip(grads, weights, strict=True)
-                    )
+                    grad_normed = dense(grad, transposed, None)
                     back = grad_norm.backward(grad_normed, tokens[chunk], normed)
                     if needs[0]:
                         grad_tokens[chunk] = back

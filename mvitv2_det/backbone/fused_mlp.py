@@ -97,7 +97,7 @@ class _NormedMlp(torch.autograd.Function):
         grad_w1, grad_w2 = torch.zeros_like(w1), torch.zeros_like(w2)
         grad_b1 = w1.new_zeros(len(w1)) if ctx.has_bias[0] else None
         grad_b2 = w2.new_zeros(len(w2)) if ctx.has_bias[1] else None
-        c1, c2 = w1.to(dtype), w2.to(dtype)
+        transposed1, transposed2 = (w.to(dtype).T.contiguous() for w in (w1, w2))
         with torch.autocast(x.device.type, enabled=False):
             for chunk in chunks(len(tokens), x.device):
                 grad_added = grads[chunk]
@@ -107,7 +107,7 @@ class _NormedMlp(torch.autograd.Function):
                 normed = normalise(tokens[chunk], norm_weight, norm_bias, eps)
                 hidden = F.gelu(kept[chunk], approximate=approximate)
                 add_product(grad_w2, grad_added.T, hidden)
-                grad_hidden = grad_added @ c2
+                grad_hidden = dense(grad_added, transposed2, None)
                 torch.ops.aten.gelu_backward(
                     grad_hidden, kept[chunk], approximate=approximate, grad_input=grad_hidden
                 )
@@ -116,7 +116,8 @@ class _NormedMlp(torch.autograd.Function):
                     grad_b2 += grad_added.sum(0)
                 if grad_b1 is not None:
                     grad_b1 += grad_hidden.sum(0)
-                grad_x[chunk] = grad_norm.backward(grad_hidden @ c1, tokens[chunk], normed)
+                grad_normed = dense(grad_hidden, transposed1, None)
+                grad_x[chunk] = grad_norm.backward(grad_normed, tokens[chunk], normed)
         parameters = (grad_norm.weight, grad_norm.bias, grad_w1, grad_b1, grad_w2, grad_b2)
         return (
             grad_x.view(x.shape) if needs_x else None,

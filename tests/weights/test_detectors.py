@@ -35,7 +35,11 @@ def narrow_config(name: str):
 
 
 def our_detector(name: str) -> nn.Module:
-    return instantiate(narrow_config(name).model).eval()
+    """With the plain attention, whose operations are Detectron2's in their order: what rounds
+    otherwise may cross a threshold, and a detection is there or not."""
+    cfg = narrow_config(name)
+    cfg.model.backbone.bottom_up.attention_backend = "reference"
+    return instantiate(cfg.model).eval()
 
 
 def detectron2_detector(name: str) -> nn.Module:
