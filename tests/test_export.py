@@ -60,7 +60,7 @@ def traced_pyramid():
 
 @pytest.mark.parametrize("format", ["torch_export", "onnx"])
 def test_pyramid_with_dynamic_sizes(format, traced_pyramid, tmp_path, monkeypatch):
-    """Float32, to 1e-4 of the largest value; torch.export gives the very same numbers."""
+    """Float32, to 1e-4 of the largest value, torch.export's plain operations to 1e-5."""
     pytest.importorskip("onnxruntime" if format == "onnx" else "torch")
     model, program = traced_pyramid
     monkeypatch.setattr(export, "_torch_program", lambda *_: program)
@@ -69,7 +69,7 @@ def test_pyramid_with_dynamic_sizes(format, traced_pyramid, tmp_path, monkeypatc
         model, file, part="backbone", format=format, image_size=(96, 128), dynamic=True
     )
     assert comparison.sizes == [(96, 128), (55, 161), (161, 67)]
-    assert comparison.error <= (1e-4 if format == "onnx" else 1e-6)
+    assert comparison.error <= (1e-4 if format == "onnx" else 1e-5)
     run = export._READERS[format](file)
     for batch, size in enumerate(SIZES, start=1):
         images = noise(batch, 3, *size)
@@ -94,7 +94,7 @@ def test_detector_by_torchscript_at_other_sizes(tmp_path):
             (found,) = model([{"image": image}])
             boxes, classes, scores, masks = traced(image)
         found = found["instances"]
-        assert relative_error(boxes, found.pred_boxes.tensor) < 1e-6
+        assert relative_error(boxes, found.pred_boxes.tensor) < 1e-5
         assert torch.equal(classes, found.pred_classes) and torch.equal(scores, found.scores)
         assert masks.shape == (10, 28, 28)
 
