@@ -329,6 +329,26 @@ def _bytes_in(file: str, key: str) -> int:
     raise KeyError(key)
 
 
+def check_measurable(device: str, precision: str, **counts: int | None) -> None:
+    """Refuses what this machine cannot measure.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda"``.
+        precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
+        counts: options that must be at least 1 where they are given, by name.
+
+    Raises:
+        UserError: an option does not fit this machine or the others.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine has no GPU that torch can use; give cpu")
+    if device == "cpu" and precision == "fp16":
+        raise UserError("--precision fp16 needs a GPU: a CPU measures fp32 or bf16")
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, got {value}")
+
+
 def describe_machine(device: torch.device | str) -> dict[str, str]:
     """Hardware and versions, for the head of a result; nothing that names the machine."""
     device = torch.device(device)

@@ -15,9 +15,10 @@ from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ..config import apply_overrides, get_config, load_config
+from ..config import apply_overrides
 from ..engine import build_model
 from ..errors import UserError
+from ..trained import read_config
 from ..weights import load_weights
 from ..weights.report import LoadReport, shortened
 from .classes import known_classes, own_classes
@@ -233,12 +234,9 @@ def _check_device(name: str | None) -> torch.device:
 
 def _read_config(config: str | Path | DictConfig, overrides: Sequence[str]) -> DictConfig:
     if isinstance(config, DictConfig):
-        cfg = copy.deepcopy(config)
-    elif Path(config).suffix:
-        cfg = load_config(str(config))
+        cfg = apply_overrides(copy.deepcopy(config), list(overrides))
     else:
-        cfg = get_config(str(config))
-    apply_overrides(cfg, list(overrides))
+        cfg = read_config(str(config), overrides)
     for key in ("model", "train", "dataloader.test.mapper"):
         if OmegaConf.select(cfg, key) is None:
             raise UserError(f"the config has no {key!r}: expected a LazyConfig like those here")

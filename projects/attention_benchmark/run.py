@@ -22,7 +22,7 @@ import torch
 from mvitv2_det.attention import backends
 from mvitv2_det.costs import IMAGE_SIZE
 from mvitv2_det.errors import UserError, one_line
-from mvitv2_det.measure import GIB, command_line, describe_machine, limited_memory
+from mvitv2_det.measure import GIB, check_measurable, command_line, describe_machine, limited_memory
 from projects.attention_benchmark.measurement import CLASSIFICATION_SIZE, measure
 from projects.attention_benchmark.plots import draw
 from projects.attention_benchmark.results_files import markdown, write_csv
@@ -80,14 +80,8 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         UserError: an option does not fit this machine or the others.
     """
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine has no GPU that torch can use; give cpu")
-    if args.device == "cpu" and args.precision == "fp16":
-        raise UserError("--precision fp16 needs a GPU: a CPU measures fp32 or bf16")
-    for name in ("batch", "rounds", "iterations", "threads"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, got {value}")
+    counts = {name: getattr(args, name) for name in ("batch", "rounds", "iterations", "threads")}
+    check_measurable(args.device, args.precision, **counts)
     if min(args.image_size) < 32:
         raise UserError(f"--image-size must be at least 32 32, got {args.image_size}")
     if args.memory_limit is not None and args.memory_limit <= 0:

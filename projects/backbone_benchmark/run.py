@@ -24,7 +24,7 @@ import torch
 from mvitv2_det import VARIANTS
 from mvitv2_det.attention import backends
 from mvitv2_det.errors import UserError, one_line
-from mvitv2_det.measure import command_line, describe_machine, limited_memory
+from mvitv2_det.measure import check_measurable, command_line, describe_machine, limited_memory
 from projects.backbone_benchmark import (
     compiling,
     detector,
@@ -95,14 +95,8 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         UserError: an option does not fit this machine or the others.
     """
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine has no GPU that torch can use; give cpu")
-    if args.device == "cpu" and args.precision == "fp16":
-        raise UserError("--precision fp16 needs a GPU: a CPU measures fp32 or bf16")
-    for name in ("batch", "rounds", "threads", "steps"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, got {value}")
+    counts = {name: getattr(args, name) for name in ("batch", "rounds", "threads", "steps")}
+    check_measurable(args.device, args.precision, **counts)
     list(settings_of(args))
 
 
