@@ -15,6 +15,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for projects and mvitv2_det
@@ -122,6 +123,12 @@ class Run:
         """Prints a line with the time."""
         print(f"[{time.perf_counter() - self.start:6.0f} s] {line}", flush=True)
 
+    def limit(self) -> AbstractContextManager:
+        """Has allocations fail beyond what is free now; entered anew for each setting, because
+        what an allocator keeps for itself counts as in use.
+        """
+        return limited_memory(self.args.device)
+
     def write(self, name: str, title: str, table: report.Table, *notes: str) -> None:
         """A table with this run's head."""
         report.write(self.folder, name, title, self.head, table, *notes)
@@ -136,7 +143,8 @@ class Run:
                 with_compiled=self.args.compiled,
                 with_timm=self.args.timm,
             )
-            results += speed.measure(setting, found, self.args.rounds, self.progress)
+            with self.limit():
+                results += speed.measure(setting, found, self.args.rounds, self.progress)
         table = report.speed_table(results)
         self.write("speed", "The backbone against Detectron2's MViT", table, SPEED_NOTE)
         report.draw_speed(results, self.folder / "speed.png")
@@ -145,7 +153,8 @@ class Run:
         """Time of each stage over its floor."""
         found = []
         for setting in self.settings:
-            found += stages.measure(setting, self.args.rounds, self.progress)
+            with self.limit():
+                found += stages.measure(setting, self.args.rounds, self.progress)
         rates = stages.measure_rates(self.settings[0])
         note = (
             f"This machine multiplies at {rates.multiply_adds / 1e9:.0f} G multiply-adds/s and "
@@ -155,7 +164,8 @@ class Run:
 
     def scaling(self) -> None:
         """Time and memory against image area, of the first variant."""
-        points = scaling.measure(self.settings[0], self.args.rounds, report=self.progress)
+        with self.limit():
+            points = scaling.measure(self.settings[0], self.args.rounds, report=self.progress)
         title = f"MViTv2-{self.settings[0].variant}: cost against image area"
         self.write("scaling", title, report.scaling_table(points), report.exponents(points))
         report.draw_scaling(points, self.folder / "scaling.png")
@@ -170,7 +180,8 @@ class Run:
         """The whole Mask R-CNN at every setting."""
         results = []
         for setting in self.settings:
-            results += detector.measure(setting, self.args.rounds, self.progress)
+            with self.limit():
+                results += detector.measure(setting, self.args.rounds, self.progress)
         self.write("detector", "The whole Mask R-CNN", report.detector_table(results))
 
     def loss(self) -> None:
@@ -200,8 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
             torch.set_num_threads(args.threads)
         run = Run(args, command)
         for part in args.parts:
-            with limited_memory(args.device):
-                PARTS[part](run)
+            PARTS[part](run)
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

@@ -95,7 +95,8 @@ def measure(
         result.model = candidate.build()
         results.append(result)
         if candidate.base == REFERENCE:
-            result.error = _error(result.model, results[0].model, setting)
+            error = attempt(lambda r=result: _error(r.model, results[0].model, setting))
+            result.error = None if isinstance(error, OutOfMemory) else error
         if candidate.trains:
             _measure_memory(result)
             report(f"  memory    {candidate.name}")
