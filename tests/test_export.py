@@ -14,6 +14,7 @@ from scripts import load_script
 from torch import nn
 
 from mvitv2_det import MViT, MViTFPN, UserError, export, get_config
+from mvitv2_det.attention import MultiScaleAttention
 from mvitv2_det.attention.position import relative_index
 from mvitv2_det.config import apply_overrides
 from mvitv2_det.export import FeatureMaps, export_model
@@ -83,10 +84,15 @@ def test_pyramid_with_dynamic_sizes(format, traced_pyramid, tmp_path, monkeypatc
 def test_detector_by_torchscript_at_other_sizes(tmp_path):
     """Another image of the same size, and other sizes, give what eager gives."""
     model, file = detector(), tmp_path / "detector.pt"
+    for module in model.modules():
+        if isinstance(module, MultiScaleAttention):
+            module.attention_backend = (
+                "reference"  # what is traced, so that nothing rounds otherwise
+            )
     comparison = export_model(
         model, file, part="detector", format="torchscript", image_size=(64, 96), dynamic=True
     )
-    assert comparison.error <= 1e-5 and comparison.instances == 30
+    assert comparison.error <= 1e-6 and comparison.instances == 30
     traced = torch.jit.load(str(file))
     for seed, size in enumerate([(64, 96), (75, 130)]):
         image = 255 * noise(3, *size, seed=seed).sigmoid()
@@ -94,7 +100,7 @@ def test_detector_by_torchscript_at_other_sizes(tmp_path):
             (found,) = model([{"image": image}])
             boxes, classes, scores, masks = traced(image)
         found = found["instances"]
-        assert relative_error(boxes, found.pred_boxes.tensor) < 1e-5
+        assert relative_error(boxes, found.pred_boxes.tensor) < 1e-6
         assert torch.equal(classes, found.pred_classes) and torch.equal(scores, found.scores)
         assert masks.shape == (10, 28, 28)
 
