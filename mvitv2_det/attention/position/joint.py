@@ -42,22 +42,26 @@ def relative_embedding(table: Tensor, query_size: Sequence[int], key_size: Seque
 
 def query_terms(q: Tensor, tables: Sequence[Tensor], key_size: Sequence[int]) -> list[Tensor]:
     """E(rel q) = Q · R: of q (N, Q_1, …, Q_n, D), one (N, Q_1, …, Q_n, K_1, …, K_n)."""
-    query_size = q.shape[1:-1]
-    terms = []
-    for table in tables:
-        embedding = relative_embedding(table, query_size, key_size)
-        logits = torch.einsum("nqd,qkd->nqk", q.flatten(1, -2), embedding)
-        terms.append(logits.reshape(-1, *query_size, *key_size))
-    return terms
+    return _terms("nqd,qkd->nqk", q, tables, q.shape[1:-1], key_size)
 
 
 def key_terms(k: Tensor, tables: Sequence[Tensor], query_size: Sequence[int]) -> list[Tensor]:
     """E(rel k) = R · K: of k (N, K_1, …, K_n, D), one (N, Q_1, …, Q_n, K_1, …, K_n)."""
-    key_size = k.shape[1:-1]
+    return _terms("nkd,qkd->nqk", k, tables, query_size, k.shape[1:-1])
+
+
+def _terms(
+    product: str,
+    tokens: Tensor,
+    tables: Sequence[Tensor],
+    query_size: Sequence[int],
+    key_size: Sequence[int],
+) -> list[Tensor]:
+    """The product, in Einstein's notation, of queries or keys with R, spread out for the scores."""
     terms = []
     for table in tables:
         embedding = relative_embedding(table, query_size, key_size)
-        logits = torch.einsum("nkd,qkd->nqk", k.flatten(1, -2), embedding)
+        logits = torch.einsum(product, tokens.flatten(1, -2), embedding)
         terms.append(logits.reshape(-1, *query_size, *key_size))
     return terms
 
