@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .normed_linear import normed_linear
+from .normed_linear import why_not as normed_linear_why_not
 from .pooling import HeadPool
 from .position import relative_embedding
+from .projection import Skip, project
+from .row_strips import attention_by_rows
 from .sdpa import windowed_sdpa
 from .strips import Layout, pooled_attention
 
@@ -41,8 +44,10 @@ class AttentionBackend(Protocol):
     def why_not(self, attention: "MultiScaleAttention", x: Tensor) -> str | None:
         """Why it cannot run the module on ``x`` (B, H, W, C_in); None where it can."""
 
-    def run(self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module) -> Tensor:
-        """All of the module: norm, projection, pooling, attention, residual, projection."""
+    def run(
+        self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module, skip: Skip | None
+    ) -> Tensor:
+        """All of the module: norm, projection, pooling, attention, residual, projection, skip."""
 
 
 class Reference:
@@ -54,8 +59,11 @@ class Reference:
     def why_not(self, attention: "MultiScaleAttention", x: Tensor) -> str | None:
         return None
 
-    def run(self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module) -> Tensor:
-        return attention.reference(norm(x))
+    def run(
+        self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module, skip: Skip | None
+    ) -> Tensor:
+        output = attention.reference(norm(x))
+        return output if skip is None else skip.add(output)
 
 
 class Strips:
@@ -75,8 +83,9 @@ class Strips:
             return f"it computes in float32 or float64, got {x.dtype}"
         return _unknown_parts(attention)
 
-    def run(self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module) -> Tensor:
-        maps = normed_linear(x, norm, attention.qkv, parts=3)
+    def run(
+        self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module, skip: Skip | None
+    ) -> Tensor:
         pools = _pools(attention)
         size_q, size_kv = (pool.output_size(x.shape[1:3]) for pool in pools[:2])
         window_q, window_kv = _window_sizes(attention, size_q, size_kv)
@@ -84,7 +93,13 @@ class Strips:
             attention.num_heads, attention.scale, window_q, window_kv, attention.residual_pooling
         )
         embeddings = _embeddings(attention, window_q, window_kv)
-        return attention.proj(pooled_attention(maps, pools, embeddings, layout))
+        if not torch.is_grad_enabled() and normed_linear_why_not(x, norm) is None:
+            return attention_by_rows(
+                x, norm, attention.qkv, pools, embeddings, layout, attention.proj, skip
+            )
+        maps = normed_linear(x, norm, attention.qkv, parts=3)
+        z = pooled_attention(maps, pools, embeddings, layout)
+        return project(z, attention.proj, skip)
 
 
 class Sdpa:
@@ -102,7 +117,9 @@ class Sdpa:
             return "compiled for the CPU it fails on the layout of its output"
         return _unknown_parts(attention)
 
-    def run(self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module) -> Tensor:
+    def run(
+        self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module, skip: Skip | None
+    ) -> Tensor:
         maps = normed_linear(x, norm, attention.qkv, parts=3)
         pools = _pools(attention)
         size_q, size_kv = (pool.output_size(x.shape[1:3]) for pool in pools[:2])
@@ -124,7 +141,7 @@ class Sdpa:
             )
         else:
             z = attend(*maps, *embeddings)
-        return attention.proj(z)
+        return project(z, attention.proj, skip)
 
 
 _BACKENDS: dict[str, AttentionBackend] = {
@@ -166,6 +183,10 @@ def choose(name: str, attention: "MultiScaleAttention", x: Tensor) -> AttentionB
 
 def _unknown_parts(attention: "MultiScaleAttention") -> str | None:
     """Why the fast paths, which take modules apart, cannot compute what this one consists of."""
+    for part in ("qkv", "proj"):
+        if type(getattr(attention, part)) is not nn.Linear:
+            kind = type(getattr(attention, part)).__name__
+            return f"{part} must be a plain linear layer, got {kind}"
     if attention.shift:
         return "its windows are shifted"
     if attention.mask_window_padding and attention.window_size:

@@ -20,6 +20,7 @@ from .attend import attend
 from .backends import AUTO, AttentionBackend, check_name, choose
 from .pooling import head_pool, pool_map
 from .position import RELATIVE, TERMS, table_name
+from .projection import Skip
 from .windows import WindowGrid, mask_terms
 
 
@@ -126,19 +127,20 @@ class MultiScaleAttention(nn.Module):
         names = RELATIVE[self.rel_pos_kind].TABLES
         return tuple(getattr(self, table_name(name, term)) for name in names)
 
-    def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+    def forward(self, x: Tensor, norm: nn.Module | None = None, skip: Skip | None = None) -> Tensor:
         """(B, H, W, C_in) to (B, H / stride_q, W / stride_q, C_out), sizes rounded up.
 
         Args:
             x: tokens.
             norm: normalises ``x`` first. Given here, and not before, so that backends can make
                 one step of it and the projection.
+            skip: the connection around it all, added to the output; for the same reason.
 
         Raises:
             ValueError: the backend named cannot run this module, or not here; the message says why.
         """
         norm = nn.Identity() if norm is None else norm
-        return self.backend(x).run(self, x, norm)
+        return self.backend(x).run(self, x, norm, skip)
 
     def backend(self, x: Tensor) -> AttentionBackend:
         """What computes this module on ``x`` (B, H, W, C_in).

@@ -85,26 +85,29 @@ class _NormedLinear(torch.autograd.Function):
     def backward(ctx, *grads):
         x, norm_weight, norm_bias, weight = ctx.saved_tensors
         tokens = x.reshape(-1, x.shape[-1])
-        transposed = weight.to(ctx.dtype).T.contiguous()
+        weights = weight.to(ctx.dtype).chunk(ctx.parts)
         grads = [grad.reshape(len(tokens), -1).to(ctx.dtype) for grad in grads]
         needs = ctx.needs_input_grad
         grad_tokens = torch.empty_like(tokens) if needs[0] else None
         grad_norm = NormGradient(norm_weight, norm_bias)
         grad_weight = torch.zeros_like(weight) if needs[4] else None
+        grad_weights = grad_weight.chunk(ctx.parts) if needs[4] else ()
         with torch.autocast(x.device.type, enabled=False):
             for chunk in chunks(len(tokens), x.device):
                 normed = normalise(tokens[chunk], norm_weight, norm_bias, ctx.eps)
-                grad = torch.cat([part[chunk] for part in grads], dim=1)
-                if needs[4]:
-                    add_product(grad_weight, grad.T, normed[0].to(ctx.dtype))
+                parts = [grad[chunk] for grad in grads]
+                for part_weight, part in zip(grad_weights, parts, strict=False):
+                    add_product(part_weight, part.T, normed[0].to(ctx.dtype))
                 if any(needs[:3]):
-                    grad_normed = dense(grad, transposed, None)
+                    grad_normed = dense(parts[0], weights[0].T, None)
+                    for part, part_weight in zip(parts[1:], weights[1:], strict=True):
+                        grad_normed.addmm_(part, part_weight)
                     back = grad_norm.backward(grad_normed, tokens[chunk], normed)
                     if needs[0]:
                         grad_tokens[chunk] = back
         grad_bias = None
         if ctx.has_bias and needs[5]:
-            grad_bias = torch.cat([grad.sum(0) for grad in grads]).to(weight.dtype)
+            grad_bias = torch.cat([column_sums(grad) for grad in grads]).to(weight.dtype)
         grad_x = grad_tokens.view(x.shape) if needs[0] else None
         return grad_x, grad_norm.weight, grad_norm.bias, None, grad_weight, grad_bias, None, None
 
@@ -167,6 +170,13 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "non
 @cache
 def _has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def column_sums(x: Tensor) -> Tensor:
+    """(t, O) to (O,): the gradient of a bias."""
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+        return x.new_ones(len(x)) @ x  # twice as fast as a sum
+    return x.sum(0)
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

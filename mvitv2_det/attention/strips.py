@@ -58,26 +58,32 @@ class Layout:
     window_kv: tuple[int, int]
     residual: bool
 
-    def strips(self, batch: int, height: int, width: int) -> Iterator[Strip]:
-        """Strips that cover a query map; windows that reach over its border are cut off."""
+    def strips(self, batch: int, height: int, width: int, above: int = 0) -> Iterator[Strip]:
+        """Strips that cover a query map; windows that reach over its border are cut off.
+
+        Args:
+            batch, height, width: of the map.
+            above: rows of the whole map above this one, where it is a part.
+        """
         window_height, window_width = self.window_q
         keys = self.window_kv[0] * self.window_kv[1]
         for first, count, columns in _window_groups(width, window_width):
             row_scores = count * batch * self.heads * columns * keys
             step = max(_SCORES // row_scores, 1)
             start = first * window_width
-            for window_row, top in enumerate(range(0, height, window_height)):
-                inside = min(window_height, height - top)
-                for row in range(0, inside, step):
-                    end = min(row + step, inside)
-                    yield Strip(
-                        slice(top + row, top + end),
-                        slice(start, start + count * columns),
-                        window_row,
-                        slice(first, first + count),
-                        slice(row, end),
-                        columns,
-                    )
+            row = 0
+            while row < height:
+                window_row, inside = divmod(above + row, window_height)
+                end = min(row + min(step, window_height - inside), height)
+                yield Strip(
+                    slice(row, end),
+                    slice(start, start + count * columns),
+                    window_row,
+                    slice(first, first + count),
+                    slice(inside, inside + end - row),
+                    columns,
+                )
+                row = end
 
 
 def _window_groups(size: int, window: int) -> Iterator[tuple[int, int, int]]:
@@ -116,7 +122,7 @@ class _PooledAttention(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, *tensors)
         *_, embeddings, parameters = _split((q, k, v, *tensors))
         q, k, v = _pool((q, k, v), pools, parameters)
-        return _attend(q, k, v, embeddings, layout)
+        return attend(q, windows_of(k, layout), windows_of(v, layout), embeddings, layout)
 
     @staticmethod
     @once_differentiable
@@ -150,12 +156,23 @@ def _pool(maps, pools: tuple[HeadPool, ...], parameters) -> list[Tensor]:
     ]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, embeddings, layout: Layout) -> Tensor:
-    """Pooled maps (B, Qh, Qw, C), (B, Kh', Kw', C) twice, to (B, Qh, Qw, C)."""
+def attend(
+    q: Tensor, keys: Tensor, values: Tensor, embeddings, layout: Layout, above: int = 0
+) -> Tensor:
+    """Pooled queries attend to windows of keys and values, without gradients.
+
+    Args:
+        q: (B, Qh, Qw, C), a map or some rows of one.
+        keys, values: from :func:`windows_of`.
+        embeddings: R of Eq. 4 per axis, (Q_a, K_a, d), or none.
+        above: rows of the map above those of ``q``.
+
+    Returns:
+        (B, Qh, Qw, C).
+    """
     output = torch.empty_like(q)
-    keys, values = _windows(k * layout.scale, layout), _windows(v, layout)
     heads = layout.heads
-    for strip in layout.strips(*q.shape[:3]):
+    for strip in layout.strips(*q.shape[:3], above):
         queries = _cut(q, strip, heads)
         scores = _probabilities(queries, _of(keys, strip), embeddings, strip, layout)
         attended = (scores @ _of(values, strip)).view(queries.shape)
@@ -172,7 +189,7 @@ def _attend_backward(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Gradients of q, k and v, and of the embeddings."""
     heads = layout.heads
-    keys, values = _windows(k * layout.scale, layout), _windows(v, layout)
+    keys, values = windows_of(k, layout), windows_of(v, layout)
     grad_q, grad_keys, grad_values = (
         torch.empty_like(q),
         torch.zeros_like(keys),
@@ -188,8 +205,12 @@ def _attend_backward(
         torch.ops.aten._softmax_backward_data.out(
             grad_scores, scores, -1, scores.dtype, grad_input=grad_scores
         )
-        _of(grad_keys, strip).baddbmm_(grad_scores.transpose(1, 2), flat_queries)
-        grad_queries = (grad_scores @ window_keys).view(queries.shape)
+        _of(grad_keys, strip).baddbmm_(
+            grad_scores.transpose(1, 2), flat_queries, alpha=layout.scale
+        )
+        grad_queries = torch.empty_like(flat_queries)
+        grad_queries.baddbmm_(grad_scores, window_keys, beta=0, alpha=layout.scale)
+        grad_queries = grad_queries.view(queries.shape)
         for axis, embedding in enumerate(embeddings):
             along = grad_scores.view(*queries.shape[:3], *layout.window_kv).sum(4 - axis)
             _add_axis_gradient(
@@ -200,15 +221,17 @@ def _attend_backward(
             torch.add(_view(grad, strip, heads), grad_queries.view(target.shape), out=target)
         else:
             target.copy_(grad_queries.view(target.shape))
-    grad_k = _unwindows(grad_keys, k.shape, layout) * layout.scale
-    return [grad_q, grad_k, _unwindows(grad_values, v.shape, layout)], grad_embeddings
+    grad_k, grad_v = (_unwindows(grad, k.shape, layout) for grad in (grad_keys, grad_values))
+    return [grad_q, grad_k, grad_v], grad_embeddings
 
 
 def _probabilities(
     queries: Tensor, keys: Tensor, embeddings, strip: Strip, layout: Layout
 ) -> Tensor:
-    """(N, r, c, d) queries and (N, K, d) scaled keys to (N, r·c, K) attention weights."""
-    scores = queries.flatten(1, 2) @ keys.transpose(1, 2)
+    """(N, r, c, d) queries and (N, K, d) keys to (N, r·c, K) attention weights."""
+    flat = queries.flatten(1, 2)
+    scores = flat.new_empty(*flat.shape[:2], keys.shape[1])
+    scores.baddbmm_(flat, keys.transpose(1, 2), beta=0, alpha=layout.scale)
     if embeddings:
         summed = scores.view(*queries.shape[:3], *layout.window_kv)
         rows, columns = (
@@ -260,7 +283,7 @@ def _of(windows: Tensor, strip: Strip) -> Tensor:
     return windows[strip.window_row, strip.windows].flatten(0, 2)
 
 
-def _windows(x: Tensor, layout: Layout) -> Tensor:
+def windows_of(x: Tensor, layout: Layout) -> Tensor:
     """(B, H, W, C) keys or values to (rows, columns, B, h, K, d) windows, padded with zeros."""
     height, width = layout.window_kv
     x = F.pad(x, (0, 0, 0, -x.shape[2] % width, 0, -x.shape[1] % height))
@@ -269,6 +292,6 @@ def _windows(x: Tensor, layout: Layout) -> Tensor:
 
 
 def _unwindows(windows: Tensor, shape: torch.Size, layout: Layout) -> Tensor:
-    """The inverse of :func:`_windows`, without the padding."""
+    """The inverse of :func:`windows_of`, without the padding."""
     x = windows.unflatten(4, layout.window_kv).permute(2, 0, 4, 1, 5, 3, 6)
     return x.flatten(5, 6).flatten(3, 4).flatten(1, 2)[:, : shape[1], : shape[2]]

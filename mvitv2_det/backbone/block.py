@@ -13,6 +13,7 @@ from ..attention.backends import REFERENCE
 from ..attention.normed_linear import normed_linear
 from ..attention.normed_linear import why_not as normed_linear_why_not
 from ..attention.pooling import pool_map, pool_skip_map, skip_pool
+from ..attention.projection import Skip
 from .fused_mlp import normed_mlp
 from .fused_mlp import why_not as normed_mlp_why_not
 from .schedule import BlockSpec
@@ -89,7 +90,8 @@ class MultiScaleBlock(nn.Module):
     def _fused(self, x: Tensor) -> Tensor:
         """As :meth:`_reference`; norms, and what else is cheap, are computed again in backward."""
         skip = normed_linear(x, self.norm1, self.proj)[0] if self.widens_in_attention else x
-        x = pool_skip_map(skip, self.pool_skip) + self.drop_path(self.attn(x, self.norm1))
+        skip = Skip(pool_skip_map(skip, self.pool_skip), self._path_scale(x))
+        x = self.attn(x, self.norm1, skip)
         skip = normed_linear(x, self.norm2, self.proj)[0] if self.widens_in_mlp else x
         return normed_mlp(x, self.norm2, self.mlp, skip, self._path_scale(x))
 

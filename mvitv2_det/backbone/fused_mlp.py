@@ -17,6 +17,7 @@ from ..attention.normed_linear import (
     NormGradient,
     add_product,
     chunks,
+    column_sums,
     compute_dtype,
     dense,
     normalise,
@@ -97,7 +98,7 @@ class _NormedMlp(torch.autograd.Function):
         grad_w1, grad_w2 = torch.zeros_like(w1), torch.zeros_like(w2)
         grad_b1 = w1.new_zeros(len(w1)) if ctx.has_bias[0] else None
         grad_b2 = w2.new_zeros(len(w2)) if ctx.has_bias[1] else None
-        transposed1, transposed2 = (w.to(dtype).T.contiguous() for w in (w1, w2))
+        transposed1, transposed2 = (w.to(dtype).T for w in (w1, w2))
         with torch.autocast(x.device.type, enabled=False):
             for chunk in chunks(len(tokens), x.device):
                 grad_added = grads[chunk]
@@ -113,9 +114,9 @@ class _NormedMlp(torch.autograd.Function):
                 )
                 add_product(grad_w1, grad_hidden.T, normed[0].to(dtype))
                 if grad_b2 is not None:
-                    grad_b2 += grad_added.sum(0)
+                    grad_b2 += column_sums(grad_added)
                 if grad_b1 is not None:
-                    grad_b1 += grad_hidden.sum(0)
+                    grad_b1 += column_sums(grad_hidden)
                 grad_normed = dense(grad_hidden, transposed1, None)
                 grad_x[chunk] = grad_norm.backward(grad_normed, tokens[chunk], normed)
         parameters = (grad_norm.weight, grad_norm.bias, grad_w1, grad_b1, grad_w2, grad_b2)

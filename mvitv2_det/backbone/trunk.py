@@ -34,6 +34,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) images to (B, H / stride, W / stride, C') tokens."""
+        # Tokens then lie channels-last in memory too, as every block wants them.
+        images = images.to(memory_format=torch.channels_last)
         return self.proj(images).permute(0, 2, 3, 1)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from mvitv2_det import MViT
 from mvitv2_det.attention import MultiScaleAttention, backends
 from mvitv2_det.attention.position import relative_index
+from mvitv2_det.attention.projection import Skip
 from mvitv2_det.attention.sdpa import one_hot_places
 
 FAST = ("strips", "sdpa")
@@ -98,6 +99,43 @@ def test_strips_of_few_rows(monkeypatch, rows):
         fast, plain = attention("strips", **KINDS[kind]), attention("reference", **KINDS[kind])
         x = torch.randn(2, 9, 14, 12)
         assert_same(outputs_and_gradients(fast, x), outputs_and_gradients(plain, x))
+
+
+@pytest.mark.parametrize("tokens", [2 * 14, 2 * 14 * 5, 2 * 14 * 9])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_any_number_without_gradients(monkeypatch, kind, tokens):
+    """Strips of 1, 5 and 9 rows of 25×14 tokens, float64: what the whole map gives, to 1e-12."""
+    monkeypatch.setattr("mvitv2_det.attention.row_strips._TOKENS", tokens)
+    fast, plain = (attention(name, **KINDS[kind]).double() for name in ("strips", "reference"))
+    x = torch.randn(2, 25, 14, 12, dtype=torch.float64)
+    norm = randomize(nn.LayerNorm(12)).double()
+    with torch.no_grad():
+        expected = plain(x, norm)
+        assert relative_error(fast(x, norm), expected) < 1e-12
+        skip = Skip(torch.randn_like(expected), torch.rand(2, 1, 1, 1, dtype=torch.float64))
+        summed = skip.tokens + skip.path_scale * expected
+        assert relative_error(fast(x, norm, skip), summed) < 1e-12
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("backend", FAST)
+def test_sum_with_the_skip_connection(backend, scaled):
+    """Output and all gradients of ``skip + scale · attention``, float64, to 1e-12."""
+    x = torch.randn(2, 9, 14, 12, dtype=torch.float64)
+    scale = torch.rand(2, 1, 1, 1, dtype=torch.float64) if scaled else None
+    tokens = torch.randn(2, 9, 14, 24, dtype=torch.float64, requires_grad=True)
+    results = []
+    for name in (backend, "reference"):
+        module = attention(name, **KINDS["windows"]).double()
+        tokens.grad = None
+        output = module(x, None, Skip(tokens, scale))
+        output.square().sum().backward()
+        found = {name: tensor.grad for name, tensor in module.named_parameters()}
+        results.append(found | {"output": output.detach(), "skip": tokens.grad})
+    assert_same(*results, 1e-12)
+    path = attention("reference", **KINDS["windows"]).double()(x)
+    expected = tokens + (path if scale is None else scale * path)
+    assert relative_error(results[1]["output"], expected) < 1e-12
 
 
 @pytest.mark.parametrize("size", [(224, 224), (33, 50)])
@@ -269,6 +307,11 @@ def test_what_auto_takes(caplog):
             "strips",
             lambda module, x: (setattr(module, "pool_v", nn.MaxPool2d(3)), (module, x))[1],
             "pool_v must be a convolution without bias, got MaxPool2d",
+        ),
+        (
+            "sdpa",
+            lambda module, x: (setattr(module, "proj", nn.Identity()), (module, x))[1],
+            "proj must be a plain linear layer, got Identity",
         ),
         ("sdpa", {"window_size": 4, "shift": 2}, "its windows are shifted"),
         (
