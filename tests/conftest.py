@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,10 @@ import pytest
 import torch
 from detectron2.utils.logger import setup_logger
 from PIL import Image
+
+if not torch.cuda.is_available():
+    # Triton's kernels then run in its interpreter, on the CPU. It must be said before they load.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

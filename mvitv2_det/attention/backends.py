@@ -1,19 +1,21 @@
 """What computes attention, by name. All give the same outputs and gradients.
 
-``reference`` is the plain path; ``strips`` is made for the CPU, ``sdpa`` for GPUs. ``auto`` takes
-the first that is meant for the device and can run the module. Parameters and checkpoints do not
-depend on the backend.
+``reference`` is the plain path; ``strips`` is made for the CPU, ``triton`` for NVIDIA GPUs,
+``sdpa`` for GPUs of any kind. ``auto`` takes the first that is meant for the device and can run
+the module. Parameters and checkpoints do not depend on the backend.
 """
 
 import logging
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .normed_linear import normed_linear
+from ..kernels import available
+from .normed_linear import compute_dtype, normed_linear
 from .normed_linear import why_not as normed_linear_why_not
 from .pooling import HeadPool
 from .position import relative_embedding
@@ -102,6 +104,54 @@ class Strips:
         return project(z, attention.proj, skip)
 
 
+class Triton:
+    """Kernels of :mod:`mvitv2_det.kernels`: pooling in one, and attention in one."""
+
+    name = "triton"
+    automatic_on = ("cuda",)
+
+    def why_not(self, attention: "MultiScaleAttention", x: Tensor) -> str | None:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return "its own gradients cannot be compiled or exported"
+        if x.is_meta:
+            return "operations are counted one by one on the meta device"
+        if reason := _unknown_parts(attention, masked_padding=True):
+            return reason
+        if reason := available.why_not(x.device, compute_dtype(x)):
+            return reason
+        from ..kernels import pooled_attention as kernels
+
+        pools, shape = self._pools_and_shape(attention, x)
+        channels = attention.proj.out_features // attention.num_heads
+        return kernels.why_not(channels, pools, shape)
+
+    def run(
+        self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module, skip: Skip | None
+    ) -> Tensor:
+        from ..kernels import pooled_attention as kernels
+
+        pools, shape = self._pools_and_shape(attention, x)
+        embeddings = _embeddings(attention, shape.window_q, shape.window_kv)
+        (qkv,) = normed_linear(x, norm, attention.qkv)
+        z = kernels.pooled_attention(qkv, pools, embeddings, shape)
+        return project(z, attention.proj, skip)
+
+    @staticmethod
+    def _pools_and_shape(attention: "MultiScaleAttention", x: Tensor) -> tuple:
+        from ..kernels.attention import AttentionShape
+
+        pools = _pools(attention)
+        size_q, size_kv = (pool.output_size(x.shape[1:3]) for pool in pools[:2])
+        shape = AttentionShape(
+            attention.num_heads,
+            attention.scale,
+            *_window_sizes(attention, size_q, size_kv),
+            attention.residual_pooling,
+            attention.mask_window_padding and attention.window_size > 0,
+        )
+        return pools, shape
+
+
 class Sdpa:
     """One call of PyTorch's fused attention; position terms are further channels of q and k."""
 
@@ -145,7 +195,7 @@ class Sdpa:
 
 
 _BACKENDS: dict[str, AttentionBackend] = {
-    backend.name: backend for backend in (Strips(), Sdpa(), Reference())
+    backend.name: backend for backend in (Strips(), Triton(), Sdpa(), Reference())
 }
 
 
@@ -177,19 +227,28 @@ def choose(name: str, attention: "MultiScaleAttention", x: Tensor) -> AttentionB
             if reason is None:
                 return backend
             if not torch.compiler.is_compiling():  # it would break the graph
-                _log.debug("attention backend %s is not taken: %s", backend.name, reason)
+                _say_once(backend.name, reason)
     return _BACKENDS[REFERENCE]
 
 
-def _unknown_parts(attention: "MultiScaleAttention") -> str | None:
-    """Why the fast paths, which take modules apart, cannot compute what this one consists of."""
+@cache
+def _say_once(name: str, reason: str) -> None:
+    _log.info("attention backend %s is not taken: %s", name, reason)
+
+
+def _unknown_parts(attention: "MultiScaleAttention", *, masked_padding: bool = False) -> str | None:
+    """Why the fast paths, which take modules apart, cannot compute what this one consists of.
+
+    Args:
+        masked_padding: whether the path can hide the padding of windows.
+    """
     for part in ("qkv", "proj"):
         if type(getattr(attention, part)) is not nn.Linear:
             kind = type(getattr(attention, part)).__name__
             return f"{part} must be a plain linear layer, got {kind}"
     if attention.shift:
         return "its windows are shifted"
-    if attention.mask_window_padding and attention.window_size:
+    if attention.mask_window_padding and attention.window_size and not masked_padding:
         return "the padding of its windows is masked"
     if attention.rel_pos_terms and attention.rel_pos_kind != "decomposed":
         return f"its relative positions are {attention.rel_pos_kind}, not decomposed"

@@ -6,21 +6,36 @@ normalises them again: a few operations for each value, where the product has O.
 Axes: T tokens, C channels in, O channels out.
 """
 
+import logging
 from collections.abc import Iterator
 from functools import cache
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..kernels import available
+
+_log = logging.getLogger(__name__)
 _CPU_CHUNK = 4096  # tokens; with 4·96 to 4·768 channels 6 to 50 MB, about a last-level cache
 
 
 def chunks(tokens: int, device: torch.device) -> Iterator[slice]:
     """Slices that cover the tokens: caches matter on the CPU, launches elsewhere."""
     size = _CPU_CHUNK if device.type == "cpu" else max(tokens, 1)
-    return (slice(start, start + size) for start in range(0, tokens, size))
+    return (slice(start, start + size) for start in range(0, max(tokens, 1), size))
+
+
+def put(output: Tensor | None, chunk: slice, part: Tensor, tokens: int) -> Tensor:
+    """``output`` (T, …) with a chunk of it written; a chunk that is all of it, as it is."""
+    if len(part) == tokens:
+        return part
+    if output is None:
+        output = part.new_empty(tokens, *part.shape[1:])
+    output[chunk] = part
+    return output
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -75,9 +90,9 @@ class _NormedLinear(torch.autograd.Function):
         outputs = [tokens.new_empty(len(tokens), len(part), dtype=dtype) for part in weights]
         with torch.autocast(x.device.type, enabled=False):
             for chunk in chunks(len(tokens), x.device):
-                normed = normalise(tokens[chunk], norm_weight, norm_bias, eps)[0].to(dtype)
+                normed = normalise(tokens[chunk], norm_weight, norm_bias, eps, dtype)[0]
                 for output, part, part_bias in zip(outputs, weights, biases, strict=True):
-                    output[chunk] = dense(normed, part, part_bias)
+                    dense_into(output[chunk], normed, part, part_bias)
         return tuple(output.view(*x.shape[:-1], -1) for output in outputs)
 
     @staticmethod
@@ -88,23 +103,23 @@ class _NormedLinear(torch.autograd.Function):
         weights = weight.to(ctx.dtype).chunk(ctx.parts)
         grads = [grad.reshape(len(tokens), -1).to(ctx.dtype) for grad in grads]
         needs = ctx.needs_input_grad
-        grad_tokens = torch.empty_like(tokens) if needs[0] else None
+        grad_tokens = None
         grad_norm = NormGradient(norm_weight, norm_bias)
         grad_weight = torch.zeros_like(weight) if needs[4] else None
         grad_weights = grad_weight.chunk(ctx.parts) if needs[4] else ()
         with torch.autocast(x.device.type, enabled=False):
             for chunk in chunks(len(tokens), x.device):
-                normed = normalise(tokens[chunk], norm_weight, norm_bias, ctx.eps)
+                normed = normalise(tokens[chunk], norm_weight, norm_bias, ctx.eps, ctx.dtype)
                 parts = [grad[chunk] for grad in grads]
                 for part_weight, part in zip(grad_weights, parts, strict=False):
-                    add_product(part_weight, part.T, normed[0].to(ctx.dtype))
+                    add_product(part_weight, part.T, normed[0])
                 if any(needs[:3]):
                     grad_normed = dense(parts[0], weights[0].T, None)
                     for part, part_weight in zip(parts[1:], weights[1:], strict=True):
                         grad_normed.addmm_(part, part_weight)
                     back = grad_norm.backward(grad_normed, tokens[chunk], normed)
                     if needs[0]:
-                        grad_tokens[chunk] = back
+                        grad_tokens = put(grad_tokens, chunk, back, len(tokens))
         grad_bias = None
         if ctx.has_bias and needs[5]:
             grad_bias = torch.cat([column_sums(grad) for grad in grads]).to(weight.dtype)
@@ -112,11 +127,34 @@ class _NormedLinear(torch.autograd.Function):
         return grad_x, grad_norm.weight, grad_norm.bias, None, grad_weight, grad_bias, None, None
 
 
+def token_kernels(x: Tensor) -> ModuleType | None:
+    """Our Triton kernels of tokens where they can run on ``x``, else None."""
+    return _kernels_for(x.device, x.dtype) if x.device.type == "cuda" else None
+
+
+@cache
+def _kernels_for(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+    if reason := available.why_not(device, dtype):
+        _log.info("Triton kernels of LayerNorm and GELU are not taken: %s", reason)
+        return None
+    from ..kernels import tokens
+
+    return tokens
+
+
 def normalise(
-    tokens: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    tokens: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The normalised tokens, their means and their reciprocal standard deviations."""
-    return torch.native_layer_norm(tokens, tokens.shape[-1:], weight, bias, eps)
+    """The normalised tokens in ``dtype``, their means and reciprocal standard deviations."""
+    dtype = dtype or tokens.dtype
+    if kernels := token_kernels(tokens):
+        return kernels.layer_norm_forward(tokens, weight, bias, eps, dtype)
+    normed, mean, rstd = torch.native_layer_norm(tokens, tokens.shape[-1:], weight, bias, eps)
+    return normed.to(dtype), mean, rstd
 
 
 class NormGradient:
@@ -136,10 +174,15 @@ class NormGradient:
     ) -> Tensor:
         """The gradient of (t, C) tokens from that of what they were normalised to."""
         weight, bias = self._parameters
-        mask = [True, weight is not None, bias is not None]
-        grad_tokens, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
-            grad.to(tokens.dtype), tokens, tokens.shape[-1:], *normed[1:], weight, bias, mask
-        )
+        if kernels := token_kernels(tokens):
+            grad_tokens, grad_weight, grad_bias = kernels.layer_norm_backward(
+                grad, tokens, *normed[1:], weight, bias is not None
+            )
+        else:
+            mask = [True, weight is not None, bias is not None]
+            grad_tokens, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
+                grad.to(tokens.dtype), tokens, tokens.shape[-1:], *normed[1:], weight, bias, mask
+            )
         if weight is not None:
             self.weight += grad_weight
         if bias is not None:
@@ -165,6 +208,16 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "non
     if activation == "none":
         return x
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def dense_into(output: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Writes a linear layer to (t, O); GPUs need no copy for it."""
+    if x.device.type == "cpu":
+        output.copy_(dense(x, weight, bias))
+    elif bias is None:
+        torch.mm(x, weight.T, out=output)
+    else:
+        torch.addmm(bias, x, weight.T, out=output)
 
 
 @cache

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .normed_linear import add_product, chunks, column_sums, compute_dtype, dense
+from .normed_linear import add_product, chunks, column_sums, compute_dtype, dense, put
 
 
 class Skip(NamedTuple):
@@ -75,7 +75,7 @@ class _LinearSum(torch.autograd.Function):
         z, path_scale, weight = ctx.saved_tensors
         needs_z, needs_skip, _, needs_weight, needs_bias, _ = ctx.needs_input_grad
         inputs, grads = z.reshape(-1, z.shape[-1]), grad.reshape(-1, grad.shape[-1])
-        grad_z = torch.empty_like(inputs) if needs_z else None
+        grad_z = None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         grad_bias = weight.new_zeros(len(weight)) if ctx.has_bias and needs_bias else None
         transposed = weight.to(ctx.dtype).T
@@ -86,10 +86,10 @@ class _LinearSum(torch.autograd.Function):
                     added = added * path_scale[chunk]
                 added = added.to(ctx.dtype)
                 if needs_z:
-                    grad_z[chunk] = dense(added, transposed, None)
+                    grad_z = put(grad_z, chunk, dense(added, transposed, None), len(inputs))
                 if needs_weight:
                     add_product(grad_weight, added.T, inputs[chunk].to(ctx.dtype))
                 if grad_bias is not None:
                     grad_bias += column_sums(added)
-        grad_z = grad_z.view(z.shape) if needs_z else None
+        grad_z = grad_z.view(z.shape).to(z.dtype) if needs_z else None
         return grad_z, grad if needs_skip else None, None, grad_weight, grad_bias, None

@@ -20,7 +20,10 @@ from ..attention.normed_linear import (
     column_sums,
     compute_dtype,
     dense,
+    dense_into,
     normalise,
+    put,
+    token_kernels,
 )
 
 
@@ -71,9 +74,9 @@ class _NormedMlp(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             for chunk in chunks(len(tokens), x.device):
                 part = tokens[chunk]
-                normed = normalise(part, norm_weight, norm_bias, eps)[0].to(dtype)
+                normed = normalise(part, norm_weight, norm_bias, eps, dtype)[0]
                 if keeps_hidden:
-                    kept[chunk] = dense(normed, c1, d1)
+                    dense_into(kept[chunk], normed, c1, d1)
                     hidden = F.gelu(kept[chunk], approximate=approximate)
                 else:
                     hidden = dense(normed, c1, d1, activation)
@@ -93,7 +96,7 @@ class _NormedMlp(torch.autograd.Function):
         needs_x, needs_skip, _, *needs_parameters, _ = ctx.needs_input_grad
         tokens = x.reshape(-1, x.shape[-1])
         grads = grad.reshape(len(tokens), -1)
-        grad_x = torch.empty_like(tokens)
+        grad_x = None
         grad_norm = NormGradient(norm_weight, norm_bias)
         grad_w1, grad_w2 = torch.zeros_like(w1), torch.zeros_like(w2)
         grad_b1 = w1.new_zeros(len(w1)) if ctx.has_bias[0] else None
@@ -105,20 +108,19 @@ class _NormedMlp(torch.autograd.Function):
                 if path_scale is not None:
                     grad_added = grad_added * path_scale[chunk]
                 grad_added = grad_added.to(dtype)
-                normed = normalise(tokens[chunk], norm_weight, norm_bias, eps)
-                hidden = F.gelu(kept[chunk], approximate=approximate)
-                add_product(grad_w2, grad_added.T, hidden)
                 grad_hidden = dense(grad_added, transposed2, None)
-                torch.ops.aten.gelu_backward(
-                    grad_hidden, kept[chunk], approximate=approximate, grad_input=grad_hidden
-                )
-                add_product(grad_w1, grad_hidden.T, normed[0].to(dtype))
+                hidden, sums = _gelu_backward(kept[chunk], grad_hidden, approximate)
+                add_product(grad_w2, grad_added.T, hidden)
+                del hidden  # as large as the kept one; the norm's temporaries come next
+                normed = normalise(tokens[chunk], norm_weight, norm_bias, eps, dtype)
+                add_product(grad_w1, grad_hidden.T, normed[0])
                 if grad_b2 is not None:
                     grad_b2 += column_sums(grad_added)
                 if grad_b1 is not None:
-                    grad_b1 += column_sums(grad_hidden)
+                    grad_b1 += sums
                 grad_normed = dense(grad_hidden, transposed1, None)
-                grad_x[chunk] = grad_norm.backward(grad_normed, tokens[chunk], normed)
+                back = grad_norm.backward(grad_normed, tokens[chunk], normed)
+                grad_x = put(grad_x, chunk, back, len(tokens))
         parameters = (grad_norm.weight, grad_norm.bias, grad_w1, grad_b1, grad_w2, grad_b2)
         return (
             grad_x.view(x.shape) if needs_x else None,
@@ -130,3 +132,13 @@ class _NormedMlp(torch.autograd.Function):
             ),
             None,
         )
+
+
+def _gelu_backward(kept: Tensor, grad: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
+    """The activation of (t, M) again, and the bias' gradient; ``grad`` becomes that of ``kept``."""
+    if kernels := token_kernels(kept):
+        hidden, _, sums = kernels.gelu_backward(kept, grad, approximate, in_place=True)
+        return hidden, sums
+    hidden = F.gelu(kept, approximate=approximate)
+    torch.ops.aten.gelu_backward(grad, kept, approximate=approximate, grad_input=grad)
+    return hidden, column_sums(grad)

@@ -1,0 +1,41 @@
+"""Whether the kernels can run on a device at all. Imports no Triton, so that this can be asked."""
+
+import os
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+MIN_CAPABILITY = (8, 0)  # bfloat16 on tensor cores
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot run on tensors of this type there; None where they can."""
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if interpreted():
+        return None
+    if device.type != "cuda":
+        return f"it is made for NVIDIA GPUs, got tensors on {device.type}"
+    if dtype not in DTYPES:
+        return f"it computes in float16, bfloat16 or float32, got {dtype}"
+    return _gpu_lacks(device, dtype)
+
+
+@cache
+def _gpu_lacks(device: torch.device, dtype: torch.dtype) -> str | None:
+    if torch.version.hip is not None:
+        return "it is made for NVIDIA GPUs, got one for ROCm"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < MIN_CAPABILITY:
+        wanted, got = (".".join(map(str, number)) for number in (MIN_CAPABILITY, capability))
+        return f"it needs a GPU of compute capability {wanted} or more, got {got}"
+    from .self_check import fault
+
+    return fault(device, dtype)
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on tensors of any device, for tests."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
