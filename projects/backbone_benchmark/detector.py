@@ -9,25 +9,24 @@ from detectron2.modeling import MViT as Detectron2MViT
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from mvitv2_det import get_config
-from mvitv2_det.measure import Timing, interleave, resident
+from mvitv2_det.measure import OutOfMemory, Timing, attempt, interleave, resident
 from projects.backbone_benchmark.networks import Setting
+from projects.backbone_benchmark.profiling import profiler
 
 OBJECTS = 7
-# Our backbone's keywords that Detectron2's has not.
-OURS_ALONE = ("attention_backend",)
+PARTS = ("backbone", "FPN", "proposals", "box and mask heads", "rest")
 
 
 @dataclass(frozen=True)
 class Detector:
-    """Seconds of a Mask R-CNN, and where they go: percent of each part, by its name."""
+    """Seconds of a Mask R-CNN, and where they go: percent of each of :data:`PARTS`, or nothing."""
 
     setting: Setting
     network: str
-    inference: Timing
-    training: Timing
+    inference: Timing | OutOfMemory
+    training: Timing | OutOfMemory
     parts: dict[str, float]
 
 
@@ -110,7 +109,7 @@ def measure(setting: Setting, rounds: int, report: Callable[[str], None] = print
             tasks,
             rounds=rounds,
             device=setting.device,
-            progress=lambda line, kind=kind: report(f"detector {setting.name} {kind} {line}"),
+            progress=lambda line, kind=kind: report(f"detector {setting.full_name} {kind} {line}"),
         )
     return [
         Detector(
@@ -118,10 +117,15 @@ def measure(setting: Setting, rounds: int, report: Callable[[str], None] = print
             name,
             times["inference"][name],
             times["training"][name],
-            shares(model, setting),
+            _shares_or_none(model, setting),
         )
         for name, model in models.items()
     ]
+
+
+def _shares_or_none(model: nn.Module, setting: Setting) -> dict[str, float]:
+    percent = attempt(lambda: shares(model, setting))
+    return {} if isinstance(percent, OutOfMemory) else percent
 
 
 def shares(model: nn.Module, setting: Setting) -> dict[str, float]:
@@ -135,18 +139,17 @@ def shares(model: nn.Module, setting: Setting) -> dict[str, float]:
     handles = [handle for name, part in parts.items() for handle in _labelled(name, part)]
     step = inference(model, setting)
     step()
-    activities = [ProfilerActivity.CPU]
-    with profile(activities=activities) as profiler, torch.profiler.record_function("detector"):
+    with profiler("cpu") as recorded, torch.profiler.record_function("detector"):
         step()
         if setting.device == "cuda":
             torch.cuda.synchronize()
     for handle in handles:
         handle.remove()
-    took = {event.key: event.cpu_time_total for event in profiler.key_averages()}
+    took = {event.key: event.cpu_time_total for event in recorded.key_averages()}
     percent = {name: 100 * took[name] / took["detector"] for name in parts}
     percent["FPN"] = percent.pop("backbone and FPN") - percent["backbone"]
     percent["rest"] = 100 - sum(percent.values())
-    return percent
+    return {part: percent[part] for part in PARTS}
 
 
 def _labelled(name: str, module: nn.Module) -> list:

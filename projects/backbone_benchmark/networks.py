@@ -3,8 +3,8 @@
 Axes: B images, H × W pixels.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,6 +14,7 @@ from detectron2.modeling import MViT as Detectron2MViT
 from torch import Tensor, nn
 
 from mvitv2_det import VARIANTS, MViT
+from mvitv2_det.attention import MultiScaleAttention
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NORM = partial(nn.LayerNorm, eps=1e-6)
@@ -44,6 +45,16 @@ class Setting:
         """For tables."""
         height, width = self.size
         return f"{self.variant} {height}×{width}"
+
+    @property
+    def full_name(self) -> str:
+        """For progress and pictures."""
+        return f"{self.name}, batch {self.batch}, {self.precision}"
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """For tables."""
+        return {"setting": self.name, "batch": str(self.batch), "precision": self.precision}
 
     def images(self) -> Tensor:
         """(B, 3, H, W), the same each time."""
@@ -81,6 +92,22 @@ def our_network(setting: Setting, weights: nn.Module, backend: str, **options) -
     )
     model.load_state_dict(weights.state_dict())
     return model.to(setting.device)
+
+
+@contextmanager
+def noted_backends(model: nn.Module) -> Iterator[set[str]]:
+    """Fills a set with the names of what computes attention in the passes run meanwhile."""
+    taken = set()
+    handles = [
+        module.register_forward_pre_hook(lambda m, inputs: taken.add(m.backend(inputs[0]).name))
+        for module in model.modules()
+        if isinstance(module, MultiScaleAttention)
+    ]
+    try:
+        yield taken
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class TimmBackbone(nn.Module):

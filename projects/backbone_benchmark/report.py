@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -11,22 +12,33 @@ import matplotlib.pyplot as plt
 from tabulate import tabulate
 
 from mvitv2_det.measure import GIB, OutOfMemory, Spread, Timing
-from projects.backbone_benchmark import scaling, speed
+from projects.backbone_benchmark import detector, scaling, speed
 from projects.backbone_benchmark.compiling import Compiled
 from projects.backbone_benchmark.detector import Detector
+from projects.backbone_benchmark.floors import FAMILIES
+from projects.backbone_benchmark.kernels import KernelTimes
 from projects.backbone_benchmark.loss_curves import Curves
+from projects.backbone_benchmark.networks import Setting
+from projects.backbone_benchmark.profiling import Operation
 from projects.backbone_benchmark.scaling import Point
 from projects.backbone_benchmark.speed import Result
 from projects.backbone_benchmark.stages import Stage
 
 Table = list[dict[str, object]]
+_LONGEST_NAME = 90  # of a GPU's kernel, which C++ templates make long
 OURS_COLOUR, OTHER_COLOUR, THIRD_COLOUR = "tab:blue", "tab:gray", "tab:orange"
 
 
 def write(
-    folder: Path, name: str, title: str, head: Mapping[str, str], table: Table, *notes: str
+    folder: Path,
+    name: str,
+    title: str,
+    head: Mapping[str, str],
+    table: Table,
+    *notes: str,
+    shown: bool = True,
 ) -> None:
-    """``name.csv`` and ``name.md``, each with what it was measured on."""
+    """``name.csv`` and ``name.md``, each with what it was measured on; printed where ``shown``."""
     with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
         for key, value in head.items():
             file.write(f"# {key}: {value}\n")
@@ -39,7 +51,8 @@ def write(
         lines += [note, ""]
     text = "\n".join(lines)
     (folder / f"{name}.md").write_text(text, encoding="utf-8")
-    print(f"\n{text}", flush=True)
+    if shown:
+        print(f"\n{text}", flush=True)
 
 
 def _seconds(value: Timing | OutOfMemory | None) -> str:
@@ -70,8 +83,9 @@ def speed_table(results: Sequence[Result]) -> Table:
     """One row for each network at each setting; ratios are to the row's base."""
     return [
         {
-            "setting": result.setting.name,
+            **result.setting.columns,
             "network": result.network,
+            "attention by": result.backends,
             "compared with": result.base,
             "largest difference": "" if result.error is None else f"{result.error:.1e}",
             "inference s": _seconds(result.inference),
@@ -91,7 +105,7 @@ def draw_speed(results: Sequence[Result], path: Path) -> None:
     """Bars of what ours gains over Detectron2's at each setting."""
     ours = [result for result in results if result.network == speed.OURS]
     figure, axes = plt.subplots(1, 3, figsize=(12, 1.2 + 0.6 * len(ours)), sharey=True)
-    names = [result.setting.name for result in ours]
+    names = [result.setting.full_name for result in ours]
     for axis, kind in zip(axes, ("inference", "training"), strict=False):
         spreads = [speed.speed_up(result, results, kind) for result in ours]
         medians = [0 if s is None else s.median for s in spreads]
@@ -117,7 +131,7 @@ def stage_table(stages: Sequence[Stage]) -> Table:
     rows = []
     for stage in stages:
         row = {
-            "setting": stage.setting.name,
+            **stage.setting.columns,
             "stage": stage.name,
             "multiply-adds G": f"{stage.multiply_adds / 1e9:.1f}",
             "least bytes GB": f"{stage.bytes / 1e9:.3f}",
@@ -208,15 +222,85 @@ def detector_table(results: Sequence[Detector]) -> Table:
     base = {r.setting: r for r in results if r.network == "Detectron2"}
     return [
         {
-            "setting": r.setting.name,
+            **r.setting.columns,
             "backbone": r.network,
-            "images/s": f"{r.setting.batch / r.inference.spread.median:.2f}",
-            "inference speed-up": _ratio(r.inference.speed_over(base[r.setting].inference)),
-            "training images/s": f"{r.setting.batch / r.training.spread.median:.2f}",
-            "training speed-up": _ratio(r.training.speed_over(base[r.setting].training)),
-            **{f"{part} %": f"{share:.0f}" for part, share in r.parts.items()},
+            "images/s": _per_second(r.inference, r.setting.batch),
+            "inference speed-up": _ratio(_speed_over(r.inference, base[r.setting].inference)),
+            "training images/s": _per_second(r.training, r.setting.batch),
+            "training speed-up": _ratio(_speed_over(r.training, base[r.setting].training)),
+            **{f"{part} %": f"{r.parts[part]:.0f}" if r.parts else "" for part in detector.PARTS},
         }
         for r in results
+    ]
+
+
+def _per_second(value: Timing | OutOfMemory, batch: int) -> str:
+    return (
+        "out of memory" if isinstance(value, OutOfMemory) else f"{batch / value.spread.median:.2f}"
+    )
+
+
+def _speed_over(own: Timing | OutOfMemory, base: Timing | OutOfMemory) -> Spread | None:
+    if isinstance(own, OutOfMemory) or isinstance(base, OutOfMemory):
+        return None
+    return own.speed_over(base)
+
+
+def kernel_table(results: Sequence[KernelTimes]) -> Table:
+    """One row for each family of kernels on each kind of block, then all blocks together."""
+    rows = [
+        _kernel_row(r.setting, f"{r.count} × {r.work.name}", r.family, [replace(r, count=1)])
+        for r in results
+    ]
+    for setting in dict.fromkeys(r.setting for r in results):
+        own = [r for r in results if r.setting == setting]
+        for family in FAMILIES:
+            of_family = [r for r in own if r.family == family]
+            rows.append(_kernel_row(setting, "all blocks", family, of_family))
+        rows.append(_kernel_row(setting, "all blocks", "all", own))
+    return rows
+
+
+def _kernel_row(
+    setting: Setting, blocks: str, family: str, parts: Sequence[KernelTimes]
+) -> dict[str, object]:
+    """Sums over blocks; the floor is the longer one of bytes and products, block by block."""
+    bytes_alone = sum(part.count * part.byte_floor for part in parts)
+    floor = sum(part.count * max(part.byte_floor, part.product_floor) for part in parts)
+    row = {
+        **setting.columns,
+        "blocks": blocks,
+        "kernels": family,
+        "least MB": f"{sum(part.count * part.least_bytes for part in parts) / 1e6:.1f}",
+        "byte floor ms": f"{1e3 * bytes_alone:.4f}",
+        "floor ms": f"{1e3 * floor:.4f}",
+    }
+    for name in parts[0].seconds:
+        times = [part.seconds[name] for part in parts]
+        if any(isinstance(time, OutOfMemory) for time in times):
+            row |= dict.fromkeys((f"{name} over byte floor", f"{name} over floor"), "")
+            row[f"{name} ms"] = "out of memory"
+            continue
+        total = sum(part.count * time for part, time in zip(parts, times, strict=True))
+        row[f"{name} ms"] = f"{1e3 * total:.4f}"
+        row[f"{name} over byte floor"] = f"{total / bytes_alone:.2f}"
+        row[f"{name} over floor"] = f"{total / floor:.2f}"
+    return row
+
+
+def profile_table(operations: Sequence[Operation]) -> Table:
+    """One row for each operation, the longest first."""
+    return [
+        {
+            **o.setting.columns,
+            "network": o.network,
+            "step": o.step,
+            "operation": o.name[:_LONGEST_NAME],
+            "calls": str(o.calls),
+            "ms": f"{1e3 * o.seconds:.3f}",
+            "%": f"{100 * o.share:.1f}",
+        }
+        for o in operations
     ]
 
 

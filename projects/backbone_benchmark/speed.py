@@ -21,6 +21,7 @@ from projects.backbone_benchmark.networks import Setting
 
 REFERENCE = "Detectron2"
 OURS = "ours"
+_GPU_ITERATIONS = 3  # of a turn: those of a GPU are short
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Result:
     """One network at one setting; None is not measured.
 
     Attributes:
+        backends: what computed its attention, of ours.
         error: largest difference of a feature map from the reference's, over its largest value;
             of networks that compute the same.
         inference, training: seconds of a pass over the batch.
@@ -38,6 +40,7 @@ class Result:
     setting: Setting
     network: str
     base: str
+    backends: str = ""
     error: float | None = None
     inference: Timing | OutOfMemory | None = None
     training: Timing | OutOfMemory | None = None
@@ -88,15 +91,17 @@ def measure(
     report: Callable[[str], None] = print,
 ) -> list[Result]:
     """Compares the candidates, in turns."""
-    report(setting.name)
+    report(setting.full_name)
     results = []
     for candidate in found:
         result = Result(setting, candidate.name, candidate.base)
         result.model = candidate.build()
         results.append(result)
         if candidate.base == REFERENCE:
-            error = attempt(lambda r=result: _error(r.model, results[0].model, setting))
+            with networks.noted_backends(result.model) as taken:
+                error = attempt(lambda r=result: _error(r.model, results[0].model, setting))
             result.error = None if isinstance(error, OutOfMemory) else error
+            result.backends = ", ".join(sorted(taken))
         if candidate.trains:
             _measure_memory(result)
             report(f"  memory    {candidate.name}")
@@ -136,11 +141,13 @@ def _measure_times(
     report: Callable[[str], None],
 ) -> None:
     tasks = {r.network: resident(make(r.model, r.setting)) for r in results}
+    device = results[0].setting.device
     timings = interleave(
         tasks,
         rounds=rounds,
+        iterations=_GPU_ITERATIONS if device == "cuda" else 1,
         warmup=1,
-        device=results[0].setting.device,
+        device=device,
         progress=lambda line: report(f"  {kind:9} {line}"),
     )
     for result in results:

@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from statistics import median
 
 import torch
@@ -18,9 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from mvitv2_det import VARIANTS, MViT
 from mvitv2_det.measure import synchronize
 from projects.backbone_benchmark import networks
+from projects.backbone_benchmark.device_time import seconds_of
+from projects.backbone_benchmark.floors import stages_of
 from projects.backbone_benchmark.networks import DTYPES, Setting
 
 PATCHES = "patch embedding"
+_SIDES = {"cpu": 2048, "cuda": 8192}  # of the matrices whose product is timed
 
 
 @dataclass(frozen=True)
@@ -49,26 +53,17 @@ class Stage:
     seconds: dict[str, float]
 
 
-def measure_rates(setting: Setting) -> Rates:
-    """The best of a few repetitions of a large product and of a large copy."""
-    dtype, device = DTYPES[setting.precision], setting.device
-    a, b = (torch.randn(4096, 4096, device=device, dtype=dtype) for _ in range(2))
+@cache
+def measure_rates(precision: str, device: str) -> Rates:
+    """The best of a few repetitions of a large product and of a large copy, once in a run."""
+    dtype = DTYPES[precision]
+    side = _SIDES[device]
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     source = torch.empty(2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    product = _best(lambda: a @ b, device)
-    copy = _best(lambda: target.copy_(source), device)
-    return Rates(4096**3 / product, 2 * source.numel() / copy)
-
-
-def _best(run: Callable[[], object], device: str, repetitions: int = 5) -> float:
-    seconds = []
-    for _ in range(repetitions + 1):
-        synchronize(device)
-        start = time.perf_counter()
-        run()
-        synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+    product = min(seconds_of(lambda: a @ b, device))
+    copy = min(seconds_of(lambda: target.copy_(source), device))
+    return Rates(side**3 / product, 2 * source.numel() / copy)
 
 
 def measure(setting: Setting, rounds: int, report: Callable[[str], None] = print) -> list[Stage]:
@@ -85,7 +80,7 @@ def measure(setting: Setting, rounds: int, report: Callable[[str], None] = print
             for stage, took in _stage_seconds(model, setting).items():
                 if number:  # the first round warms up
                     seconds[name][stage].append(took)
-    stages = _floors(setting, measure_rates(setting))
+    stages = _floors(setting, measure_rates(setting.precision, setting.device))
     for stage in stages:
         stage.seconds = {name: median(taken[stage.name]) for name, taken in seconds.items()}
     return stages
@@ -104,7 +99,7 @@ def _stage_seconds(model: nn.Module, setting: Setting) -> dict[str, float]:
         return hook
 
     handles = [model.patch_embed.register_forward_hook(ends(PATCHES))]
-    for block, stage in zip(model.blocks, _stages(setting), strict=True):
+    for block, stage in zip(model.blocks, stages_of(setting.variant), strict=True):
         handles.append(block.register_forward_hook(ends(stage)))
     step = networks.inference(model, setting)
     try:
@@ -115,12 +110,6 @@ def _stage_seconds(model: nn.Module, setting: Setting) -> dict[str, float]:
         for handle in handles:
             handle.remove()
     return seconds
-
-
-def _stages(setting: Setting) -> list[str]:
-    """The stage of every block."""
-    blocks = VARIANTS[setting.variant].blocks
-    return [f"scale{2 + stage}" for stage, number in enumerate(blocks) for _ in range(number)]
 
 
 def _floors(setting: Setting, rates: Rates) -> list[Stage]:
@@ -138,16 +127,16 @@ def _floors(setting: Setting, rates: Rates) -> list[Stage]:
 
         return hook
 
-    names = dict.fromkeys([PATCHES, *_stages(setting)])
+    names = dict.fromkeys([PATCHES, *stages_of(setting.variant)])
     model.patch_embed.register_forward_hook(count(PATCHES))
-    for block, stage in zip(model.blocks, _stages(setting), strict=True):
+    for block, stage in zip(model.blocks, stages_of(setting.variant), strict=True):
         block.register_forward_hook(count(stage))
     images = torch.empty(setting.batch, 3, *setting.size, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images)
     counts = {name: sum(found.values()) // 2 for name, found in counter.get_flop_counts().items()}
     products = defaultdict(int, {PATCHES: counts["MViT.patch_embed"]})
-    for index, stage in enumerate(_stages(setting)):
+    for index, stage in enumerate(stages_of(setting.variant)):
         products[stage] += counts[f"MViT.blocks.{index}"]
     return [
         Stage(

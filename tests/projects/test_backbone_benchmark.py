@@ -1,12 +1,30 @@
 """The benchmark of the backbone, on small images: what it compares, and what it writes."""
 
 import csv
+import os
+from argparse import Namespace
+from collections import Counter
 
 import pytest
 import torch
 
-from projects.backbone_benchmark import loss_curves, networks, run, scaling, stages
+from projects.backbone_benchmark import (
+    floors,
+    kernels,
+    loss_curves,
+    networks,
+    presets,
+    profiling,
+    report,
+    run,
+    scaling,
+    stages,
+    warming,
+)
+from projects.backbone_benchmark.floors import FAMILIES, Work
+from projects.backbone_benchmark.kernels import KernelTimes
 from projects.backbone_benchmark.networks import Setting
+from projects.backbone_benchmark.presets import Step
 from projects.backbone_benchmark.scaling import Point
 
 SMALL = Setting("T", (64, 96), 1, "fp32", "cpu")
@@ -24,6 +42,7 @@ def test_speed_of_equal_networks(tmp_path, capsys):
     assert float(rows["ours"]["largest difference"]) < 1e-4
     assert float(rows["ours"]["of the base's"]) < 1
     assert rows["ours, without windows as timm"]["compared with"] == "timm"
+    assert (rows["ours"]["attention by"], rows["Detectron2"]["attention by"]) == ("strips", "")
     assert "×" in (folder / "speed.md").read_text()
     assert (folder / "speed.png").stat().st_size > 1000
     assert "| ours " in capsys.readouterr().out
@@ -58,6 +77,182 @@ def test_floors_of_stages():
         assert all(seconds > 0.5 * stage.floor for seconds in stage.seconds.values())
 
 
+def test_work_of_the_blocks():
+    """T at 800×1088: strides and windows as the paper's detector has them, per kind of block."""
+    found = floors.works(Setting("T", (800, 1088), 8, "bf16", "cuda"))
+    assert found == {
+        Work("scale2", 8, (200, 272), 96, 1, 1, 4, 56): 1,
+        Work("scale3", 8, (200, 272), 192, 2, 2, 2, 56): 1,
+        Work("scale3", 8, (100, 136), 192, 2, 1, 4, 0): 1,
+        Work("scale4", 8, (100, 136), 384, 4, 2, 1, 28): 1,
+        Work("scale4", 8, (50, 68), 384, 4, 1, 1, 14): 3,
+        Work("scale4", 8, (50, 68), 384, 4, 1, 2, 0): 1,
+        Work("scale5", 8, (50, 68), 768, 8, 2, 1, 14): 1,
+        Work("scale5", 8, (25, 34), 768, 8, 1, 1, 0): 1,
+    }
+
+
+def test_least_bytes_by_hand():
+    """Stride 4 reads 3 of 4 rows and columns: of 6 rows 0, 1, 3, 4, 5, of 9 columns 6 and 8."""
+    work = Work("scale2", 2, (6, 9), 32, 2, 1, 4, 0)
+    assert (work.size_q, work.size_kv) == ((6, 9), (2, 3))
+    assert (work.window_q, work.window_kv) == ((6, 9), (2, 3))
+    read = [54, 5 * 7, 5 * 7]  # rows 0, 1, 3, 4, 5; columns 0, 1, 3, 4, 5, 7, 8
+    q, k = 2 * 54 * 32, 2 * 6 * 32
+    r = (6 * 2 + 9 * 3) * 16
+    expected = {
+        "pooling forward": 2 * (2 * 32 * sum(read) + q + 2 * k),
+        "pooling backward": 2 * (2 * 32 * sum(read) + q + 2 * k + 3 * 2 * 54 * 32),
+        "attention forward": 2 * (2 * q + 2 * k + r) + 4 * 2 * 54 * 2,
+        "attention backward": 2 * (4 * q + 4 * k + 2 * r) + 4 * 2 * 54 * 2,
+    }
+    assert {f: floors.least_bytes(work, f, 2) for f in FAMILIES} == expected
+    assert floors.multiply_adds(work, "attention forward") == 2 * (2 * 2 * 54 * 6 * 16)
+    assert floors.multiply_adds(work, "pooling forward") == 9 * (q + 2 * k)
+
+
+@pytest.mark.parametrize("kind", ["windows", "global"])
+def test_pieces_compute_the_same(kind):
+    """Pooling and attention of plain PyTorch and of SDPA, and what the whole module computes."""
+    network = networks.our_network(SMALL, networks.detectron2_network(SMALL), "reference")
+    attention = network.blocks[1 if kind == "windows" else 2].attn
+    size = (16, 24) if kind == "windows" else (8, 12)
+    work = floors.work_of(attention, "scale3", 1, size)
+    assert bool(work.window) == (kind == "windows")
+    pieces = dict(kernels.pieces_of(attention, work, SMALL))
+    assert set(pieces) == {"sdpa", "eager"}
+    outputs = [p.attend(*p.pool(p.qkv)) for p in pieces.values()]
+    attention.qkv = attention.proj = torch.nn.Identity()
+    expected = attention.reference(pieces["eager"].qkv)
+    for output in outputs:
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-4)
+    for family in ("pooling backward", "attention backward"):
+        grads = [p.run(family)() for p in pieces.values()]
+        assert len(grads[0]) == len(grads[1])
+        assert all(grad.isfinite().all() for found in grads for grad in found)
+
+
+def test_our_kernels_do_the_same_work():
+    pytest.importorskip("triton")
+    if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("needs Triton's interpreter")
+    network = networks.our_network(SMALL, networks.detectron2_network(SMALL), "reference")
+    work = Work("scale3", 1, (4, 8), 192, 2, 1, 4, 0)
+    expected = dict(kernels.pieces_of(network.blocks[2].attn, work, SMALL))["sdpa"]
+    ours = kernels.Triton(network.blocks[2].attn, expected.qkv, work)
+    with torch.no_grad():
+        for pair in zip(ours.run(FAMILIES[0])(), expected.run(FAMILIES[0])(), strict=True):
+            torch.testing.assert_close(*pair, rtol=0, atol=1e-4)
+        output, _ = ours.run("attention forward")()
+        torch.testing.assert_close(output, expected.run("attention forward")(), rtol=0, atol=1e-4)
+    assert ours.run("pooling backward")()[0].shape == expected.qkv.shape
+    assert ours.run("attention backward")()[0].shape == (1, 4, 8, 192)
+
+
+def test_kernels_over_their_floors(monkeypatch):
+    """Every kind of block by all that compute it; sums count each block."""
+    kinds = Counter(dict(list(floors.works(SMALL).items())[-3:]))
+    monkeypatch.setattr(kernels, "works", lambda setting: kinds)
+    results = kernels.measure(SMALL, 1, report=lambda line: None)
+    assert len(results) == 3 * len(FAMILIES)
+    assert all(set(result.seconds) == {"sdpa", "eager"} for result in results)
+    rows = report.kernel_table(results)
+    assert [row["kernels"] for row in rows[-5:]] == [*FAMILIES, "all"]
+    total = sum(r.count * r.seconds["sdpa"] for r in results)
+    assert float(rows[-1]["sdpa ms"]) == pytest.approx(1e3 * total, abs=1e-3)
+
+
+def test_sums_over_blocks():
+    work = next(iter(floors.works(SMALL)))
+    once = KernelTimes(SMALL, work, FAMILIES[0], 1, 10**6, 1e-3, 2e-3, {"sdpa": 4e-3})
+    thrice = KernelTimes(SMALL, work, FAMILIES[0], 3, 10**6, 1e-3, 2e-3, {"sdpa": 2e-3})
+    rest = [KernelTimes(SMALL, work, f, 1, 0, 1e-3, 0, {"sdpa": 1e-3}) for f in FAMILIES[1:]]
+    row = report.kernel_table([once, thrice, *rest])[-5]
+    assert (row["least MB"], row["byte floor ms"], row["floor ms"]) == ("4.0", "4.0000", "8.0000")
+    found = [row[f"sdpa {column}"] for column in ("ms", "over byte floor", "over floor")]
+    assert found == ["10.0000", "2.50", "1.25"]
+
+
+def test_profile_names_the_longest_operations():
+    found = profiling.measure(Setting("T", (32, 32), 1, "fp32", "cpu"), lambda line: None)
+    passes = dict.fromkeys((o.network, o.step) for o in found)
+    assert len(passes) == 4
+    for network, step in passes:
+        everything, *longest = [o for o in found if (o.network, o.step) == (network, step)]
+        assert (everything.name, everything.share) == ("all", pytest.approx(1))
+        assert len(longest) == profiling.TOP
+        assert longest[0].seconds >= longest[-1].seconds > 0
+        assert sum(o.seconds for o in longest) <= everything.seconds
+    assert len(report.profile_table(found)) == len(found)
+
+
+def test_the_gpu_preset_covers_what_is_asked():
+    steps = presets.gpu_steps()
+    assert [step.name for step in steps] == [
+        "speed", "kernels", "profile", "detector", "speed_fp32"
+    ]  # fmt: skip
+    assert sum(step.share for step in steps) == pytest.approx(1)
+    assert presets.GPU_MINUTES < 10
+    speed_settings = {(s.variant, s.size, s.batch, s.precision) for s in steps[0].settings}
+    assert len(speed_settings) == 8 and {s[3] for s in speed_settings} == {"bf16"}
+    assert {step.part for step in steps} <= set(run.PARTS)
+
+
+def test_warming_runs_every_kind_of_block():
+    setting = Setting("T", (32, 64), 2, "bf16", "cpu")
+    for work in floors.works(setting):
+        warming.run_block(setting, work)
+
+
+class Clock:
+    """Stands for ``time``."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def gmtime(self) -> None: ...
+
+
+def test_no_setting_is_begun_too_late(tmp_path, monkeypatch, capsys):
+    """Settings of 3, 3, … seconds in 10: three fit, and the table is there after each."""
+    clock = Clock()
+    monkeypatch.setattr(run, "time", clock)
+    args = Namespace(
+        batch=[1], precision=["fp32"], device="cpu", output=tmp_path, preset=None, rounds=1,
+        minutes=1,
+    )  # fmt: skip
+    started = run.Run(args, "command")
+    settings = [Setting("T", (32, 32 * n), 1, "fp32", "cpu") for n in range(1, 6)]
+    step, written = Step("speed", "made", tuple(settings), 1.0), []
+
+    def measure(setting: Setting) -> list[Work]:
+        file = started.folder / "made.csv"
+        written.append(file.read_text().count("T 32×") if file.exists() else 0)
+        clock.now += 3
+        return [Namespace(setting=setting)]
+
+    results = started.collect(
+        step, 10, measure, "Made", lambda found: [r.setting.columns for r in found]
+    )
+    assert [r.setting for r in results] == settings[:3] and written == [0, 1, 2]
+    assert "no time left for T 32×128, batch 1, fp32" in capsys.readouterr().out
+    assert "Time was too short for 2 more settings." in (started.folder / "made.md").read_text()
+
+
+def test_several_batches_and_precisions(tmp_path):
+    arguments = ["--variants", "T", "--sizes", "32x64", "--batch", "1", "2", "--device", "cpu"]
+    arguments += ["--precision", "fp32", "bf16", "--output", str(tmp_path)]
+    args = run.parse(arguments)
+    assert run.Run(args, "command").folder.name == "cpu_fp32-bf16_batch1-2"
+    (step,) = run.plan(args)
+    assert [(s.columns["batch"], s.columns["precision"]) for s in step.settings] == [
+        ("1", "fp32"), ("2", "fp32"), ("1", "bf16"), ("2", "bf16")
+    ]  # fmt: skip
+
+
 def test_exponent_of_a_power_law():
     points = [Point("ours", side, None, round(1000 * side**2.5)) for side in (448, 640, 1024)]
     assert scaling.exponent(points, "ours", "peak") == pytest.approx(1.25, abs=1e-3)
@@ -86,6 +281,8 @@ def test_losses_stay_together():
         (["--sizes", "16x64"], "at least 32x32, got '16x64'"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["--precision", "fp16", "--device", "cpu"], "fp16 needs a GPU"),
+        (["--batch", "8", "0"], "--batch must be at least 1, got 0"),
+        (["--minutes", "0.5"], "--minutes must be at least 1, got 0.5"),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_a_line(arguments, words, capsys, tmp_path):
@@ -98,5 +295,9 @@ def test_what_cannot_be_measured_is_said_in_a_line(arguments, words, capsys, tmp
 def test_on_a_gpu(tmp_path):
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
-    arguments = ["--variants", "T", "--sizes", "64x96", "--rounds", "1", "--precision", "bf16"]
+    setting = Setting("T", (64, 96), 1, "bf16", "cuda")
+    warming.run_block(setting, next(iter(floors.works(setting))))
+    arguments = ["--parts", "speed", "kernels", "profile", "--variants", "T", "--sizes", "64x96"]
+    arguments += ["--rounds", "1", "--precision", "bf16", "--batch", "1", "2", "--minutes", "5"]
     assert run.main([*arguments, "--output", str(tmp_path)]) == 0
+    assert "triton ms" in (tmp_path / "cuda_bf16_batch1-2" / "kernels.csv").read_text()
