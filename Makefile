@@ -23,8 +23,9 @@ demo: setup
 	$(RUN) train_net.py --config-file configs/demo.py
 	$(RUN) tools/draw_results.py output/demo
 
+# Workers of one thread each: threads of several would wait for each other.
 test: setup
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -143,7 +143,7 @@ def test_plain_transformer():
             "the window of block 0 .* got window 7 and stride 2",
         ),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_what_does_not_fit_is_refused(build, changes, words):
     with pytest.raises(ValueError, match=words):

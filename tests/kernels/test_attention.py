@@ -94,35 +94,6 @@ LARGE = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _poison(monkeypatch):
-    """What is not written is NaN."""
-    for name in ("empty", "empty_like"):
-        empty = getattr(torch, name)
-        monkeypatch.setattr(
-            torch, name, lambda *a, _empty=empty, **k: _empty(*a, **k).fill_(float("nan"))
-        )
-
-
-@pytest.fixture(autouse=True)
-def _round_to_nearest(monkeypatch):
-    """The interpreter cuts bits of float32 off for bfloat16, where GPUs round to nearest."""
-    if HAS_GPU:
-        return
-    import triton.language as tl
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    cut = InterpreterBuilder.create_fp_trunc
-
-    def rounded(self, source, to):
-        if source.dtype.scalar != tl.float32 or to.scalar != tl.bfloat16:
-            return cut(self, source, to)
-        bits = torch.from_numpy(source.data.copy()).to(torch.bfloat16).view(torch.int16)
-        return TensorHandle(bits.numpy().view("uint16"), to.scalar)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_fp_trunc", rounded)
-
-
 def inputs(case: Case, dtype: torch.dtype = torch.float64) -> list[Tensor | None]:
     """q, k, v, both R, and a gradient of the output; k and v lie in one map, apart from q."""
     total = case.heads * case.channels
