@@ -71,10 +71,10 @@ lr_multiplier = L(WarmupParamScheduler)(
 
 train.update(
     output_dir="output/demo",
-    max_iter=1100,
-    eval_period=220,
+    max_iter=1250,
+    eval_period=250,
     log_period=20,
-    checkpointer=dict(period=1000, max_to_keep=1),
+    checkpointer=dict(period=1250, max_to_keep=1),
     device="cpu",
     amp=dict(enabled=False),
     seed=1,

@@ -1,12 +1,10 @@
 """Attention kernels against plain operations; on the CPU in Triton's interpreter."""
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import pytest
 import torch
+from h100 import DEVICE, HAS_GPU, NEEDS_KERNELS, ON_GPU, SHARED_MEMORY, numbers_of_compiler
 from plain_attention import plain_attention
 from torch import Tensor
 
@@ -17,17 +15,9 @@ from mvitv2_det.kernels import position_logits as positions
 from mvitv2_det.kernels.attention import AttentionShape, attention_forward
 from mvitv2_det.kernels.attention_tiles import channel_tiles
 
-HAS_GPU = torch.cuda.is_available()
-DEVICE = "cuda" if HAS_GPU else "cpu"
-# The variable decides when Triton is imported, so that it cannot be set here.
-pytestmark = pytest.mark.skipif(
-    not HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1",
-    reason="needs a GPU or Triton's interpreter",
-)
-ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")]
+pytestmark = NEEDS_KERNELS
 IN_INTERPRETER = pytest.mark.skipif(HAS_GPU, reason="float64 is for Triton's interpreter")
 NAMES = ("output", "grad q", "grad k", "grad v", "grad rel_h", "grad rel_w")
-SHARED_MEMORY = 227 * 1024  # bytes that a program can have on an H100
 
 
 @dataclass(frozen=True)
@@ -314,15 +304,5 @@ for kernel, is_backward in (("_logits_kernel", False), ("_backward_kernel", True
 
 def test_kernels_compile_for_an_h100_without_one():
     """Through ptxas, within its shared memory, and with tensor cores."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.split()) == 5
-    assert all(int(line) <= SHARED_MEMORY for line in done.stdout.split())
+    rows = numbers_of_compiler(COMPILE)
+    assert len(rows) == 5 and all(row[0] <= SHARED_MEMORY for row in rows)

@@ -1,12 +1,10 @@
 """Pooling kernels against ``HeadPool.run``; on the CPU in Triton's interpreter."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 
 import pytest
 import torch
+from h100 import DEVICE, NEEDS_KERNELS, ON_GPU, SHARED_MEMORY, numbers_of_compiler
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -15,15 +13,7 @@ pytest.importorskip("triton")
 from mvitv2_det.attention.pooling import HeadPool
 from mvitv2_det.kernels import pooling as kernels
 
-HAS_GPU = torch.cuda.is_available()
-DEVICE = "cuda" if HAS_GPU else "cpu"
-# The variable decides when Triton is imported, so that it cannot be set here.
-pytestmark = pytest.mark.skipif(
-    not HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1",
-    reason="needs a GPU or Triton's interpreter",
-)
-ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")]
-SHARED_MEMORY = 227 * 1024  # bytes that a program can have on an H100
+pytestmark = NEEDS_KERNELS
 EPS = 1e-6
 
 # Images, height, width, heads, channels of a head; strides of q, k and v, 0 where they are not
@@ -331,17 +321,7 @@ report(
 
 def test_compiles_for_an_h100():
     """Nothing is spilled, and maps are read and written 16 bytes at a time."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
+    rows = numbers_of_compiler(COMPILE)
     assert len(rows) == 3
     for registers, stack, shared, wide in rows:
         assert registers <= 255 and stack == 0 and shared <= SHARED_MEMORY and wide >= 9

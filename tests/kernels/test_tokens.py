@@ -1,34 +1,23 @@
 """LayerNorm and GELU kernels against PyTorch; on the CPU in Triton's interpreter."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
+from h100 import DEVICE, NEEDS_KERNELS, ON_GPU, SHARED_MEMORY, numbers_of_compiler
 from torch import Tensor
 
 pytest.importorskip("triton")
 
 from mvitv2_det.kernels import tokens as kernels
 
-HAS_GPU = torch.cuda.is_available()
-DEVICE = "cuda" if HAS_GPU else "cpu"
-# The variable decides when Triton is imported, so that it cannot be set here.
-pytestmark = pytest.mark.skipif(
-    not HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1",
-    reason="needs a GPU or Triton's interpreter",
-)
+pytestmark = NEEDS_KERNELS
 EPS = 1e-5
 SIZES = [(1, 5), (7, 72), (130, 96), (130, 200)]
-ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")]
 # Tokens of 800×1088 in each stage, of one image and of eight.
 LARGE = [
     pytest.param(size, marks=ON_GPU)
     for size in [(54_400, 96), (8 * 54_400, 96), (13_600, 192), (8 * 850, 768), (3_401, 1152)]
 ]
-SHARED_MEMORY = 227 * 1024  # bytes that a program can have on an H100
 
 
 def values(tokens: int, channels: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -237,15 +226,5 @@ print(shared(tokens._gelu_backward, [low, low, low, low, full], ["tokens", "tile
 
 
 def test_compiles_for_an_h100():
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.split()) == 3
-    assert all(int(line) <= SHARED_MEMORY for line in done.stdout.split())
+    rows = numbers_of_compiler(COMPILE)
+    assert len(rows) == 3 and all(row[0] <= SHARED_MEMORY for row in rows)
