@@ -4,7 +4,16 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from h100 import DEVICE, HAS_GPU, NEEDS_KERNELS, ON_GPU, SHARED_MEMORY, numbers_of_compiler
+from h100 import (  # noqa: F401
+    DEVICE,
+    HAS_GPU,
+    NEEDS_KERNELS,
+    ON_GPU,
+    SHARED_MEMORY,
+    numbers_of_compiler,
+    poison,
+    round_to_nearest,
+)
 from plain_attention import plain_attention
 from torch import Tensor
 

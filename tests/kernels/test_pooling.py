@@ -4,7 +4,15 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from h100 import DEVICE, NEEDS_KERNELS, ON_GPU, SHARED_MEMORY, numbers_of_compiler
+from h100 import (  # noqa: F401
+    DEVICE,
+    NEEDS_KERNELS,
+    ON_GPU,
+    SHARED_MEMORY,
+    numbers_of_compiler,
+    poison,
+    round_to_nearest,
+)
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 

@@ -3,7 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from h100 import DEVICE, NEEDS_KERNELS, ON_GPU, SHARED_MEMORY, numbers_of_compiler
+from h100 import (  # noqa: F401
+    DEVICE,
+    NEEDS_KERNELS,
+    ON_GPU,
+    SHARED_MEMORY,
+    numbers_of_compiler,
+    poison,
+    round_to_nearest,
+)
 from torch import Tensor
 
 pytest.importorskip("triton")
