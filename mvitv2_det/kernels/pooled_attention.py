@@ -74,8 +74,9 @@ class _PooledAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, shape, pools, qkv, rel_h, rel_w, *parameters):
         pools = _with_parameters(pools, parameters)
-        q, k, v = pool_forward(qkv, pools)
-        out, lse = attention_forward(q, k, v, rel_h, rel_w, shape)
+        with torch.cuda.device_of(qkv):  # Triton launches on the current device
+            q, k, v = pool_forward(qkv, pools)
+            out, lse = attention_forward(q, k, v, rel_h, rel_w, shape)
         ctx.shape, ctx.pools = shape, pools
         ctx.save_for_backward(qkv, rel_h, rel_w, out, lse, *parameters)
         return out
@@ -85,13 +86,13 @@ class _PooledAttention(torch.autograd.Function):
     def backward(ctx, grad):
         qkv, rel_h, rel_w, out, lse, *parameters = ctx.saved_tensors
         pools = _with_parameters(ctx.pools, parameters)
-        q, k, v = pool_forward(qkv, pools)
-        grad = grad.to(q.dtype).contiguous()
-        *grads, grad_h, grad_w = attention_backward(
-            grad, q, k, v, rel_h, rel_w, out, lse, ctx.shape
-        )
-        del q, k, v
-        grad_qkv, grad_parameters = pool_backward(qkv, pools, grads)
+        with torch.cuda.device_of(qkv):
+            pooled = pool_forward(qkv, pools)
+            *grads, grad_h, grad_w = attention_backward(
+                grad.to(qkv.dtype).contiguous(), *pooled, rel_h, rel_w, out, lse, ctx.shape
+            )
+            del pooled
+            grad_qkv, grad_parameters = pool_backward(qkv, pools, grads)
         flat = [tensor for of_pool in grad_parameters for tensor in of_pool]
         return None, None, grad_qkv, grad_h, grad_w, *flat
 
