@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .caching import cached_per_device
+from .sizes import cropped, divide_up, surely_equal
 
 _ALIGNMENT = 8  # channels; the fused GPU kernels take multiples of it
 
@@ -50,9 +51,9 @@ def windowed_sdpa(
         content = torch.cat([content, along_h.flatten(2, 3), along_w.flatten(2, 3)], dim=-1)
         places = one_hot_places(window_kv, device=keys.device).to(keys.dtype)
         keys = torch.cat([keys, places.expand(*keys.shape[:2], -1, -1)], dim=-1)
-    width = -(-content.shape[-1] // _ALIGNMENT) * _ALIGNMENT
+    width = divide_up(content.shape[-1], _ALIGNMENT) * _ALIGNMENT
     content, keys, values = (
-        F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x
+        x if surely_equal(x.shape[-1:], (width,)) else F.pad(x, (0, width - x.shape[-1]))
         for x in (content, keys, values)
     )
     z = F.scaled_dot_product_attention(content, keys, values, scale=1.0)[..., :channels]
@@ -71,16 +72,17 @@ def one_hot_places(size: tuple[int, int], *, device: torch.device) -> Tensor:
 def _to_windows(x: Tensor, size: tuple[int, int], heads: int) -> Tensor:
     """(B, H, W, C) to (B·n, h, w_h, w_w, d), padded with zeros."""
     height, width = size
-    pad_h, pad_w = -x.shape[1] % height, -x.shape[2] % width
-    if pad_h or pad_w:
+    rows, columns = divide_up(x.shape[1], height), divide_up(x.shape[2], width)
+    pad_h, pad_w = rows * height - x.shape[1], columns * width - x.shape[2]
+    if not surely_equal((pad_h, pad_w), (0, 0)):
         x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
-    x = x.unflatten(3, (heads, -1)).unflatten(2, (-1, width)).unflatten(1, (-1, height))
+    x = x.unflatten(3, (heads, -1)).unflatten(2, (columns, width)).unflatten(1, (rows, height))
     return x.permute(0, 1, 3, 5, 2, 4, 6).flatten(0, 2)
 
 
 def _from_windows(windows: Tensor, shape: torch.Size) -> Tensor:
     """The inverse of :func:`_to_windows`: (B, H, W, C) of the given shape."""
     batch, height, width, _ = shape
-    rows, columns = -(-height // windows.shape[2]), -(-width // windows.shape[3])
+    rows, columns = divide_up(height, windows.shape[2]), divide_up(width, windows.shape[3])
     x = windows.unflatten(0, (batch, rows, columns)).permute(0, 1, 4, 2, 5, 3, 6)
-    return x.flatten(5, 6).flatten(3, 4).flatten(1, 2)[:, :height, :width]
+    return cropped(x.flatten(5, 6).flatten(3, 4).flatten(1, 2), height, width)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .sizes import divide_up, known
+from .sizes import cropped, divide_up, surely_equal
 
 PADDING = -1
 
@@ -57,7 +57,7 @@ class WindowGrid:
         """Cuts maps into windows: (N, H, W, D) to (N·n, w, w, D), row-major within each map."""
         (height, width), (rows, columns), w = self.size, self.counts, self.window
         pad_h, pad_w = rows * w - height, columns * w - width
-        if not known(pad_h, pad_w) or pad_h or pad_w:
+        if not surely_equal((pad_h, pad_w), (0, 0)):
             x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
         if any(self.shifts):
             x = x.roll([-shift for shift in self.shifts], dims=(1, 2))
@@ -71,7 +71,7 @@ class WindowGrid:
         x = x.flatten(3, 4).flatten(1, 2)
         if any(self.shifts):
             x = x.roll(self.shifts, dims=(1, 2))
-        return x[:, :height, :width]
+        return cropped(x, height, width)
 
     def regions(self, axis: int, *, mask_padding: bool, device: torch.device) -> Tensor:
         """Which region of its window each place along an axis lies in.
@@ -111,8 +111,8 @@ def mask_terms(
     maps = windowed_q.shape[0] // (rows * columns)
     terms = []
     for axis in (0, 1):
-        size = keys.size[axis]
-        is_padded = not known(size) or size < keys.counts[axis] * keys.window
+        size, covered = keys.size[axis], keys.counts[axis] * keys.window
+        is_padded = not surely_equal((size,), (covered,))
         if not (queries.shifts[axis] or (mask_padding and is_padded)):
             continue
         seen = _same_region(queries, keys, axis, mask_padding, windowed_q.device)

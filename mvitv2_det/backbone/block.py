@@ -18,6 +18,9 @@ from .fused_mlp import normed_mlp
 from .fused_mlp import why_not as normed_mlp_why_not
 from .schedule import BlockSpec
 
+# Of the attention's and the MLP's path, (B, 1, 1, 1) each; None for 1.
+PathScales = tuple[Tensor | None, Tensor | None]
+
 
 class MultiScaleBlock(nn.Module):
     """Normalise, attend and add; normalise, MLP and add.
@@ -75,25 +78,41 @@ class MultiScaleBlock(nn.Module):
             self.proj = nn.Linear(spec.dim, spec.dim_out)
         self.pool_skip = skip_pool(spec.stride_q)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C_in) to (B, H / stride_q, W / stride_q, C_out), sizes rounded up."""
-        return self._reference(x) if self._why_not_fused(x) else self._fused(x)
+    def forward(self, x: Tensor, path_scales: PathScales | None = None) -> Tensor:
+        """(B, H, W, C_in) to (B, H / stride_q, W / stride_q, C_out), sizes rounded up.
 
-    def _reference(self, x: Tensor) -> Tensor:
+        Args:
+            x: tokens.
+            path_scales: of :meth:`draw_path_scales`; drawn here where there are none. Compiled
+                blocks are given them: their rates are then no part of the compiled code, and the
+                random numbers are those of a model that is not compiled.
+        """
+        if path_scales is None:
+            path_scales = self.draw_path_scales(x)
+        compute = self._reference if self._why_not_fused(x) else self._fused
+        return compute(x, path_scales)
+
+    def draw_path_scales(self, x: Tensor) -> PathScales:
+        """What stochastic depth scales the paths of each image of ``x`` (B, H, W, C_in) by."""
+        return self._path_scale(x), self._path_scale(x)
+
+    def _reference(self, x: Tensor, path_scales: PathScales) -> Tensor:
+        attention_scale, mlp_scale = path_scales
         normed = self.norm1(x)
         skip = self.proj(normed) if self.widens_in_attention else x
-        x = pool_map(skip, self.pool_skip) + self.drop_path(self.attn(normed))
+        x = Skip(pool_map(skip, self.pool_skip), attention_scale).add(self.attn(normed))
         normed = self.norm2(x)
         skip = self.proj(normed) if self.widens_in_mlp else x
-        return skip + self.drop_path(self.mlp(normed))
+        return Skip(skip, mlp_scale).add(self.mlp(normed))
 
-    def _fused(self, x: Tensor) -> Tensor:
+    def _fused(self, x: Tensor, path_scales: PathScales) -> Tensor:
         """As :meth:`_reference`; norms, and what else is cheap, are computed again in backward."""
+        attention_scale, mlp_scale = path_scales
         skip = normed_linear(x, self.norm1, self.proj)[0] if self.widens_in_attention else x
-        skip = Skip(pool_skip_map(skip, self.pool_skip), self._path_scale(x))
+        skip = Skip(pool_skip_map(skip, self.pool_skip), attention_scale)
         x = self.attn(x, self.norm1, skip)
         skip = normed_linear(x, self.norm2, self.proj)[0] if self.widens_in_mlp else x
-        return normed_mlp(x, self.norm2, self.mlp, skip, self._path_scale(x))
+        return normed_mlp(x, self.norm2, self.mlp, skip, mlp_scale)
 
     def _why_not_fused(self, x: Tensor) -> str | None:
         if self.attn.attention_backend == REFERENCE:

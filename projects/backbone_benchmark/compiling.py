@@ -1,18 +1,24 @@
-"""``torch.compile`` over the sizes of COCO's images: how often it compiles, and what it gains."""
+"""``MViT.compile_blocks`` over COCO's sizes: how often it compiles, and what it gains."""
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 from torch._dynamo.utils import counters
 
-from mvitv2_det.measure import Timing, interleave, resident
+from mvitv2_det.measure import OutOfMemory, Timing, interleave, resident
 from projects.backbone_benchmark import networks
 from projects.backbone_benchmark.networks import Setting
 
 # Sides of 800/1333 test images after padding to 32: common ones of COCO, both ways up.
 SIZES = ((800, 1088), (800, 1216), (1088, 800), (800, 800), (800, 1344), (1216, 800), (672, 1344))
+REFERENCE, EAGER, COMPILED = "Detectron2", "ours", "ours, compiled"
+STEPS: dict[str, Callable[[nn.Module, Setting], Callable]] = {
+    "inference": networks.inference,
+    "training": networks.training,
+}
 
 
 @dataclass(frozen=True)
@@ -20,19 +26,18 @@ class Compiled:
     """What compiling ours did.
 
     Attributes:
+        step: one of :data:`STEPS`.
         sizes: in the order they came.
-        compilations: graphs compiled by the time each size was done.
+        graphs: compiled by the time each size was done.
         seconds: of the first pass of each size.
-        eager, compiled: seconds of later passes at ``sizes[0]``.
-        graph_breaks: how often the network fell back to Python.
+        times: of later passes at ``sizes[0]``, Detectron2's and ours without compilation and with.
     """
 
+    step: str
     sizes: Sequence[tuple[int, int]]
-    compilations: list[int]
+    graphs: list[int]
     seconds: list[float]
-    eager: Timing
-    compiled: Timing
-    graph_breaks: int
+    times: dict[str, Timing | OutOfMemory]
 
 
 def measure(
@@ -40,24 +45,36 @@ def measure(
     rounds: int,
     sizes: Sequence[tuple[int, int]] = SIZES,
     report: Callable[[str], None] = print,
-) -> Compiled:
-    """Compiles ours once and shows it one size after the other."""
-    torch._dynamo.reset()
-    counters.clear()
-    model = networks.our_network(setting, networks.detectron2_network(setting), "auto").eval()
-    compiled = torch.compile(model, dynamic=None)
-    compilations, seconds = [], []
-    for size in sizes:
-        start = time.perf_counter()
-        networks.inference(compiled, replace(setting, size=size))()
-        seconds.append(time.perf_counter() - start)
-        compilations.append(counters["stats"]["unique_graphs"])
-        report(f"compile {size}: {seconds[-1]:.1f} s, {compilations[-1]} graphs")
-    here = replace(setting, size=sizes[0])
-    steps = {
-        "eager": resident(networks.inference(model, here)),
-        "compiled": resident(networks.inference(compiled, here)),
-    }
-    times = interleave(steps, rounds=rounds, device=setting.device)
-    breaks = sum(counters["graph_break"].values())
-    return Compiled(sizes, compilations, seconds, times["eager"], times["compiled"], breaks)
+    **options,
+) -> list[Compiled]:
+    """Compiles ours for each step anew, and shows it one size after the other.
+
+    Args:
+        options: of :func:`torch.compile`.
+    """
+    reference = networks.detectron2_network(setting)
+    found = []
+    for name, make in STEPS.items():
+        torch._dynamo.reset()
+        counters.clear()
+        compiled = networks.our_network(setting, reference, "auto")
+        compiled.compile_blocks(**options)
+        graphs, seconds = [], []
+        for size in sizes:
+            start = time.perf_counter()
+            make(compiled, replace(setting, size=size))()
+            if setting.device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+            graphs.append(counters["stats"]["unique_graphs"])
+            report(f"compile {name} {size}: {seconds[-1]:.1f} s, {graphs[-1]} graphs")
+        models = {
+            REFERENCE: reference,
+            EAGER: networks.our_network(setting, reference, "auto"),
+            COMPILED: compiled,
+        }
+        here = replace(setting, size=sizes[0])
+        steps = {network: resident(make(model, here)) for network, model in models.items()}
+        times = interleave(steps, rounds=rounds, device=setting.device)
+        found.append(Compiled(name, sizes, graphs, seconds, times))
+    return found

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from tabulate import tabulate
 
 from mvitv2_det.measure import GIB, OutOfMemory, Spread, Timing
-from projects.backbone_benchmark import detector, scaling, speed
+from projects.backbone_benchmark import compiling, detector, scaling, speed
 from projects.backbone_benchmark.compiling import Compiled
 from projects.backbone_benchmark.detector import Detector
 from projects.backbone_benchmark.floors import FAMILIES
@@ -193,27 +193,38 @@ def draw_scaling(points: Sequence[Point], path: Path) -> None:
     _save(figure, path)
 
 
-def compile_table(result: Compiled) -> Table:
-    """One row for each size, in the order they came."""
+def compile_table(results: Sequence[Compiled]) -> Table:
+    """One row for each step and size, in the order they came."""
     return [
         {
+            "step": result.step,
             "image": f"{height}×{width}",
             "first pass s": f"{seconds:.1f}",
             "graphs compiled so far": str(number),
         }
+        for result in results
         for (height, width), seconds, number in zip(
-            result.sizes, result.seconds, result.compilations, strict=True
+            result.sizes, result.seconds, result.graphs, strict=True
         )
     ]
 
 
-def compile_note(result: Compiled) -> str:
+def compile_note(results: Sequence[Compiled]) -> str:
     """What compiling gains where it is done."""
+    return " ".join(map(_compile_sentence, results))
+
+
+def _compile_sentence(result: Compiled) -> str:
     height, width = result.sizes[0]
-    gain = _ratio(result.compiled.speed_over(result.eager))
+    times = result.times
+    found = [f"{network} {_seconds(timing)} s" for network, timing in times.items()]
+    gains = [
+        f"{_ratio(_speed_over(times[compiling.COMPILED], times[base]))} over {base}"
+        for base in (compiling.EAGER, compiling.REFERENCE)
+    ]
     return (
-        f"Later passes at {height}×{width}: eager {_seconds(result.eager)} s, compiled "
-        f"{_seconds(result.compiled)} s, speed-up {gain}; {result.graph_breaks} graph breaks."
+        f"Later passes of {result.step} at {height}×{width}: {', '.join(found)}; speed-up by "
+        f"compilation {', '.join(gains)}."
     )
 
 

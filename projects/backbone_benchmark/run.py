@@ -309,12 +309,12 @@ class Run:
         report.draw_scaling(points, self.folder / f"{step.name}.png")
 
     def compile(self, step: Step, end: float) -> None:
-        """``torch.compile`` over COCO's sizes, of the first setting's network."""
+        """Blocks compiled one by one over COCO's sizes, of the first setting's network."""
         setting = step.settings[0]
         sizes = [_size_of(text) for text in self.args.sizes or ()] or compiling.SIZES
-        result = compiling.measure(setting, self.args.rounds, sizes, report=self.progress)
+        results = compiling.measure(setting, self.args.rounds, sizes, report=self.progress)
         title = f"MViTv2-{setting.variant} under torch.compile"
-        self.write(step.name, title, report.compile_table(result), report.compile_note(result))
+        self.write(step.name, title, report.compile_table(results), report.compile_note(results))
 
     def detector(self, step: Step, end: float) -> None:
         """The whole Mask R-CNN at every setting."""

@@ -7,8 +7,11 @@ from collections import Counter
 
 import pytest
 import torch
+from models import TINY
 
+from mvitv2_det import MViT
 from projects.backbone_benchmark import (
+    compiling,
     floors,
     kernels,
     loss_curves,
@@ -251,6 +254,28 @@ def test_several_batches_and_precisions(tmp_path):
     assert [(s.columns["batch"], s.columns["precision"]) for s in step.settings] == [
         ("1", "fp32"), ("2", "fp32"), ("1", "bf16"), ("2", "bf16")
     ]  # fmt: skip
+
+
+def test_compilation_over_sizes(tmp_path, monkeypatch):
+    """Of a narrow network and without code generation: as many graphs after the last size as after
+    the first, and times of all three networks."""
+
+    def network(setting: Setting, *_) -> MViT:
+        return MViT(**TINY, out_features=("scale2",), adaptive_window_size=8)
+
+    for name in ("our_network", "detectron2_network"):
+        monkeypatch.setattr(networks, name, network)
+    setting, lines = Setting("T", (64, 96), 1, "fp32", "cpu"), []
+    sizes = ((64, 96), (96, 64), (70, 101))
+    results = compiling.measure(setting, 1, sizes, lines.append, backend="eager")
+    assert [result.step for result in results] == ["inference", "training"]
+    for result in results:
+        assert result.graphs == [1, 1, 1]
+        assert set(result.times) == {"Detectron2", "ours", "ours, compiled"}
+        assert result.seconds[0] > result.seconds[2] > 0
+    assert len(report.compile_table(results)) == len(lines) == 6
+    note = report.compile_note(results)
+    assert "training at 64×96: Detectron2 " in note and "over Detectron2" in note
 
 
 def test_exponent_of_a_power_law():

@@ -8,7 +8,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..sizes import known
+from ..sizes import surely_equal
 
 
 def absolute_embedding(embedding: Tensor, has_cls_token: bool, size: tuple[int, int]) -> Tensor:
@@ -38,7 +38,7 @@ def resize_grid(grid: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (1, H', W', C); ``grid`` itself where it has that size.
     """
-    if known(*size) and grid.shape[1:3] == tuple(size):
+    if surely_equal(size, grid.shape[1:3]):
         return grid
     grid = F.interpolate(grid.permute(0, 3, 1, 2), size=size, mode="bicubic", align_corners=False)
     return grid.permute(0, 2, 3, 1)

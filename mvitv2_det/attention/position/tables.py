@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..caching import cached_per_device
-from ..sizes import known
+from ..sizes import surely_equal
 
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -35,7 +35,7 @@ def resize_table(table: Tensor, *lengths: int) -> Tensor:
     Returns:
         (*lengths, D); ``table`` itself where it has those.
     """
-    if known(*lengths) and table.shape[:-1] == lengths:
+    if surely_equal(lengths, table.shape[:-1]):
         return table
     mode = _INTERPOLATION[len(lengths)]
     return F.interpolate(table.movedim(-1, 0)[None], size=lengths, mode=mode)[0].movedim(0, -1)
