@@ -21,10 +21,14 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for projects and mvitv2_det
 
@@ -157,6 +161,31 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def in_fresh_process(function: Callable, *arguments) -> Any:
+    """What a function of a module returns in a process of its own.
+
+    Memory that a process has mapped once serves it again: what came before would make large
+    temporaries cheap, which in a user's process they are not.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def measure_speed(setting: Setting, args: argparse.Namespace, start: float) -> list[speed.Result]:
+    """Speed and memory at one setting."""
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    found = speed.candidates(
+        setting, backends=args.backends, with_compiled=args.compiled, with_timm=args.timm
+    )
+    with limited_memory(setting.device):
+        return speed.measure(setting, found, args.rounds, partial(say, start))
+
+
+def say(start: float, line: str) -> None:
+    """Prints a line with the seconds since the start."""
+    print(f"[{time.perf_counter() - start:6.0f} s] {line}", flush=True)
+
+
 class Run:
     """One call of the benchmark: its options, and where its results go."""
 
@@ -202,7 +231,7 @@ class Run:
 
     def progress(self, line: str) -> None:
         """Prints a line with the time."""
-        print(f"[{time.perf_counter() - self.start:6.0f} s] {line}", flush=True)
+        say(self.start, line)
 
     def limit(self) -> AbstractContextManager:
         """Has allocations fail beyond what is free now; entered anew for each setting, because
@@ -242,13 +271,12 @@ class Run:
         """Speed and memory at every setting."""
 
         def measure(setting: Setting) -> list[speed.Result]:
-            found = speed.candidates(
-                setting,
-                backends=self.args.backends,
-                with_compiled=self.args.compiled,
-                with_timm=self.args.timm,
+            arguments = (measure_speed, setting, self.args, self.start)
+            return (
+                in_fresh_process(*arguments)
+                if setting.device == "cpu"
+                else measure_speed(*arguments[1:])
             )
-            return speed.measure(setting, found, self.args.rounds, self.progress)
 
         title = "The backbone against Detectron2's MViT"
         results = self.collect(step, end, measure, title, report.speed_table, SPEED_NOTE)

@@ -35,6 +35,7 @@ class Result:
         inference, training: seconds of a pass over the batch.
         peak: bytes of tensors while training, weights and their gradients included.
         saved: bytes kept for backward, weights not counted.
+        trains: whether training is measured as well.
     """
 
     setting: Setting
@@ -47,6 +48,7 @@ class Result:
     peak: int | OutOfMemory | None = None
     saved: int | OutOfMemory | None = None
     model: nn.Module | None = field(default=None, repr=False)
+    trains: bool = True
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,13 @@ def measure(
                 error = attempt(lambda r=result: _error(r.model, results[0].model, setting))
             result.error = None if isinstance(error, OutOfMemory) else error
             result.backends = ", ".join(sorted(taken))
-        if candidate.trains:
-            _measure_memory(result)
-            report(f"  memory    {candidate.name}")
+        result.trains = candidate.trains
+    # Inference before training: memory that a training step has mapped serves what comes after.
     _measure_times(results, "inference", networks.inference, rounds, report)
+    for result in results:
+        if result.trains:
+            _measure_memory(result)
+            report(f"  memory    {result.network}")
     trained = [result for result in results if result.saved is not None]
     _measure_times(trained, "training", networks.training, rounds, report)
     for result in results:
