@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mvitv2_det import VARIANTS, MViT
+from mvitv2_det.attention.normed_linear import dense
 from mvitv2_det.measure import synchronize
 from projects.backbone_benchmark import networks
 from projects.backbone_benchmark.device_time import seconds_of
@@ -55,15 +56,21 @@ class Stage:
 
 @cache
 def measure_rates(precision: str, device: str) -> Rates:
-    """The best of a few repetitions of a large product and of a large copy, once in a run."""
+    """The best of a few repetitions of large products and of a large copy, once in a run.
+
+    Products of a square and of a linear layer: libraries differ in which they are fast at.
+    """
     dtype = DTYPES[precision]
     side = _SIDES[device]
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    tokens, weight = a[:, : side // 4].contiguous(), b[:, : side // 4].contiguous()
     source = torch.empty(2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    product = min(seconds_of(lambda: a @ b, device))
+    square = min(seconds_of(lambda: a @ b, device))
+    layer = min(seconds_of(lambda: dense(tokens, weight, None), device))
     copy = min(seconds_of(lambda: target.copy_(source), device))
-    return Rates(side**3 / product, 2 * source.numel() / copy)
+    best = max(side**3 / square, tokens.numel() * len(weight) / layer)
+    return Rates(best, 2 * source.numel() / copy)
 
 
 def measure(setting: Setting, rounds: int, report: Callable[[str], None] = print) -> list[Stage]:
