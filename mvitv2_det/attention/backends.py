@@ -88,13 +88,9 @@ class Strips:
     def run(
         self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module, skip: Skip | None
     ) -> Tensor:
-        pools = _pools(attention)
-        size_q, size_kv = (pool.output_size(x.shape[1:3]) for pool in pools[:2])
-        window_q, window_kv = _window_sizes(attention, size_q, size_kv)
-        layout = Layout(
-            attention.num_heads, attention.scale, window_q, window_kv, attention.residual_pooling
-        )
-        embeddings = _embeddings(attention, window_q, window_kv)
+        pools, windows = _pools_and_windows(attention, x)
+        layout = Layout(attention.num_heads, attention.scale, *windows, attention.residual_pooling)
+        embeddings = _embeddings(attention, *windows)
         if not torch.is_grad_enabled() and normed_linear_why_not(x, norm) is None:
             return attention_by_rows(
                 x, norm, attention.qkv, pools, embeddings, layout, attention.proj, skip
@@ -140,12 +136,11 @@ class Triton:
     def _pools_and_shape(attention: "MultiScaleAttention", x: Tensor) -> tuple:
         from ..kernels.attention import AttentionShape
 
-        pools = _pools(attention)
-        size_q, size_kv = (pool.output_size(x.shape[1:3]) for pool in pools[:2])
+        pools, windows = _pools_and_windows(attention, x)
         shape = AttentionShape(
             attention.num_heads,
             attention.scale,
-            *_window_sizes(attention, size_q, size_kv),
+            *windows,
             attention.residual_pooling,
             attention.mask_window_padding and attention.window_size > 0,
         )
@@ -171,9 +166,7 @@ class Sdpa:
         self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module, skip: Skip | None
     ) -> Tensor:
         maps = normed_linear(x, norm, attention.qkv, parts=3)
-        pools = _pools(attention)
-        size_q, size_kv = (pool.output_size(x.shape[1:3]) for pool in pools[:2])
-        windows = _window_sizes(attention, size_q, size_kv)
+        pools, windows = _pools_and_windows(attention, x)
         embeddings = _embeddings(attention, *windows)
 
         def attend(q: Tensor, k: Tensor, v: Tensor, *embeddings: Tensor) -> Tensor:
@@ -274,14 +267,17 @@ def _pools(attention: "MultiScaleAttention") -> tuple[HeadPool, HeadPool, HeadPo
     )
 
 
-def _window_sizes(
-    attention: "MultiScaleAttention", size_q: Sequence[int], size_kv: Sequence[int]
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Height and width of the windows in queries and keys; whole maps without windows."""
-    window = attention.window_size
-    if not window:
-        return tuple(size_q), tuple(size_kv)
-    return (window // attention.stride_q,) * 2, (window // attention.stride_kv,) * 2
+def _pools_and_windows(
+    attention: "MultiScaleAttention", x: Tensor
+) -> tuple[tuple[HeadPool, ...], tuple[tuple[int, int], tuple[int, int]]]:
+    """What pools q, k and v, and the windows' height and width in queries and in keys: those of
+    the whole maps without windows.
+    """
+    pools, window = _pools(attention), attention.window_size
+    if window:
+        strides = (attention.stride_q, attention.stride_kv)
+        return pools, tuple((window // stride,) * 2 for stride in strides)
+    return pools, tuple(pool.output_size(x.shape[1:3]) for pool in pools[:2])
 
 
 def _embeddings(

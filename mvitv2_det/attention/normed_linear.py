@@ -7,7 +7,7 @@ Axes: T tokens, C channels in, O channels out.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from types import ModuleType
 
@@ -26,6 +26,33 @@ def chunks(tokens: int, device: torch.device) -> Iterator[slice]:
     """Slices that cover the tokens: caches matter on the CPU, launches elsewhere."""
     size = _CPU_CHUNK if device.type == "cpu" else max(tokens, 1)
     return (slice(start, start + size) for start in range(0, max(tokens, 1), size))
+
+
+def normed_products(
+    x: Tensor,
+    norm: tuple[Tensor | None, Tensor | None, float],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+) -> list[Tensor]:
+    """Linear layers of the normalised ``x``, without gradients.
+
+    Args:
+        x: (…, C).
+        norm: the norm's weight, bias and eps.
+        weights: (O_i, C) each, in the type to compute in.
+        biases: (O_i) each, or None.
+
+    Returns:
+        (…, O_i) for each.
+    """
+    tokens, dtype = x.reshape(-1, x.shape[-1]), weights[0].dtype
+    outputs = [tokens.new_empty(len(tokens), len(weight), dtype=dtype) for weight in weights]
+    with torch.autocast(x.device.type, enabled=False):
+        for chunk in chunks(len(tokens), x.device):
+            normed = normalise(tokens[chunk], *norm, dtype)[0]
+            for output, weight, bias in zip(outputs, weights, biases, strict=True):
+                dense_into(output[chunk], normed, weight, bias)
+    return [output.view(*x.shape[:-1], -1) for output in outputs]
 
 
 def put(output: Tensor | None, chunk: slice, part: Tensor, tokens: int) -> Tensor:
@@ -84,16 +111,9 @@ class _NormedLinear(torch.autograd.Function):
     def forward(ctx, x, norm_weight, norm_bias, eps, weight, bias, parts, dtype):
         ctx.save_for_backward(x, norm_weight, norm_bias, weight)
         ctx.eps, ctx.parts, ctx.dtype, ctx.has_bias = eps, parts, dtype, bias is not None
-        tokens = x.reshape(-1, x.shape[-1])
         weights = weight.to(dtype).chunk(parts)
         biases = (None,) * parts if bias is None else bias.to(dtype).chunk(parts)
-        outputs = [tokens.new_empty(len(tokens), len(part), dtype=dtype) for part in weights]
-        with torch.autocast(x.device.type, enabled=False):
-            for chunk in chunks(len(tokens), x.device):
-                normed = normalise(tokens[chunk], norm_weight, norm_bias, eps, dtype)[0]
-                for output, part, part_bias in zip(outputs, weights, biases, strict=True):
-                    dense_into(output[chunk], normed, part, part_bias)
-        return tuple(output.view(*x.shape[:-1], -1) for output in outputs)
+        return tuple(normed_products(x, (norm_weight, norm_bias, eps), weights, biases))
 
     @staticmethod
     @once_differentiable

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .normed_linear import chunks, dense, normalise
+from .normed_linear import dense, normed_products
 from .pooling import HeadPool
 from .projection import Skip
+from .sizes import divide_up
 from .strips import Layout, attend, windows_of
 
 _TOKENS = 8192  # of a strip; with 96 channels 3 MB for each map
@@ -39,18 +40,14 @@ class _Projection:
             return self._project(x[:, first:end])
         (stride, _), (padding, _) = self.pool.stride, self.pool.padding
         kernel = self.pool.parameters[0].shape[2]
-        extra = min(-(-padding // stride), first)
+        extra = min(divide_up(padding, stride), first)
         top, bottom = (first - extra) * stride, (end - 1) * stride - padding + kernel
         pooled = self.pool.run(self._project(x[:, top:bottom]), *self.pool.parameters)
         return pooled[:, extra : extra + end - first]
 
     def _project(self, x: Tensor) -> Tensor:
-        tokens = x.reshape(-1, x.shape[-1])
-        output = tokens.new_empty(len(tokens), len(self.weight))
-        for chunk in chunks(len(tokens), x.device):
-            normed = normalise(tokens[chunk], self.norm.weight, self.norm.bias, self.norm.eps)[0]
-            output[chunk] = dense(normed, self.weight, self.bias)
-        return output.view(*x.shape[:-1], -1)
+        norm = (self.norm.weight, self.norm.bias, self.norm.eps)
+        return normed_products(x, norm, [self.weight], [self.bias])[0]
 
 
 def attention_by_rows(
@@ -109,8 +106,9 @@ def _row_strips(x: Tensor, height: int, window: int) -> Iterator[tuple[int, int]
     """First and last row of strips of a pooled map, some windows or a part of one high."""
     row_tokens = x.shape[0] * x.shape[2] * x.shape[1] / height
     rows = max(int(_TOKENS / row_tokens), 1)
-    step = rows // window * window or -(-window // -(-window // rows))
-    for top in range(0, height, max(step, window)):
-        bottom = min(top + max(step, window), height)
+    step = rows // window * window or divide_up(window, divide_up(window, rows))
+    together = max(step, window)
+    for top in range(0, height, together):
+        bottom = min(top + together, height)
         for first in range(top, bottom, step):
             yield first, min(first + step, bottom)

@@ -326,3 +326,11 @@ def test_on_a_gpu(tmp_path):
     arguments += ["--rounds", "1", "--precision", "bf16", "--batch", "1", "2", "--minutes", "5"]
     assert run.main([*arguments, "--output", str(tmp_path)]) == 0
     assert "triton ms" in (tmp_path / "cuda_bf16_batch1-2" / "kernels.csv").read_text()
+
+
+def test_a_process_of_its_own():
+    """Another process, which is told the arguments and whose errors come back."""
+    assert run.in_fresh_process(os.getpid) != os.getpid()
+    assert run.in_fresh_process(divmod, 7, 2) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        run.in_fresh_process(divmod, 7, 0)
