@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..kernels import available
+from .layout import Layout
 from .normed_linear import compute_dtype, normed_linear
 from .normed_linear import why_not as normed_linear_why_not
 from .pooling import HeadPool
@@ -22,7 +23,7 @@ from .position import relative_embedding
 from .projection import Skip, project
 from .row_strips import attention_by_rows
 from .sdpa import windowed_sdpa
-from .strips import Layout, pooled_attention
+from .strips import pooled_attention
 
 if TYPE_CHECKING:
     from .multiscale import MultiScaleAttention

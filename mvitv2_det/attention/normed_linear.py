@@ -46,12 +46,13 @@ def normed_products(
         (…, O_i) for each.
     """
     tokens, dtype = x.reshape(-1, x.shape[-1]), weights[0].dtype
-    outputs = [tokens.new_empty(len(tokens), len(weight), dtype=dtype) for weight in weights]
+    outputs = [None] * len(weights)
     with torch.autocast(x.device.type, enabled=False):
         for chunk in chunks(len(tokens), x.device):
             normed = normalise(tokens[chunk], *norm, dtype)[0]
-            for output, weight, bias in zip(outputs, weights, biases, strict=True):
-                dense_into(output[chunk], normed, weight, bias)
+            for part, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+                product = dense(normed, weight, bias)
+                outputs[part] = put(outputs[part], chunk, product, len(tokens))
     return [output.view(*x.shape[:-1], -1) for output in outputs]
 
 
@@ -228,16 +229,6 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "non
     if activation == "none":
         return x
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
-
-
-def dense_into(output: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Writes a linear layer to (t, O); GPUs need no copy for it."""
-    if x.device.type == "cpu":
-        output.copy_(dense(x, weight, bias))
-    elif bias is None:
-        torch.mm(x, weight.T, out=output)
-    else:
-        torch.addmm(bias, x, weight.T, out=output)
 
 
 @cache

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from .layout import Layout, windows_of
 from .normed_linear import dense, normed_products
 from .pooling import HeadPool
 from .projection import Skip
 from .sizes import divide_up
-from .strips import Layout, attend, windows_of
+from .strips import attend, scaled_keys
 
 _TOKENS = 8192  # of a strip; with 96 channels 3 MB for each map
 
@@ -79,7 +80,8 @@ def attention_by_rows(
     biases = (None,) * 3 if qkv.bias is None else qkv.bias.chunk(3)
     projections = [_Projection(norm, *part) for part in zip(weights, biases, pools, strict=True)]
     queries = projections[0]
-    keys, values = (windows_of(_whole(part, x), layout) for part in projections[1:])
+    k, v = (_whole(part, x) for part in projections[1:])
+    keys, values = scaled_keys(k, layout), windows_of(v, layout)
     height, width = queries.pool.output_size(x.shape[1:3])
     output = x.new_empty(x.shape[0], height, width, proj.out_features)
     for first, end in _row_strips(x, height, layout.window_q[0]):

@@ -8,91 +8,15 @@ Axes: B images, H × W tokens, C = h·d channels of h heads, n windows side by s
 N = n·B·h maps of one row of windows, r × c queries of a strip, K = Kh·Kw keys of a window.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .layout import Layout, Strip, unwindows, windows_of
 from .pooling import HeadPool
-
-_SCORES = 2_000_000  # of a strip: 8 MB, so that they are still in the cache when they are read
-
-
-@dataclass(frozen=True)
-class Strip:
-    """Query rows of windows side by side.
-
-    Attributes:
-        rows, columns: where on the map.
-        window_row, windows: whose keys: the row of windows, and a slice along it.
-        rows_inside: the rows, counted within the window.
-        width: columns of each of the windows.
-    """
-
-    rows: slice
-    columns: slice
-    window_row: int
-    windows: slice
-    rows_inside: slice
-    width: int
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What attention computes, apart from tensors.
-
-    Attributes:
-        heads: h.
-        scale: of the content logits.
-        window_q, window_kv: height and width of the windows in queries and in keys; the whole
-            map where attention is global.
-        residual: whether the queries are added to the output.
-    """
-
-    heads: int
-    scale: float
-    window_q: tuple[int, int]
-    window_kv: tuple[int, int]
-    residual: bool
-
-    def strips(self, batch: int, height: int, width: int, above: int = 0) -> Iterator[Strip]:
-        """Strips that cover a query map; windows that reach over its border are cut off.
-
-        Args:
-            batch, height, width: of the map.
-            above: rows of the whole map above this one, where it is a part.
-        """
-        window_height, window_width = self.window_q
-        keys = self.window_kv[0] * self.window_kv[1]
-        for first, count, columns in _window_groups(width, window_width):
-            row_scores = count * batch * self.heads * columns * keys
-            step = max(_SCORES // row_scores, 1)
-            start = first * window_width
-            row = 0
-            while row < height:
-                window_row, inside = divmod(above + row, window_height)
-                end = min(row + min(step, window_height - inside), height)
-                yield Strip(
-                    slice(row, end),
-                    slice(start, start + count * columns),
-                    window_row,
-                    slice(first, first + count),
-                    slice(inside, inside + end - row),
-                    columns,
-                )
-                row = end
-
-
-def _window_groups(size: int, window: int) -> Iterator[tuple[int, int, int]]:
-    """First window, number of windows and their width: the whole ones, then one cut off."""
-    whole, rest = divmod(size, window)
-    if whole:
-        yield 0, whole, window
-    if rest:
-        yield whole, 1, rest
+from .position_logits import empty_logits, position_logits, position_logits_backward
 
 
 def pooled_attention(
@@ -115,6 +39,20 @@ def pooled_attention(
     return _PooledAttention.apply(layout, pools, *maps, *embeddings, *parameters)
 
 
+class _Scratch:
+    """Memory that strip after strip writes to: fresh memory costs as much as what fills it."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._memory = like.new_empty(0)
+
+    def of(self, *shape: int) -> Tensor:
+        """A tensor of that shape; what was handed out before is written over."""
+        size = math.prod(shape)
+        if len(self._memory) < size:
+            self._memory = self._memory.new_empty(size)
+        return self._memory[:size].view(shape)
+
+
 class _PooledAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, layout, pools, q, k, v, *tensors):
@@ -122,7 +60,7 @@ class _PooledAttention(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, *tensors)
         *_, embeddings, parameters = _split((q, k, v, *tensors))
         q, k, v = _pool((q, k, v), pools, parameters)
-        return attend(q, windows_of(k, layout), windows_of(v, layout), embeddings, layout)
+        return attend(q, scaled_keys(k, layout), windows_of(v, layout), embeddings, layout)
 
     @staticmethod
     @once_differentiable
@@ -163,7 +101,8 @@ def attend(
 
     Args:
         q: (B, Qh, Qw, C), a map or some rows of one.
-        keys, values: from :func:`windows_of`.
+        keys: from :func:`scaled_keys`.
+        values: from :func:`windows_of`.
         embeddings: R of Eq. 4 per axis, (Q_a, K_a, d), or none.
         above: rows of the map above those of ``q``.
 
@@ -171,16 +110,21 @@ def attend(
         (B, Qh, Qw, C).
     """
     output = torch.empty_like(q)
-    heads = layout.heads
+    by_heads, targets = layout.by_heads(q), layout.by_heads(output)
+    logits = position_logits(by_heads, embeddings, above)
+    score_memory, output_memory = _Scratch(q), _Scratch(q)
     for strip in layout.strips(*q.shape[:3], above):
-        queries = _cut(q, strip, heads)
-        scores = _probabilities(queries, _of(keys, strip), embeddings, strip, layout)
-        attended = (scores @ _of(values, strip)).view(queries.shape)
-        target, source = _view(output, strip, heads), attended.view(_view(q, strip, heads).shape)
+        source, target = strip.of_map(by_heads), strip.of_map(targets)
+        queries, window_keys = _flat(source), strip.of_windows(keys)
+        scores = score_memory.of(*queries.shape[:2], window_keys.shape[1])
+        _attention_weights(queries, window_keys, logits, strip, layout, out=scores)
+        attended = output_memory.of(*queries.shape)
+        torch.bmm(scores, strip.of_windows(values), out=attended)
+        attended = attended.view(source.shape)
         if layout.residual:
-            torch.add(_view(q, strip, heads), source, out=target)
+            torch.add(source, attended, out=target)
         else:
-            target.copy_(source)
+            target.copy_(attended)
     return output
 
 
@@ -188,110 +132,82 @@ def _attend_backward(
     q: Tensor, k: Tensor, v: Tensor, embeddings, grad: Tensor, layout: Layout
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Gradients of q, k and v, and of the embeddings."""
-    heads = layout.heads
-    keys, values = windows_of(k, layout), windows_of(v, layout)
-    grad_q, grad_keys, grad_values = (
-        torch.empty_like(q),
-        torch.zeros_like(keys),
-        torch.zeros_like(values),
-    )
-    grad_embeddings = [torch.zeros_like(embedding) for embedding in embeddings]
+    keys, values = scaled_keys(k, layout), windows_of(v, layout)
+    gradients = _Gradients(layout.by_heads(q), keys, values, embeddings, layout)
     for strip in layout.strips(*q.shape[:3]):
-        queries, grad_output = _cut(q, strip, heads), _cut(grad, strip, heads).flatten(1, 2)
-        window_keys, flat_queries = _of(keys, strip), queries.flatten(1, 2)
-        scores = _probabilities(queries, window_keys, embeddings, strip, layout)
-        _of(grad_values, strip).baddbmm_(scores.transpose(1, 2), grad_output)
-        grad_scores = grad_output @ _of(values, strip).transpose(1, 2)
-        torch.ops.aten._softmax_backward_data.out(
-            grad_scores, scores, -1, scores.dtype, grad_input=grad_scores
-        )
-        _of(grad_keys, strip).baddbmm_(
-            grad_scores.transpose(1, 2), flat_queries, alpha=layout.scale
-        )
-        grad_queries = torch.empty_like(flat_queries)
-        grad_queries.baddbmm_(grad_scores, window_keys, beta=0, alpha=layout.scale)
-        grad_queries = grad_queries.view(queries.shape)
-        for axis, embedding in enumerate(embeddings):
-            along = grad_scores.view(*queries.shape[:3], *layout.window_kv).sum(4 - axis)
-            _add_axis_gradient(
-                axis, along, queries, embedding, grad_embeddings[axis], strip, grad_queries
-            )
-        target = _view(grad_q, strip, heads)
-        if layout.residual:
-            torch.add(_view(grad, strip, heads), grad_queries.view(target.shape), out=target)
-        else:
-            target.copy_(grad_queries.view(target.shape))
-    grad_k, grad_v = (_unwindows(grad, k.shape, layout) for grad in (grad_keys, grad_values))
-    return [grad_q, grad_k, grad_v], grad_embeddings
-
-
-def _probabilities(
-    queries: Tensor, keys: Tensor, embeddings, strip: Strip, layout: Layout
-) -> Tensor:
-    """(N, r, c, d) queries and (N, K, d) keys to (N, r·c, K) attention weights."""
-    flat = queries.flatten(1, 2)
-    scores = flat.new_empty(*flat.shape[:2], keys.shape[1])
-    scores.baddbmm_(flat, keys.transpose(1, 2), beta=0, alpha=layout.scale)
-    if embeddings:
-        summed = scores.view(*queries.shape[:3], *layout.window_kv)
-        rows, columns = (
-            _of_strip(axis, embedding, strip) for axis, embedding in enumerate(embeddings)
-        )
-        summed += (queries @ rows.transpose(1, 2))[..., None]
-        along = queries.transpose(1, 2) @ columns.transpose(1, 2)
-        summed += along.transpose(1, 2)[..., None, :]
-    return torch.softmax(scores, -1, out=scores)
-
-
-def _add_axis_gradient(
-    axis: int,
-    along: Tensor,
-    queries: Tensor,
-    embedding: Tensor,
-    grad_embedding: Tensor,
-    strip: Strip,
-    grad_queries: Tensor,
-) -> None:
-    """Adds what (N, r, c, K_a) gradients of an axis' logits give its R and the queries."""
-    along, queries, grad_queries = (
-        tensor.permute(1, 0, 2, 3) if axis == 0 else tensor.permute(2, 0, 1, 3)
-        for tensor in (along, queries, grad_queries)
+        gradients.add(strip, layout.by_heads(grad))
+    grad_embeddings = position_logits_backward(
+        gradients.logits, layout.by_heads(q), embeddings, gradients.queries
     )
-    flat = along.flatten(1, 2)
-    _of_strip(axis, grad_embedding, strip).baddbmm_(flat.transpose(1, 2), queries.flatten(1, 2))
-    grad_queries += (flat @ _of_strip(axis, embedding, strip)).view(grad_queries.shape)
+    grad_k = unwindows(gradients.keys, k.shape, layout, layout.scale)
+    grad_v = unwindows(gradients.values, v.shape, layout)
+    return [gradients.queries.flatten(3), grad_k, grad_v], grad_embeddings
 
 
-def _of_strip(axis: int, embedding: Tensor, strip: Strip) -> Tensor:
-    return embedding[strip.rows_inside if axis == 0 else slice(strip.width)]
+class _Gradients:
+    """Gradients of what :func:`attend` computes, summed over strips.
+
+    Attributes:
+        queries: (B, Qh, Qw, h, d), without what the position logits give.
+        keys, values: (rows, columns, B, h, K, d), of the scaled keys and of the values.
+        logits: (B, Qh, Qw, h, K_a) for each axis.
+    """
+
+    def __init__(self, q: Tensor, keys: Tensor, values: Tensor, embeddings, layout: Layout) -> None:
+        self._q, self._keys, self._values, self._layout = q, keys, values, layout
+        self._logits = position_logits(q, embeddings)
+        self._scratch = [_Scratch(q) for _ in range(3)]
+        self.queries = torch.empty_like(q)
+        self.keys, self.values = torch.empty_like(keys), torch.empty_like(values)
+        self.logits = empty_logits(q, embeddings)
+
+    def add(self, strip: Strip, grad: Tensor) -> None:
+        """Adds those of a strip, from the gradient of the output (B, Qh, Qw, h, d)."""
+        score_memory, grad_memory, query_memory = self._scratch
+        source, target = strip.of_map(grad), strip.of_map(self.queries)
+        queries, grad_output = _flat(strip.of_map(self._q)), _flat(source)
+        keys, values = strip.of_windows(self._keys), strip.of_windows(self._values)
+        weights = score_memory.of(*queries.shape[:2], keys.shape[1])
+        _attention_weights(queries, keys, self._logits, strip, self._layout, out=weights)
+        kept = 0 if strip.opens else 1  # of what the memory of the sums holds
+        strip.of_windows(self.values).baddbmm_(weights.transpose(1, 2), grad_output, beta=kept)
+        grad_scores = grad_memory.of(*weights.shape)
+        torch.bmm(grad_output, values.transpose(1, 2), out=grad_scores)
+        torch.ops.aten._softmax_backward_data.out(
+            grad_scores, weights, -1, weights.dtype, grad_input=grad_scores
+        )
+        strip.of_windows(self.keys).baddbmm_(grad_scores.transpose(1, 2), queries, beta=kept)
+        grad_queries = query_memory.of(*queries.shape)
+        torch.bmm(grad_scores, keys, out=grad_queries)
+        grad_queries = grad_queries.view(target.shape)
+        if self._layout.residual:
+            torch.add(source, grad_queries, out=target)
+        else:
+            target.copy_(grad_queries)
+        by_places = grad_scores.view(*target.shape[:5], *self._layout.window_kv)
+        for axis, along in enumerate(self.logits):
+            torch.sum(by_places, 6 - axis, out=strip.of_map(along))
 
 
-def _view(x: Tensor, strip: Strip, heads: int) -> Tensor:
-    """The strip of a (B, H, W, C) map as (n, B, h, r, c, d)."""
-    part = x[:, strip.rows, strip.columns]
-    part = part.unflatten(-1, (heads, -1)).unflatten(2, (-1, strip.width))
-    return part.permute(2, 0, 4, 1, 3, 5)
+def scaled_keys(k: Tensor, layout: Layout) -> Tensor:
+    """Windows of the keys, (rows, columns, B, h, K, d), times the scale of the content logits."""
+    return windows_of(k, layout, layout.scale)
 
 
-def _cut(x: Tensor, strip: Strip, heads: int) -> Tensor:
-    """The strip of a (B, H, W, C) map as (N, r, c, d)."""
-    return _view(x, strip, heads).flatten(0, 2)
+def _attention_weights(
+    queries: Tensor, keys: Tensor, logits: list[Tensor], strip: Strip, layout: Layout, out: Tensor
+) -> None:
+    """(N, r·c, d) queries and (N, K, d) scaled keys to (N, r·c, K) attention weights."""
+    if logits:
+        rows, columns = (strip.of_map(along) for along in logits)
+        by_places = out.view(*rows.shape[:5], *layout.window_kv)
+        torch.add(rows[..., None], columns[..., None, :], out=by_places)
+        out.baddbmm_(queries, keys.transpose(1, 2))  # adds to it as it goes, at no cost
+    else:
+        torch.bmm(queries, keys.transpose(1, 2), out=out)
+    torch.softmax(out, -1, out=out)
 
 
-def _of(windows: Tensor, strip: Strip) -> Tensor:
-    """The windows of a strip, (N, K, d)."""
-    return windows[strip.window_row, strip.windows].flatten(0, 2)
-
-
-def windows_of(x: Tensor, layout: Layout) -> Tensor:
-    """(B, H, W, C) keys or values to (rows, columns, B, h, K, d) windows, padded with zeros."""
-    height, width = layout.window_kv
-    x = F.pad(x, (0, 0, 0, -x.shape[2] % width, 0, -x.shape[1] % height))
-    x = x.unflatten(3, (layout.heads, -1)).unflatten(2, (-1, width)).unflatten(1, (-1, height))
-    return x.permute(1, 3, 0, 5, 2, 4, 6).flatten(4, 5).contiguous()
-
-
-def _unwindows(windows: Tensor, shape: torch.Size, layout: Layout) -> Tensor:
-    """The inverse of :func:`windows_of`, without the padding."""
-    x = windows.unflatten(4, layout.window_kv).permute(2, 0, 4, 1, 5, 3, 6)
-    return x.flatten(5, 6).flatten(3, 4).flatten(1, 2)[:, : shape[1], : shape[2]]
+def _flat(part: Tensor) -> Tensor:
+    """(n, B, h, r, c, d) to (N, r·c, d), contiguous."""
+    return part.reshape(-1, part.shape[3] * part.shape[4], part.shape[5])

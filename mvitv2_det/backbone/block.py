@@ -111,7 +111,7 @@ class MultiScaleBlock(nn.Module):
         skip = normed_linear(x, self.norm1, self.proj)[0] if self.widens_in_attention else x
         skip = Skip(pool_skip_map(skip, self.pool_skip), attention_scale)
         x = self.attn(x, self.norm1, skip)
-        skip = normed_linear(x, self.norm2, self.proj)[0] if self.widens_in_mlp else x
+        skip = normed_linear(x, self.norm2, self.proj)[0] if self.widens_in_mlp else None
         return normed_mlp(x, self.norm2, self.mlp, skip, mlp_scale)
 
     def _why_not_fused(self, x: Tensor) -> str | None:

@@ -20,7 +20,6 @@ from ..attention.normed_linear import (
     column_sums,
     compute_dtype,
     dense,
-    dense_into,
     normalise,
     put,
     token_kernels,
@@ -37,13 +36,17 @@ def why_not(x: Tensor, norm: nn.Module, mlp: Mlp) -> str | None:
 
 
 def normed_mlp(
-    x: Tensor, norm: nn.LayerNorm, mlp: Mlp, skip: Tensor, path_scale: Tensor | None = None
+    x: Tensor,
+    norm: nn.LayerNorm,
+    mlp: Mlp,
+    skip: Tensor | None = None,
+    path_scale: Tensor | None = None,
 ) -> Tensor:
     """``skip + path_scale * mlp(norm(x))``.
 
     Args:
         x: (B, H, W, C).
-        skip: (B, H, W, O); may be ``x`` itself.
+        skip: (B, H, W, O), or None for ``x`` itself; then their gradients are summed here.
         path_scale: (B, 1, 1, 1) of stochastic depth, or None for 1.
 
     Returns:
@@ -66,9 +69,9 @@ class _NormedMlp(torch.autograd.Function):
         eps, approximate, dtype, keeps_hidden = options
         activation = "gelu_tanh" if approximate == "tanh" else "gelu"
         tokens = x.reshape(-1, x.shape[-1])
-        skipped = skip.reshape(len(tokens), -1)
+        skipped = tokens if skip is None else skip.reshape(len(tokens), -1)
         output = torch.empty_like(skipped)
-        kept = tokens.new_empty(len(tokens) if keeps_hidden else 0, len(w1), dtype=dtype)
+        kept = []  # chunk by chunk: nothing is copied together
         c1, c2 = w1.to(dtype), w2.to(dtype)
         d1, d2 = (None if bias is None else bias.to(dtype) for bias in (b1, b2))
         with torch.autocast(x.device.type, enabled=False):
@@ -76,22 +79,23 @@ class _NormedMlp(torch.autograd.Function):
                 part = tokens[chunk]
                 normed = normalise(part, norm_weight, norm_bias, eps, dtype)[0]
                 if keeps_hidden:
-                    dense_into(kept[chunk], normed, c1, d1)
-                    hidden = F.gelu(kept[chunk], approximate=approximate)
+                    kept.append(dense(normed, c1, d1))
+                    hidden = F.gelu(kept[-1], approximate=approximate)
                 else:
                     hidden = dense(normed, c1, d1, activation)
                 added = dense(hidden, c2, d2)
                 if path_scale is not None:
                     added *= path_scale[chunk]
                 torch.add(skipped[chunk], added, out=output[chunk])
-        ctx.save_for_backward(x, path_scale, norm_weight, norm_bias, w1, w2, kept)
+        ctx.save_for_backward(x, path_scale, norm_weight, norm_bias, w1, w2, *kept)
         ctx.options, ctx.has_bias = options, (b1 is not None, b2 is not None)
-        return output.view(skip.shape)
+        ctx.adds_input = skip is None
+        return output.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, path_scale, norm_weight, norm_bias, w1, w2, kept = ctx.saved_tensors
+        x, path_scale, norm_weight, norm_bias, w1, w2, *kept = ctx.saved_tensors
         eps, approximate, dtype, _ = ctx.options
         needs_x, needs_skip, _, *needs_parameters, _ = ctx.needs_input_grad
         tokens = x.reshape(-1, x.shape[-1])
@@ -103,13 +107,13 @@ class _NormedMlp(torch.autograd.Function):
         grad_b2 = w2.new_zeros(len(w2)) if ctx.has_bias[1] else None
         transposed1, transposed2 = (w.to(dtype).T for w in (w1, w2))
         with torch.autocast(x.device.type, enabled=False):
-            for chunk in chunks(len(tokens), x.device):
+            for chunk, before in zip(chunks(len(tokens), x.device), kept, strict=True):
                 grad_added = grads[chunk]
                 if path_scale is not None:
                     grad_added = grad_added * path_scale[chunk]
                 grad_added = grad_added.to(dtype)
                 grad_hidden = dense(grad_added, transposed2, None)
-                hidden, sums = _gelu_backward(kept[chunk], grad_hidden, approximate)
+                hidden, sums = _gelu_backward(before, grad_hidden, approximate)
                 add_product(grad_w2, grad_added.T, hidden)
                 del hidden  # as large as the kept one; the norm's temporaries come next
                 normed = normalise(tokens[chunk], norm_weight, norm_bias, eps, dtype)
@@ -120,6 +124,8 @@ class _NormedMlp(torch.autograd.Function):
                     grad_b1 += sums
                 grad_normed = dense(grad_hidden, transposed1, None)
                 back = grad_norm.backward(grad_normed, tokens[chunk], normed)
+                if ctx.adds_input:
+                    back += grads[chunk]
                 grad_x = put(grad_x, chunk, back, len(tokens))
         parameters = (grad_norm.weight, grad_norm.bias, grad_w1, grad_b1, grad_w2, grad_b2)
         return (

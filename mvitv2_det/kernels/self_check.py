@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attention.layout import Layout
 from ..attention.pooling import HeadPool
-from ..attention.strips import Layout
 from ..attention.strips import pooled_attention as plain_attention
 from . import tokens
 from .attention import AttentionShape

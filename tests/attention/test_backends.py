@@ -94,7 +94,7 @@ def test_equals_the_reference_in_float64(backend):
 @pytest.mark.parametrize("rows", [1, 3])
 def test_strips_of_few_rows(monkeypatch, rows):
     """Maps of more scores than fit into one strip."""
-    monkeypatch.setattr("mvitv2_det.attention.strips._SCORES", rows * 2 * 3 * 14 * 35)
+    monkeypatch.setattr("mvitv2_det.attention.layout._SCORES", rows * 2 * 3 * 14 * 35)
     for kind in ("global", "windows", "more keys than queries"):
         fast, plain = attention("strips", **KINDS[kind]), attention("reference", **KINDS[kind])
         x = torch.randn(2, 9, 14, 12)
