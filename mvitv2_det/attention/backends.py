@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..kernels import available
+from .folded import folded_projection, pays
 from .layout import Layout
-from .normed_linear import compute_dtype, normed_linear
+from .normed_linear import compute_dtype, normed_linear, normed_product
 from .normed_linear import why_not as normed_linear_why_not
 from .pooling import HeadPool
 from .position import relative_embedding
@@ -96,9 +97,22 @@ class Strips:
             return attention_by_rows(
                 x, norm, attention.qkv, pools, embeddings, layout, attention.proj, skip
             )
-        maps = normed_linear(x, norm, attention.qkv, parts=3)
+        if normed_linear_why_not(x, norm) is None and pays(pools[1:]):
+            maps, pools = self._folded(x, norm, attention.qkv, pools)
+        else:
+            maps = normed_linear(x, norm, attention.qkv, parts=3)
         z = pooled_attention(maps, pools, embeddings, layout)
         return project(z, attention.proj, skip)
+
+    @staticmethod
+    def _folded(x: Tensor, norm: nn.LayerNorm, qkv: nn.Linear, pools: Sequence[HeadPool]) -> tuple:
+        """Projected q, convolved k and v, and what is left to pool of them."""
+        ends = [qkv.out_features // 3, qkv.out_features - qkv.out_features // 3]
+        weight_q, weight_kv = qkv.weight.split(ends)
+        bias_q, bias_kv = (None, None) if qkv.bias is None else qkv.bias.split(ends)
+        q = normed_product(x, norm, weight_q, bias_q)
+        k, v = folded_projection(x, norm, weight_kv, bias_kv, pools[1:])
+        return (q, k, v), (pools[0], *(pool.after_convolution() for pool in pools[1:]))
 
 
 class Triton:

@@ -87,11 +87,17 @@ def normed_linear(x: Tensor, norm: nn.Module, linear: nn.Linear, parts: int = 1)
     """
     if why_not(x, norm):
         return list(linear(norm(x)).chunk(parts, dim=-1))
-    return list(
-        _NormedLinear.apply(
-            x, norm.weight, norm.bias, norm.eps, linear.weight, linear.bias, parts, compute_dtype(x)
-        )
-    )
+    return list(_apply(x, norm, linear.weight, linear.bias, parts))
+
+
+def normed_product(x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As :func:`normed_linear` where it can be fused, with some rows of a layer's weight."""
+    return _apply(x, norm, weight, bias, 1)[0]
+
+
+def _apply(x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None, parts: int):
+    dtype = compute_dtype(x)
+    return _NormedLinear.apply(x, norm.weight, norm.bias, norm.eps, weight, bias, parts, dtype)
 
 
 def why_not(x: Tensor, norm: nn.Module) -> str | None:

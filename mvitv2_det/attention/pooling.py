@@ -111,5 +111,21 @@ class HeadPool:
         weight = weight.repeat(self.heads, 1, 1, 1)
         x = x.permute(0, 3, 1, 2)
         x = F.conv2d(x, weight, None, self.stride, self.padding, groups=x.shape[1])
-        x = x.permute(0, 2, 3, 1).unflatten(-1, (self.heads, -1))
+        return self.normalise(x.permute(0, 2, 3, 1), norm_weight, norm_bias)
+
+    def normalise(self, x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None) -> Tensor:
+        """LayerNorm of each head's channels, (B, H', W', C)."""
+        x = x.unflatten(-1, (self.heads, -1))
         return F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, self.eps).flatten(-2)
+
+    def after_convolution(self) -> "HeadPool":
+        """What is left to do of it where the convolution has been computed already."""
+        parameters = (None, *self.parameters[1:])
+        return _HeadNorm(self.heads, (1, 1), (0, 0), self.eps, parameters)
+
+
+class _HeadNorm(HeadPool):
+    def run(
+        self, x: Tensor, weight: None, norm_weight: Tensor | None, norm_bias: Tensor | None
+    ) -> Tensor:
+        return self.normalise(x, norm_weight, norm_bias)

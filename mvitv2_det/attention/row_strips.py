@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from .folded import folded_projection, pays
 from .layout import Layout, windows_of
 from .normed_linear import dense, normed_products
 from .pooling import HeadPool
@@ -43,7 +44,13 @@ class _Projection:
         kernel = self.pool.parameters[0].shape[2]
         extra = min(divide_up(padding, stride), first)
         top, bottom = (first - extra) * stride, (end - 1) * stride - padding + kernel
-        pooled = self.pool.run(self._project(x[:, top:bottom]), *self.pool.parameters)
+        part = x[:, top:bottom]
+        if pays([self.pool]):
+            (part,) = folded_projection(part, self.norm, self.weight, self.bias, [self.pool])
+            pool = self.pool.after_convolution()
+        else:
+            part, pool = self._project(part), self.pool
+        pooled = pool.run(part, *pool.parameters)
         return pooled[:, extra : extra + end - first]
 
     def _project(self, x: Tensor) -> Tensor:

@@ -55,10 +55,11 @@ def test_normed_mlp(act, scaled, skips_itself):
     scale = torch.tensor([0.0, 1.25]).view(2, 1, 1, 1) if scaled else None
     expected = skip + (1 if scale is None else scale) * mlp(norm(x))
     inputs = [x, *norm.parameters(), *mlp.parameters(), *([] if skips_itself else [skip])]
-    assert_same(fused_mlp.normed_mlp(x, norm, mlp, skip, scale), expected, inputs)
-    with torch.no_grad():
-        actual = fused_mlp.normed_mlp(x, norm, mlp, skip, scale)
-    assert relative_error(actual, expected) < TOLERANCE
+    for given in (None, skip) if skips_itself else (skip,):
+        assert_same(fused_mlp.normed_mlp(x, norm, mlp, given, scale), expected, inputs)
+        with torch.no_grad():
+            actual = fused_mlp.normed_mlp(x, norm, mlp, given, scale)
+        assert relative_error(actual, expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("frozen", ["fc1", "fc2", "norm", "x"])
