@@ -22,15 +22,11 @@ from .pooling import HeadPool
 
 def pays(pools: Sequence[HeadPool]) -> bool:
     """Whether one convolution has fewer products than the projections that are then pooled so."""
-    first, kernel = pools[0], pools[0].parameters[0]
+    first = pools[0]
+    kernel = first.parameters[0]
     if kernel is None or kernel[0].numel() >= first.stride[0] * first.stride[1]:
         return False
-    return all(
-        pool.parameters[0] is not None
-        and pool.parameters[0].shape == kernel.shape
-        and (pool.stride, pool.padding) == (first.stride, first.padding)
-        for pool in pools
-    )
+    return all(first.pools_like(pool) for pool in pools)
 
 
 def folded_projection(

@@ -102,6 +102,14 @@ class HeadPool:
             )
         )
 
+    def pools_like(self, other: "HeadPool") -> bool:
+        """Whether both pool maps with kernels, strides and padding of the same sizes."""
+        mine, others = (
+            (pool.stride, pool.padding, None if kernel is None else kernel.shape)
+            for pool, kernel in ((self, self.parameters[0]), (other, other.parameters[0]))
+        )
+        return mine == others
+
     def run(
         self, x: Tensor, weight: Tensor | None, norm_weight: Tensor | None, norm_bias: Tensor | None
     ) -> Tensor:

@@ -25,37 +25,42 @@ _TOKENS = 8192  # of a strip; with 96 channels 3 MB for each map
 
 @dataclass(frozen=True)
 class _Projection:
-    """One of q, k and v: rows of its pooled map from those of the tokens."""
+    """Some of q, k and v, pooled alike: rows of their pooled maps from those of the tokens."""
 
     norm: nn.LayerNorm
     weight: Tensor
     bias: Tensor | None
-    pool: HeadPool
+    pools: Sequence[HeadPool]
 
-    def rows(self, x: Tensor, first: int, end: int) -> Tensor:
-        """Rows ``first`` to ``end`` of the pooled map, (B, end - first, W', C), from (B, H, W, C).
+    def rows(self, x: Tensor, first: int, end: int) -> list[Tensor]:
+        """Rows ``first`` to ``end`` of the pooled maps, (B, end - first, W', C), from (B, H, W, C).
 
         The convolution pads what it is given, so it gets the rows that one more pooled row, or
         several, would need above, and those rows of its output are left out.
         """
-        if self.pool.parameters[0] is None:
+        pool = self.pools[0]
+        if pool.parameters[0] is None:
             return self._project(x[:, first:end])
-        (stride, _), (padding, _) = self.pool.stride, self.pool.padding
-        kernel = self.pool.parameters[0].shape[2]
+        (stride, _), (padding, _) = pool.stride, pool.padding
+        kernel = pool.parameters[0].shape[2]
         extra = min(divide_up(padding, stride), first)
         top, bottom = (first - extra) * stride, (end - 1) * stride - padding + kernel
-        part = x[:, top:bottom]
-        if pays([self.pool]):
-            (part,) = folded_projection(part, self.norm, self.weight, self.bias, [self.pool])
-            pool = self.pool.after_convolution()
-        else:
-            part, pool = self._project(part), self.pool
-        pooled = pool.run(part, *pool.parameters)
-        return pooled[:, extra : extra + end - first]
+        pooled = self._pooled(x[:, top:bottom])
+        return [part[:, extra : extra + end - first] for part in pooled]
 
-    def _project(self, x: Tensor) -> Tensor:
+    def _pooled(self, x: Tensor) -> list[Tensor]:
+        if pays(self.pools):
+            parts = folded_projection(x, self.norm, self.weight, self.bias, self.pools)
+            pools = [pool.after_convolution() for pool in self.pools]
+        else:
+            parts, pools = self._project(x), self.pools
+        return [pool.run(part, *pool.parameters) for part, pool in zip(parts, pools, strict=True)]
+
+    def _project(self, x: Tensor) -> list[Tensor]:
         norm = (self.norm.weight, self.norm.bias, self.norm.eps)
-        return normed_products(x, norm, [self.weight], [self.bias])[0]
+        count = len(self.pools)
+        biases = (None,) * count if self.bias is None else self.bias.chunk(count)
+        return normed_products(x, norm, self.weight.chunk(count), biases)
 
 
 def attention_by_rows(
@@ -83,16 +88,14 @@ def attention_by_rows(
     Returns:
         (B, H / stride_q, W / stride_q, C_out).
     """
-    weights = qkv.weight.chunk(3)
-    biases = (None,) * 3 if qkv.bias is None else qkv.bias.chunk(3)
-    projections = [_Projection(norm, *part) for part in zip(weights, biases, pools, strict=True)]
-    queries = projections[0]
-    k, v = (_whole(part, x) for part in projections[1:])
+    queries, *others = _projections(norm, qkv, pools)
+    k, v = (part for projection in others for part in _whole(projection, x))
     keys, values = scaled_keys(k, layout), windows_of(v, layout)
-    height, width = queries.pool.output_size(x.shape[1:3])
+    height, width = queries.pools[0].output_size(x.shape[1:3])
     output = x.new_empty(x.shape[0], height, width, proj.out_features)
     for first, end in _row_strips(x, height, layout.window_q[0]):
-        attended = attend(queries.rows(x, first, end), keys, values, embeddings, layout, first)
+        (q,) = queries.rows(x, first, end)
+        attended = attend(q, keys, values, embeddings, layout, first)
         projected = dense(attended.flatten(0, 2), proj.weight, proj.bias).view_as(attended)
         rows = output[:, first:end]
         if skip is None:
@@ -102,13 +105,28 @@ def attention_by_rows(
     return output
 
 
-def _whole(projection: _Projection, x: Tensor) -> Tensor:
-    """The pooled map (B, H', W', C)."""
-    height, width = projection.pool.output_size(x.shape[1:3])
-    output = x.new_empty(x.shape[0], height, width, len(projection.weight))
+def _projections(
+    norm: nn.LayerNorm, qkv: nn.Linear, pools: Sequence[HeadPool]
+) -> list[_Projection]:
+    """Those of q, and of k and v together where they are pooled alike."""
+    alike = pools[1].pools_like(pools[2])
+    groups = [pools[:1], pools[1:]] if alike else [[pool] for pool in pools]
+    sizes = [qkv.out_features // 3 * len(group) for group in groups]
+    weights = qkv.weight.split(sizes)
+    biases = [None] * len(groups) if qkv.bias is None else qkv.bias.split(sizes)
+    return [_Projection(norm, *part) for part in zip(weights, biases, groups, strict=True)]
+
+
+def _whole(projection: _Projection, x: Tensor) -> list[Tensor]:
+    """The pooled maps (B, H', W', C)."""
+    count = len(projection.pools)
+    height, width = projection.pools[0].output_size(x.shape[1:3])
+    channels = len(projection.weight) // count
+    outputs = [x.new_empty(x.shape[0], height, width, channels) for _ in range(count)]
     for first, end in _row_strips(x, height, 1):
-        output[:, first:end] = projection.rows(x, first, end)
-    return output
+        for output, rows in zip(outputs, projection.rows(x, first, end), strict=True):
+            output[:, first:end] = rows
+    return outputs
 
 
 def _row_strips(x: Tensor, height: int, window: int) -> Iterator[tuple[int, int]]:
