@@ -1,8 +1,9 @@
 """Attention in strips of query rows whose scores stay in the cache, for the CPU.
 
 Maps are channels-last with the heads side by side, from the projection to the output: no layout
-copies around the pooling. Kept for backward: the projected maps before pooling, alone. Pooled and
-normalised maps and scores are computed again.
+copies around the pooling. Kept for backward: the maps that come in, alone; those are the projected
+ones, or keys and values convolved already (:mod:`.folded`). Pooled and normalised maps and scores
+are computed again.
 
 Axes: B images, H × W tokens, C = h·d channels of h heads, n windows side by side,
 N = n·B·h maps of one row of windows, r × c queries of a strip, K = Kh·Kw keys of a window.
@@ -28,9 +29,10 @@ def pooled_attention(
     """Pools and normalises q, k and v, attends in windows, and adds the pooled q.
 
     Args:
-        maps: q, k and v before pooling, (B, H, W, C) each.
+        maps: q, k and v before pooling, (B, H, W, C) each, each with its own H and W.
         pools: what pools each of them.
         embeddings: R of Eq. 4 per axis, (Q_a, K_a, d), or none.
+        layout: heads, scale, windows and residual.
 
     Returns:
         (B, H / stride_q, W / stride_q, C).

@@ -16,6 +16,7 @@ from projects.backbone_benchmark import compiling, detector, scaling, speed
 from projects.backbone_benchmark.compiling import Compiled
 from projects.backbone_benchmark.detector import Detector
 from projects.backbone_benchmark.floors import FAMILIES
+from projects.backbone_benchmark.kept import KeptByBlock
 from projects.backbone_benchmark.kernels import KernelTimes
 from projects.backbone_benchmark.loss_curves import Curves
 from projects.backbone_benchmark.networks import Setting
@@ -141,6 +142,23 @@ def stage_table(stages: Sequence[Stage]) -> Table:
             row[f"{name} s"] = f"{seconds:.4f}"
             row[f"{name} over the floor"] = f"{seconds / stage.floor:.1f}"
         rows.append(row)
+    return rows
+
+
+def kept_table(blocks: Sequence[KeptByBlock]) -> Table:
+    """One row for each block: megabytes kept for backward."""
+    rows = []
+    for block in blocks:
+        height, width = block.tokens
+        row = {
+            **block.setting.columns,
+            "block": block.number,
+            "tokens in": f"{height}×{width}",
+            "channels out": block.channels,
+        }
+        row |= {f"{name} MB": f"{kept / 1e6:.0f}" for name, kept in block.kept.items()}
+        theirs, ours = block.kept.values()
+        rows.append(row | {"ratio": f"{ours / theirs:.2f}"})
     return rows
 
 

@@ -9,10 +9,10 @@
 Parts: speed (speed and memory of inference and training, also against timm's and a compiled
 reference), kernels (pooling and attention over their byte floors, beside SDPA and plain PyTorch),
 profile (the operations that take the most time), stages (time of each stage over its floor),
-scaling (against image area), compile (torch.compile over COCO's sizes), detector (the whole Mask
-R-CNN) and loss (the same training with both backbones). Each writes a table as CSV and Markdown,
-most of them a picture as well, after every setting, so that a call that is cut off keeps what it
-has measured.
+kept (bytes that each block keeps for backward), scaling (against image area), compile
+(torch.compile over COCO's sizes), detector (the whole Mask R-CNN) and loss (the same training with
+both backbones). Each writes a table as CSV and Markdown, most of them a picture as well, after
+every setting, so that a call that is cut off keeps what it has measured.
 """
 
 import argparse
@@ -41,6 +41,7 @@ from mvitv2_det.measure import check_measurable, command_line, describe_machine,
 from projects.backbone_benchmark import (
     compiling,
     detector,
+    kept,
     kernels,
     loss_curves,
     presets,
@@ -316,6 +317,16 @@ class Run:
             self._rates(step),
         )
 
+    def kept(self, step: Step, end: float) -> None:
+        """Bytes that each block keeps for backward."""
+        self.collect(
+            step,
+            end,
+            lambda setting: kept.measure(setting, self.progress),
+            "What each block keeps for backward",
+            report.kept_table,
+        )
+
     def _rates(self, step: Step) -> str:
         """A sentence on what this machine reaches."""
         found = []
@@ -374,7 +385,7 @@ KERNELS_NOTE = (
 PARTS: dict[str, Callable[[Run, Step, float], None]] = {
     name: getattr(Run, name)
     for name in (
-        "speed", "kernels", "profile", "stages", "scaling", "compile", "detector", "loss"
+        "speed", "kernels", "profile", "stages", "kept", "scaling", "compile", "detector", "loss"
     )
 }  # fmt: skip
 

@@ -72,9 +72,7 @@ def candidates(setting: Setting, *, backends: list[str], with_compiled: bool, wi
             name, REFERENCE, lambda b=backend: networks.our_network(setting, reference, b)
         )
     if with_compiled:
-        yield Candidate(
-            f"{REFERENCE}, compiled", REFERENCE, lambda: torch.compile(reference, dynamic=False)
-        )
+        yield Candidate(f"{REFERENCE}, compiled", REFERENCE, lambda: _compiled(reference))
     if with_timm and setting.variant in networks.TIMM_NAMES:
         yield Candidate("timm", "timm", lambda: networks.timm_network(setting), trains=False)
         yield Candidate(
@@ -84,6 +82,13 @@ def candidates(setting: Setting, *, backends: list[str], with_compiled: bool, wi
             is_exact=False,
             trains=False,
         )
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    """``model`` compiled for its sizes alone, with a graph for each kind of block and mode."""
+    # Past the limit, which blocks, modes and hooks reach, some of it would run uncompiled.
+    torch._dynamo.config.recompile_limit = 256
+    return torch.compile(model, dynamic=False)
 
 
 def measure(
