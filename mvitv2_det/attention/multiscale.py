@@ -16,11 +16,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..fused.choice import AUTO, AttentionBackend, check_name, choose
+from ..fused.residual_linear import Skip
 from .attend import attend
-from .backends import AUTO, AttentionBackend, check_name, choose
 from .pooling import head_pool, pool_map
 from .position import RELATIVE, TERMS, table_name
-from .projection import Skip
 from .windows import WindowGrid, mask_terms
 
 

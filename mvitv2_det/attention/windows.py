@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .sizes import cropped, divide_up, surely_equal
+from ..sizes import cropped, divide_up, surely_equal
 
 PADDING = -1
 

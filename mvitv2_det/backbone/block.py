@@ -9,13 +9,14 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from ..attention import MultiScaleAttention
-from ..attention.backends import REFERENCE
-from ..attention.normed_linear import normed_linear
-from ..attention.normed_linear import why_not as normed_linear_why_not
-from ..attention.pooling import pool_map, pool_skip_map, skip_pool
-from ..attention.projection import Skip
-from .fused_mlp import normed_mlp
-from .fused_mlp import why_not as normed_mlp_why_not
+from ..attention.pooling import pool_map, skip_pool
+from ..fused.choice import REFERENCE
+from ..fused.mlp import normed_mlp
+from ..fused.mlp import why_not as normed_mlp_why_not
+from ..fused.norm_linear import normed_linear
+from ..fused.norm_linear import why_not as normed_linear_why_not
+from ..fused.residual_linear import Skip
+from ..fused.skip_pool import pool_skip_map
 from .schedule import BlockSpec
 
 # Of the attention's and the MLP's path, (B, 1, 1, 1) each; None for 1.

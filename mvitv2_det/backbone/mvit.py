@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from ..attention.backends import AUTO
+from ..fused.choice import AUTO
 from .schedule import FEATURE_NAMES, FIRST_STAGE, build_schedule
 from .trunk import PatchEmbed, Trunk
 
@@ -63,7 +63,7 @@ class MViT(Trunk):
         rel_pos_terms: whether queries (``"q"``), keys (``"k"``) and values (``"v"``) meet
             relative positions (Table A.4).
         attention_backend: what computes attention: ``"auto"``, the fastest exact one on the
-            device, or a name in :mod:`mvitv2_det.attention.backends`. Weights do not depend on it.
+            device, or a name in :mod:`mvitv2_det.fused.choice`. Weights do not depend on it.
 
     Raises:
         ValueError: a size does not fit another; the message has both numbers.

@@ -8,7 +8,7 @@ from math import log2
 
 from torch import nn
 
-from ..attention.backends import AUTO
+from ..fused.choice import AUTO
 from .schedule import build_plain_schedule
 from .trunk import PatchEmbed, Trunk
 

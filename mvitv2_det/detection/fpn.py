@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from detectron2.modeling.backbone.fpn import FPN
 from torch import Tensor
 
-from ..attention.sizes import divide_up, known
+from ..sizes import divide_up, known
 
 
 class MViTFPN(FPN):

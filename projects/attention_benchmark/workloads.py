@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from mvitv2_det import get_config
 from mvitv2_det.attention import MultiScaleAttention
-from mvitv2_det.attention.backends import REFERENCE
 from mvitv2_det.costs import DETECTIONS, IMAGE_SIZE, PROPOSALS
+from mvitv2_det.fused.choice import REFERENCE
 from mvitv2_det.measure import Step, saved_for_backward
 
 OBJECTS = 7

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from mvitv2_det.attention import MultiScaleAttention
 from mvitv2_det.attention.attend import attend
-from mvitv2_det.attention.pooling import HeadPool, pool_map
+from mvitv2_det.attention.pooling import pool_map
 from mvitv2_det.attention.position import relative_embedding
 from mvitv2_det.attention.position.decomposed import query_terms
-from mvitv2_det.attention.sdpa import windowed_sdpa
+from mvitv2_det.fused.head_pool import HeadPool
+from mvitv2_det.fused.sdpa import windowed_sdpa
 from mvitv2_det.measure import OutOfMemory, attempt
 from projects.backbone_benchmark import networks
 from projects.backbone_benchmark.device_time import seconds_of
@@ -144,7 +145,7 @@ class Triton:
     """Our kernels."""
 
     def __init__(self, attention: MultiScaleAttention, qkv: Tensor, work: Work) -> None:
-        from mvitv2_det.kernels.attention import AttentionShape
+        from mvitv2_det.fused.triton.attention import AttentionShape
 
         self.qkv, self.pools = qkv, head_pools(attention)
         self.positions = [e.detach().to(qkv.dtype) for e in embeddings(attention, work)]
@@ -155,9 +156,9 @@ class Triton:
     @torch.no_grad()
     def run(self, family: str) -> Callable[[], object]:
         """As :class:`Pieces`."""
-        from mvitv2_det.kernels.attention import attention_forward
-        from mvitv2_det.kernels.attention_backward import attention_backward
-        from mvitv2_det.kernels.pooling import pool_backward, pool_forward
+        from mvitv2_det.fused.triton.attention import attention_forward
+        from mvitv2_det.fused.triton.attention_backward import attention_backward
+        from mvitv2_det.fused.triton.pooling import pool_backward, pool_forward
 
         pooled = pool_forward(self.qkv, self.pools)
         given = (*pooled, *self.positions)

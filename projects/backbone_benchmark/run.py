@@ -35,8 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for projects and
 import torch
 
 from mvitv2_det import VARIANTS
-from mvitv2_det.attention import backends
 from mvitv2_det.errors import UserError, one_line
+from mvitv2_det.fused import choice as backends
 from mvitv2_det.measure import check_measurable, command_line, describe_machine, limited_memory
 from projects.backbone_benchmark import (
     compiling,

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mvitv2_det import VARIANTS, MViT
-from mvitv2_det.attention.normed_linear import dense
+from mvitv2_det.fused.norm_linear import dense
 from mvitv2_det.measure import synchronize
 from projects.backbone_benchmark import networks
 from projects.backbone_benchmark.device_time import seconds_of

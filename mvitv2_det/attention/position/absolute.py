@@ -8,7 +8,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..sizes import surely_equal
+from ...sizes import surely_equal
 
 
 def absolute_embedding(embedding: Tensor, has_cls_token: bool, size: tuple[int, int]) -> Tensor:

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..caching import cached_per_device
-from ..sizes import surely_equal
+from ...caching import cached_per_device
+from ...sizes import surely_equal
 
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 

@@ -1,0 +1,95 @@
+"""The last projection of attention and the sum with the skip connection around it, in one.
+
+Axes: B images, H × W tokens, T of them in all, C channels in and out.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .norm_linear import add_product, chunks, column_sums, compute_dtype, dense, put
+
+
+class Skip(NamedTuple):
+    """What is added to a path, and what the path is scaled by before.
+
+    Attributes:
+        tokens: (B, H, W, C).
+        path_scale: (B, 1, 1, 1) of stochastic depth, or None for 1.
+    """
+
+    tokens: Tensor
+    path_scale: Tensor | None = None
+
+    def rows(self, first: int, end: int) -> "Skip":
+        """That of some rows."""
+        return Skip(self.tokens[:, first:end], self.path_scale)
+
+    def add(self, path: Tensor, out: Tensor | None = None) -> Tensor:
+        """``tokens + path_scale * path``."""
+        path = path if self.path_scale is None else self.path_scale * path
+        return torch.add(self.tokens, path, out=out)
+
+
+def project(z: Tensor, linear: nn.Linear, skip: Skip | None) -> Tensor:
+    """``linear(z)``, with the skip connection added where there is one.
+
+    Args:
+        z: (B, H, W, C).
+        linear: C to C channels.
+        skip: of the output's shape.
+
+    Returns:
+        (B, H, W, C), of the skip connection's type where there is one.
+    """
+    if skip is None:
+        return linear(z)
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or z.is_meta:
+        return skip.add(linear(z))
+    tokens, scale = skip
+    scale = None if scale is None else scale.expand(*z.shape[:-1], 1).reshape(-1, 1)
+    return _LinearSum.apply(z, tokens, scale, linear.weight, linear.bias, compute_dtype(z))
+
+
+class _LinearSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, skip, path_scale, weight, bias, dtype):
+        ctx.save_for_backward(z, path_scale, weight)
+        ctx.dtype, ctx.has_bias = dtype, bias is not None
+        inputs, skipped = z.reshape(-1, z.shape[-1]), skip.reshape(-1, skip.shape[-1])
+        output = torch.empty_like(skipped)
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        with torch.autocast(z.device.type, enabled=False):
+            for chunk in chunks(len(inputs), z.device):
+                added = dense(inputs[chunk].to(dtype), weight, bias)
+                if path_scale is not None:
+                    added *= path_scale[chunk]
+                torch.add(skipped[chunk], added, out=output[chunk])
+        return output.view(skip.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        z, path_scale, weight = ctx.saved_tensors
+        needs_z, needs_skip, _, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        inputs, grads = z.reshape(-1, z.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        grad_z = None
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        grad_bias = weight.new_zeros(len(weight)) if ctx.has_bias and needs_bias else None
+        transposed = weight.to(ctx.dtype).T
+        with torch.autocast(z.device.type, enabled=False):
+            for chunk in chunks(len(inputs), z.device):
+                added = grads[chunk]
+                if path_scale is not None:
+                    added = added * path_scale[chunk]
+                added = added.to(ctx.dtype)
+                if needs_z:
+                    grad_z = put(grad_z, chunk, dense(added, transposed, None), len(inputs))
+                if needs_weight:
+                    add_product(grad_weight, added.T, inputs[chunk].to(ctx.dtype))
+                if grad_bias is not None:
+                    grad_bias += column_sums(added)
+        grad_z = grad_z.view(z.shape).to(z.dtype) if needs_z else None
+        return grad_z, grad if needs_skip else None, None, grad_weight, grad_bias, None

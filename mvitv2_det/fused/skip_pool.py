@@ -1,0 +1,39 @@
+"""Max pooling of the skip connection with little saved for backward.
+
+Axes: B images, H × W tokens, C channels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+def pool_skip_map(x: Tensor, pool: nn.Module) -> Tensor:
+    """``pool_map`` with :func:`skip_pool`, keeping 4 bytes per pooled value for backward.
+
+    PyTorch's own max pooling keeps the whole map and 8 bytes per pooled value.
+    """
+    if type(pool) is not nn.MaxPool2d or torch.compiler.is_compiling() or not x.requires_grad:
+        return pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return _MaxPool.apply(x, pool.kernel_size, pool.stride, pool.padding)
+
+
+class _MaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, kernel, stride, padding):
+        ctx.shape, ctx.options = x.shape, (kernel, stride, padding)
+        values, places = F.max_pool2d_with_indices(x.permute(0, 3, 1, 2), kernel, stride, padding)
+        ctx.save_for_backward(places.to(torch.int32))
+        return values.permute(0, 2, 3, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (places,) = ctx.saved_tensors
+        kernel, stride, padding = ([size, size] for size in ctx.options)
+        shaped = grad.new_empty(ctx.shape).permute(0, 3, 1, 2)  # its values are not read
+        grad_x = torch.ops.aten.max_pool2d_with_indices_backward(
+            grad.permute(0, 3, 1, 2), shaped, kernel, stride, padding, [1, 1], False, places.long()
+        )
+        return grad_x.permute(0, 2, 3, 1), None, None, None

@@ -1,0 +1,182 @@
+"""The Triton backend as a whole: in the interpreter where there is no GPU, at real sizes on one."""
+
+import pytest
+import torch
+from models import narrow, randomize, relative_error
+from test_choice import assert_same, attention, outputs_and_gradients
+from torch import nn
+
+from mvitv2_det import MViT
+from mvitv2_det.fused import choice as backends
+from mvitv2_det.fused.triton import available
+
+pytest.importorskip("triton")
+
+HAS_GPU = torch.cuda.is_available()
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")]
+DEVICE = "cuda" if HAS_GPU else "cpu"
+
+needs_kernels = pytest.mark.skipif(
+    not (HAS_GPU or available.interpreted()), reason="needs a GPU or TRITON_INTERPRET=1"
+)
+KINDS = {
+    "windows": {"window_size": 4, "stride_kv": 2},
+    "strided queries": {"window_size": 4, "stride_q": 2, "stride_kv": 4},
+    "global": {"stride_kv": 2},
+    "masked padding": {"window_size": 4, "stride_kv": 2, "mask_window_padding": True},
+    "no positions, no bias": {"use_rel_pos": False, "qkv_bias": False, "window_size": 4},
+    "no pooling of queries": {"pool_q": False, "window_size": 4, "stride_kv": 2},
+    "no pooling": {"pool_q": False, "pool_kv": False, "residual_pooling": False},
+}
+SMALL = {"dim": 8, "dim_out": 16, "num_heads": 2, "table_size": 8}
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_the_reference(kind):
+    """Output and all gradients, norm included: 6×5 tokens, windows that reach over the border.
+
+    To 1e-10 in float64 in the interpreter, to 1e-3 in float32 on a GPU.
+    """
+    dtype, tolerance = (torch.float32, 1e-3) if HAS_GPU else (torch.float64, 1e-10)
+    fast, plain = (
+        attention(name, **SMALL, **KINDS[kind]).to(DEVICE, dtype)
+        for name in ("triton", "reference")
+    )
+    x = torch.randn(1, 6, 5, 8, dtype=dtype, device=DEVICE)
+    norm = randomize(nn.LayerNorm(8)).to(DEVICE, dtype)
+    expected = outputs_and_gradients(plain, x, norm)
+    assert_same(outputs_and_gradients(fast, x, norm), expected, tolerance)
+
+
+@needs_kernels
+@pytest.mark.skipif(HAS_GPU, reason="float64 is the interpreter's")
+def test_gradcheck():
+    from mvitv2_det.fused.head_pool import HeadPool
+    from mvitv2_det.fused.triton.attention import AttentionShape
+    from mvitv2_det.fused.triton.pooled_attention import pooled_attention
+
+    def attend(qkv, rel_h, rel_w, *parameters):
+        pools = [
+            HeadPool(1, (stride, stride), (1, 1), 1e-6, parameters[3 * i : 3 * i + 3])
+            for i, stride in enumerate((1, 2, 2))
+        ]
+        shape = AttentionShape(1, 0.5, (2, 2), (1, 1), True)
+        return pooled_attention(qkv, pools, (rel_h, rel_w), shape)
+
+    shapes = [(1, 3, 2, 6), (2, 1, 2), (2, 1, 2), *(((2, 1, 3, 3), (2,), (2,)) * 3)]
+    leaves = [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
+    assert torch.autograd.gradcheck(attend, leaves, fast_mode=True)
+
+
+@needs_kernels
+def test_what_is_kept_for_backward():
+    """The projection, the output and a number for each query; no pooled map, no scores."""
+    module = attention("triton", **SMALL, **KINDS["windows"]).to(DEVICE)
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: sizes.append(tuple(tensor.shape)) or tensor, lambda tensor: tensor
+    ):
+        module(
+            torch.randn(1, 6, 5, 8, device=DEVICE, requires_grad=True), nn.LayerNorm(8).to(DEVICE)
+        )
+    maps = [shape for shape in sizes if len(shape) == 4 and shape[0] == 1]
+    assert sorted(set(maps)) == [(1, 2, 6, 5), (1, 6, 5, 8), (1, 6, 5, 16), (1, 6, 5, 48)]
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_self_check_passes(dtype):
+    from mvitv2_det.fused.triton import self_check
+
+    assert self_check.fault(torch.device(DEVICE, 0 if HAS_GPU else None), dtype) is None
+
+
+@needs_kernels
+def test_the_self_check_finds_what_is_wrong(monkeypatch):
+    from mvitv2_det.fused.triton import self_check, tokens
+
+    def broken(*arguments):
+        normed, mean, rstd = forward(*arguments)
+        return normed, mean, rstd * 1.5
+
+    forward = tokens.layer_norm_forward
+    device = torch.device(DEVICE, 0 if HAS_GPU else None)
+    self_check.fault.cache_clear()
+    monkeypatch.setattr(tokens, "layer_norm_forward", broken)
+    assert "its LayerNorm is wrong by" in self_check.fault(device, torch.float32)
+    self_check.fault.cache_clear()
+    monkeypatch.setattr(tokens, "layer_norm_forward", lambda *arguments: 1 / 0)
+    assert "its kernels do not run on" in self_check.fault(device, torch.float32)
+    self_check.fault.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dim_out": 144, "num_heads": 1}, "its heads have 144 channels, at most 128 go"),
+        ({"pool_kernel": (7, 7)}, "its pooling kernels have 49 taps, at most 25 go"),
+        ({"rel_pos_kind": "joint"}, "positions are joint, not decomposed"),
+        ({"window_size": 4, "shift": 2}, "its windows are shifted"),
+    ],
+)
+def test_it_says_what_it_cannot_run(monkeypatch, changes, words):
+    monkeypatch.setattr(available, "why_not", lambda device, dtype: None)
+    module = attention("triton", **SMALL | changes)
+    with pytest.raises(ValueError, match=f"'triton' cannot run here: .*{words}"):
+        module(torch.randn(1, 6, 5, 8))
+
+
+@pytest.mark.parametrize(
+    ("installed", "device", "capability", "dtype", "words"),
+    [
+        (False, "cuda", (9, 0), torch.float32, "Triton is not installed"),
+        (True, "cpu", (9, 0), torch.float32, "made for NVIDIA GPUs, got tensors on cpu"),
+        (True, "cuda", (9, 0), torch.float64, "float16, bfloat16 or float32, got torch.float64"),
+        (True, "cuda", (7, 5), torch.float32, "compute capability 8.0 or more, got 7.5"),
+    ],
+)
+def test_where_there_is_no_use_for_kernels(
+    monkeypatch, installed, device, capability, dtype, words
+):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(available, "find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    available._gpu_lacks.cache_clear()
+    assert words in available.why_not(torch.device(device), dtype)
+
+
+def test_the_next_backend_runs_and_one_line_says_why(monkeypatch, caplog):
+    """On a GPU without Triton: ``sdpa``. A tensor that says it is on one stands in for it."""
+
+    class OnGpu(torch.Tensor):
+        device = torch.device("cuda", 0)
+
+    monkeypatch.setattr(available, "find_spec", lambda name: None)
+    backends._say_once.cache_clear()
+    module, x = attention("auto", **SMALL), torch.randn(1, 6, 5, 8).as_subclass(OnGpu)
+    with caplog.at_level("INFO", "mvitv2_det"):
+        for _ in range(2):
+            assert backends.choose("auto", module, x).name == "sdpa"
+    assert caplog.text.count("triton is not taken: Triton is not installed") == 1
+
+
+@pytest.mark.parametrize("size", [(224, 224), (800, 1088), (333, 501)])
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")
+def test_networks_on_a_gpu(dtype, batch, size):
+    """Features of a narrow T: at most twice the plain path's error against float64."""
+    plain = randomize(MViT(**narrow("T"), attention_backend="reference")).cuda()
+    fast = MViT(**narrow("T"), attention_backend="triton").cuda()
+    fast.load_state_dict(plain.state_dict())
+    images = torch.randn(batch, 3, *size, device="cuda")
+    with torch.no_grad():
+        exact = plain.double()(images.double())
+        plain.float()
+        with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+            found, eager = fast(images), plain(images)
+    for name, wanted in exact.items():
+        budget = 2 * relative_error(eager[name].double(), wanted) + 1e-6
+        assert relative_error(found[name].double(), wanted) <= budget, name

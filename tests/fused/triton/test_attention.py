@@ -1,0 +1,317 @@
+"""Attention kernels against plain operations; on the CPU in Triton's interpreter."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from h100 import (  # noqa: F401
+    DEVICE,
+    HAS_GPU,
+    NEEDS_KERNELS,
+    ON_GPU,
+    SHARED_MEMORY,
+    numbers_of_compiler,
+    poison,
+    round_to_nearest,
+)
+from plain_attention import plain_attention
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from mvitv2_det.fused.triton import attention_backward as backward
+from mvitv2_det.fused.triton import position_logits as positions
+from mvitv2_det.fused.triton.attention import AttentionShape, attention_forward
+from mvitv2_det.fused.triton.attention_tiles import channel_tiles
+
+pytestmark = NEEDS_KERNELS
+IN_INTERPRETER = pytest.mark.skipif(HAS_GPU, reason="float64 is for Triton's interpreter")
+NAMES = ("output", "grad q", "grad k", "grad v", "grad rel_h", "grad rel_w")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Maps and windows of an attention, and what belongs to it."""
+
+    q: tuple[int, int]
+    kv: tuple[int, int]
+    window_q: tuple[int, int]
+    window_kv: tuple[int, int]
+    heads: int = 1
+    channels: int = 8
+    batch: int = 1
+    rel: bool = True
+    residual: bool = True
+    mask: bool = False
+
+    @property
+    def shape(self) -> AttentionShape:
+        scale = self.channels**-0.5
+        windows = self.window_q, self.window_kv
+        return AttentionShape(self.heads, scale, *windows, self.residual, self.mask)
+
+
+def whole(q: tuple[int, int], kv: tuple[int, int], **options) -> Case:
+    """Attention of whole maps."""
+    return Case(q, kv, q, kv, **options)
+
+
+WINDOWS = Case((5, 7), (3, 4), (4, 4), (2, 2))
+MASKED = Case((5, 7), (3, 4), (4, 4), (2, 2), mask=True)
+CASES = {
+    "windows": Case((5, 7), (3, 4), (4, 4), (2, 2), heads=2, batch=2),
+    "masked padding": MASKED,
+    "no positions": Case((5, 7), (5, 7), (4, 4), (4, 4), heads=3, rel=False),
+    "no residual": Case((4, 5), (4, 5), (3, 3), (3, 3), residual=False),
+    "windows larger than the map": Case((3, 2), (3, 2), (4, 4), (4, 4)),
+    "many keys": whole((6, 7), (7, 11), heads=2, channels=24),
+    "splits of queries": whole((9, 11), (3, 5), channels=16, batch=2, residual=False),
+    "one row": whole((1, 5), (1, 3), rel=False, residual=False),
+    "more keys of columns": whole((4, 3), (2, 33)),
+    "96 channels": Case((5, 4), (5, 4), (3, 3), (3, 3), channels=96),
+    "72 channels": Case((5, 4), (3, 2), (4, 4), (2, 2), channels=72, heads=2),
+    "40 channels, masked": Case((5, 4), (5, 4), (3, 3), (3, 3), channels=40, mask=True),
+}
+IN_LOW_PRECISION = {
+    "windows": Case((5, 7), (5, 7), (4, 4), (4, 4)),
+    "many keys": whole((9, 8), (11, 13), channels=24),
+    "96 channels, masked": Case((5, 4), (5, 4), (3, 3), (3, 3), channels=96, mask=True),
+}
+# MViTv2-T on 800×1088: windows of all stages, a block of whole maps in three of them.
+LARGE = {
+    "stage 1": Case((200, 272), (50, 68), (56, 56), (14, 14), channels=96),
+    "stage 1, whole": whole((200, 272), (25, 34), channels=96),
+    "stage 2": Case((100, 136), (50, 68), (28, 28), (14, 14), heads=2, channels=96),
+    "stage 2, masked": Case((100, 136), (50, 68), (28, 28), (14, 14), 2, 96, mask=True),
+    "stage 3": Case((50, 68), (50, 68), (14, 14), (14, 14), heads=4, channels=96),
+    "stage 3, whole": whole((50, 68), (25, 34), heads=4, channels=96),
+    "stage 4": Case((25, 34), (25, 34), (7, 7), (7, 7), heads=8, channels=96),
+    "stage 4, whole": whole((25, 34), (25, 34), heads=8, channels=96),
+    "72 channels": Case((50, 68), (50, 68), (14, 14), (14, 14), heads=8, channels=72),
+    "64 channels": Case((50, 68), (50, 68), (14, 14), (14, 14), heads=8, channels=64),
+    "no positions": whole((50, 68), (25, 34), heads=4, channels=96, rel=False),
+}
+
+
+def inputs(case: Case, dtype: torch.dtype = torch.float64) -> list[Tensor | None]:
+    """q, k, v, both R, and a gradient of the output; k and v lie in one map, apart from q."""
+    total = case.heads * case.channels
+    options = {"dtype": torch.float64, "device": DEVICE}
+    q = torch.randn(case.batch, *case.q, total, **options)
+    _, k, v = torch.randn(case.batch, *case.kv, 3 * total, **options).chunk(3, -1)
+    rel = [None, None]
+    if case.rel:
+        sides = zip(case.window_q, case.window_kv, strict=True)
+        rel = [0.3 * torch.randn(*side, case.channels, **options) for side in sides]
+    found = (q, k, v, *rel, torch.randn_like(q))
+    return [None if tensor is None else tensor.to(dtype) for tensor in found]
+
+
+def ours(case: Case, q, k, v, rel_h, rel_w, grad) -> list[Tensor]:
+    """The output and all gradients."""
+    out, lse = attention_forward(q, k, v, rel_h, rel_w, case.shape)
+    grads = backward.attention_backward(grad, q, k, v, rel_h, rel_w, out, lse, case.shape)
+    return [out, *(tensor for tensor in grads if tensor is not None)]
+
+
+def plain(case: Case, *tensors: Tensor | None) -> list[Tensor]:
+    """The same by autograd."""
+    *tensors, grad = (None if x is None else x.detach().requires_grad_() for x in tensors)
+    out = plain_attention(*tensors, case.shape)
+    found = torch.autograd.grad(out, [x for x in tensors if x is not None], grad.detach())
+    return [out.detach(), *found]
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    """Relative, in the 2-norm; NaN where anything is."""
+    norm = (actual.double() - expected).norm()
+    return (norm / expected.norm().clamp_min(1e-9)).item()
+
+
+def assert_within_budget(case: Case, dtype: torch.dtype) -> None:
+    """At most twice the error of the plain code of that dtype, and of one rounding of float32."""
+    tensors = inputs(case, dtype)
+    doubles = [None if x is None else x.double() for x in tensors]
+    found = zip(ours(case, *tensors), plain(case, *tensors), plain(case, *doubles), strict=True)
+    for name, (own, eager, exact) in zip(NAMES, found, strict=False):
+        assert own.dtype == dtype and own.is_contiguous()
+        budget = 2 * error(eager, exact) + torch.finfo(torch.float32).eps
+        assert error(own, exact) <= budget, name
+
+
+@IN_INTERPRETER
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_equals_plain_attention_in_float64(case):
+    tensors = inputs(case)
+    for name, own, exact in zip(NAMES, ours(case, *tensors), plain(case, *tensors), strict=False):
+        assert own.shape == exact.shape
+        assert error(own, exact) < 1e-10, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("case", IN_LOW_PRECISION.values(), ids=IN_LOW_PRECISION)
+def test_error_is_at_most_twice_that_of_plain_code(case, dtype):
+    assert_within_budget(case, dtype)
+
+
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=ON_GPU), pytest.param(8, marks=ON_GPU)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
+def test_error_at_sizes_of_detection(case, dtype, batch):
+    assert_within_budget(Case(**{**case.__dict__, "batch": batch}), dtype)
+
+
+@IN_INTERPRETER
+def test_gradcheck():
+    """Against differences of the kernels' own forward pass, unlike all other tests."""
+    case = Case((3, 2), (4, 3), (2, 2), (3, 3))
+
+    class Attention(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *tensors):
+            out, lse = attention_forward(*tensors, case.shape)
+            ctx.save_for_backward(*tensors, out, lse)
+            return out
+
+        @staticmethod
+        def backward(ctx, grad):
+            return backward.attention_backward(grad.contiguous(), *ctx.saved_tensors, case.shape)
+
+    tensors = [x.detach().requires_grad_() for x in inputs(case)[:5]]
+    assert torch.autograd.gradcheck(Attention.apply, tensors, fast_mode=True)
+
+
+@IN_INTERPRETER
+def test_lse_is_of_the_logits_in_base_2():
+    case = Case((3, 2), (3, 2), (3, 2), (3, 2), heads=2, rel=False)
+    q, k, v, *_ = inputs(case)
+    _, lse = attention_forward(q, k, v, None, None, case.shape)
+    split = [x.unflatten(3, (2, 8)) for x in (q, k)]
+    logits = torch.einsum("byxhd,bijhd->bhyxij", *split) * case.shape.scale
+    expected = logits.flatten(4).logsumexp(-1) * torch.tensor(2.0).double().log().reciprocal()
+    torch.testing.assert_close(lse, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_logits_of_hundreds_do_not_overflow():
+    q, k, v, *rest = inputs(WINDOWS, torch.float32)
+    own, exact = (run(WINDOWS, 30 * q, 30 * k, v, *rest) for run in (ours, plain))
+    assert all(tensor.isfinite().all() for tensor in own)
+    assert error(own[0], exact[0]) < 1e-4
+
+
+def test_maps_may_lie_anyhow_but_for_their_channels():
+    case = Case((3, 5), (3, 5), (3, 3), (3, 3), heads=2)
+    q, k, v, rel_h, rel_w, grad = inputs(case, torch.float32)
+    expected = ours(case, q, k, v, rel_h, rel_w, grad)
+    side_by_side = torch.cat([q, k, v, grad], -1).transpose(1, 2).contiguous().transpose(1, 2)
+    q, k, v, grad = side_by_side.chunk(4, -1)
+    rel = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (rel_h, rel_w)]
+    actual = ours(case, q, k, v, *rel, grad.mT.contiguous().mT)
+    assert all(torch.equal(*pair) for pair in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("case", [WINDOWS, whole((9, 11), (3, 5))], ids=["windows", "splits"])
+def test_two_runs_give_the_same_bits(case):
+    tensors = inputs(case, torch.float32)
+    first, second = (ours(case, *tensors) for _ in range(2))
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+
+
+def test_queries_are_split_where_there_are_few_programs():
+    tiles = 54_400 // 64
+    assert backward.query_splits(7, tiles) == 32  # whole maps of stage 1: 850 keys of one head
+    assert backward.query_splits(40, 49) == 6
+    assert backward.query_splits(300, 49) == 1
+    assert backward.query_splits(7, 3) == 3
+
+
+def test_columns_and_channels_are_padded_little():
+    assert positions.term_columns((14, 14)) == (32, 16)
+    assert positions.term_columns((25, 34)) == (64, 25)
+    assert positions.term_columns((32, 32)) == (64, 32)
+    assert channel_tiles(96) == (64, 32)
+    assert channel_tiles(72) == (64, 16)
+    assert channel_tiles(112) == (128, 0)
+    assert [channel_tiles(size) for size in (8, 64, 128)] == [(16, 0), (64, 0), (128, 0)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda q, k, v, *rel: (q, k[..., :4], v, *rel), "k and v"),
+        (lambda q, k, v, *rel: (q, k[:, :2], v[:, :2], *rel), "windows along axis 0"),
+        (lambda q, k, v, *rel: (q, k, v, rel[0][:2], rel[1]), "R of axis 0"),
+        (lambda q, k, v, *rel: (q, k, v, rel[0], None), "come together"),
+        (lambda q, k, v, *rel: (q.float(), k, v, *rel), "one dtype"),
+        (lambda q, k, v, *rel: (q.mT.contiguous().mT, k, v, *rel), "contiguous"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        attention_forward(*change(*inputs(WINDOWS)[:5]), WINDOWS.shape)
+
+
+COMPILE = """
+import sys
+
+import torch
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from mvitv2_det.fused.triton import attention, attention_backward, position_logits
+from mvitv2_det.fused.triton.attention_tiles import AttentionShape
+
+shape = AttentionShape(1, 96**-0.5, (56, 56), (14, 14), True)
+q = torch.empty(1, 56, 56, 96, dtype=torch.bfloat16)
+known = attention.kernel_constants(q, shape, has_rel=True)
+line = position_logits._line(q, torch.empty(56, 14, 96), 1, shape)
+line = {name: value for name, value in line.items() if name.isupper()}
+FLOAT32 = ("lse", "delta", "grad_k", "grad_v", "grad_rel")
+SIZES = ("height", "width", "rows", "columns", "keys_height", "keys_width", "key_rows")
+SIZES += ("key_columns", "windows_across", "length", "size_along", "size_other", "window")
+SIZES += ("token_along", "token_other", "tokens", "keys", "tiles_of_part", "blocks_of_keys")
+SIZES += ("queries_of_split",)
+
+
+def shared_memory(kernel, blocks, constants):
+    signature, fixed, aligned = {}, {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name], fixed[(index,)] = "constexpr", constants[name]
+        elif name in SIZES:
+            signature[name] = "i32"
+        else:
+            aligned[(index,)] = [["tt.divisibility", 16]]
+            is_stride = name.endswith(("_b", "_y", "_x", "_along", "_other"))
+            signature[name] = "i32" if is_stride else "*fp32" if name in FLOAT32 else "*bf16"
+    source = ASTSource(fn=kernel, signature=signature, constexprs=fixed, attrs=aligned)
+    target = GPUTarget("cuda", 90, 32)
+    compiled = compile(source, target=target, options=blocks.options)
+    assert "wgmma" in compiled.asm["ptx"] or "mma.sync" in compiled.asm["ptx"]
+    return compiled.metadata.shared
+
+
+def tiles(blocks):
+    return blocks, {**known, "M": blocks.queries, "N": blocks.keys}
+
+
+def lines(blocks):
+    return blocks, {**line, "ADD": True, "BLOCK": blocks.queries}
+
+
+dtype = torch.bfloat16
+backward = attention_backward
+print(shared_memory(attention._forward_kernel, *tiles(attention.forward_blocks(dtype, 96, 32))))
+print(shared_memory(backward._over_keys_kernel, *tiles(backward.query_blocks(dtype, 32))))
+print(shared_memory(backward._over_queries_kernel, *tiles(backward.key_blocks(dtype, 196, 32))))
+for kernel, is_backward in (("_logits_kernel", False), ("_backward_kernel", True)):
+    blocks = position_logits.line_blocks(dtype, 16, backward=is_backward)
+    print(shared_memory(getattr(position_logits, kernel), *lines(blocks)))
+"""
+
+
+def test_kernels_compile_for_an_h100_without_one():
+    """Through ptxas, within its shared memory, and with tensor cores."""
+    rows = numbers_of_compiler(COMPILE)
+    assert len(rows) == 5 and all(row[0] <= SHARED_MEMORY for row in rows)
