@@ -6,7 +6,8 @@ CVPR 2022, arXiv 2112.01526.
 
 from typing import TYPE_CHECKING, Any
 
-from .backbone import MViT, ViT
+from .backbone.mvit import MViT
+from .backbone.vit import ViT
 from .config import get_config
 from .detection import MViTFPN, ResampledPyramid, add_mvitv2_config
 from .errors import UserError

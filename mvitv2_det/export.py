@@ -25,7 +25,7 @@ import torch
 from detectron2.export import TracingAdapter
 from torch import Tensor, nn
 
-from .attention import MultiScaleAttention
+from .attention.multiscale import MultiScaleAttention
 from .errors import UserError
 
 PARTS = ("backbone", "detector")

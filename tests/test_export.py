@@ -14,7 +14,7 @@ from scripts import load_script
 from torch import nn
 
 from mvitv2_det import MViT, MViTFPN, UserError, export, get_config
-from mvitv2_det.attention import MultiScaleAttention
+from mvitv2_det.attention.multiscale import MultiScaleAttention
 from mvitv2_det.attention.position import relative_index
 from mvitv2_det.config import apply_overrides
 from mvitv2_det.export import FeatureMaps, export_model

@@ -8,7 +8,7 @@ from PIL import Image
 from scripts import load_script
 
 from mvitv2_det import MViT, MViTFPN, UserError, ViT
-from mvitv2_det.attention import MultiScaleAttention
+from mvitv2_det.attention.multiscale import MultiScaleAttention
 from mvitv2_det.visualize.attention_maps import (
     attention_of_pixel,
     draw_attention,

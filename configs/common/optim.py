@@ -4,7 +4,7 @@ from detectron2.config import LazyCall as L
 from detectron2.solver.build import get_default_optimizer_params
 from torch.optim import AdamW
 
-from mvitv2_det.backbone import NO_WEIGHT_DECAY
+from mvitv2_det.backbone.trunk import NO_WEIGHT_DECAY
 
 optimizer = L(AdamW)(
     params=L(get_default_optimizer_params)(

@@ -1,5 +1,1 @@
-"""Pooling attention and its pieces: projection, pooling, windows, positions, softmax product."""
-
-from .multiscale import MultiScaleAttention
-
-__all__ = ["MultiScaleAttention"]
+"""Pooling attention of the plain model: :mod:`.multiscale`, and what its steps consist of."""

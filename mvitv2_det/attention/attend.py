@@ -1,46 +1,43 @@
-"""The softmax product of attention: Attn(Q, K, V) of Eq. 3.
+"""The softmax product of attention: Attn(Q, K, V) of Eqs. 1 and 3.
 
-Axes: N maps (batch × heads, or windows), Q_a queries and K_a keys along axis a, D channels
-per head.
+Axes: N = batch × heads (× windows), Q_a queries and K_a keys along axis a, D channels per head.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scale: float,
-    terms: Sequence[Tensor] = (),
-    value_term: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """Softmax(scale · q kᵀ + E) v, with E the sum of position terms and masks.
+def attention_logits(q: Tensor, k: Tensor, scale: float, terms: Sequence[Tensor] = ()) -> Tensor:
+    """Logits of every query and key, scale · q kᵀ + E.
 
     Args:
         q: (N, Q_1, …, Q_n, D).
-        k, v: (N, K_1, …, K_n, D).
-        scale: factor of the content logits, D^-½. The terms are not scaled: as in the reference,
-            tables are trained for E itself.
-        terms: of E, each of a shape that broadcasts to (N, Q_1, …, Q_n, K_1, …, K_n); from
+        k: (N, K_1, …, K_n, D).
+        scale: factor of the content logits, D^-½. The terms are not scaled: the released tables
+            are trained for E itself.
+        terms: summands of E, each of a shape that broadcasts to the result's; from
             :mod:`~mvitv2_det.attention.position` and :mod:`~mvitv2_det.attention.windows`.
-        value_term: makes the values' position term (N, Q_1, …, Q_n, D) from the attention map
-            (N, Q_1, …, Q_n, K_1, …, K_n).
 
     Returns:
-        (N, Q_1, …, Q_n, D).
+        (N, Q_1, …, Q_n, K_1, …, K_n).
     """
-    maps_of_pairs = (-1, *q.shape[1:-1], *k.shape[1:-1])
-    scores = (q.flatten(1, -2) * scale) @ k.flatten(1, -2).transpose(1, 2)
-    if terms:
-        biased = scores.reshape(maps_of_pairs)
-        for term in terms:
-            biased = biased + term
-        scores = biased.reshape(scores.shape)
-    attention = scores.softmax(dim=-1)
-    attended = (attention @ v.flatten(1, -2)).reshape(q.shape)
-    if value_term is None:
-        return attended
-    return attended + value_term(attention.reshape(maps_of_pairs))
+    logits = (q.flatten(1, -2) * scale) @ k.flatten(1, -2).transpose(1, 2)
+    logits = logits.reshape(-1, *q.shape[1:-1], *k.shape[1:-1])
+    for term in terms:
+        logits = logits + term
+    return logits
+
+
+def softmax_over_keys(logits: Tensor) -> Tensor:
+    """The attention map A of logits (N, Q_1, …, Q_n, K_1, …, K_n), of the same shape."""
+    first_key_axis = (logits.dim() + 1) // 2
+    return logits.flatten(first_key_axis).softmax(dim=-1).reshape(logits.shape)
+
+
+def weighted_values(attention: Tensor, v: Tensor) -> Tensor:
+    """A · V: of A (N, Q_1, …, Q_n, K_1, …, K_n) and v (N, K_1, …, K_n, D), (N, Q_1, …, Q_n, D)."""
+    axes = v.dim() - 2
+    weights = attention.flatten(1 + axes).flatten(1, axes)
+    attended = weights @ v.flatten(1, -2)
+    return attended.reshape(-1, *attention.shape[1 : 1 + axes], v.shape[-1])

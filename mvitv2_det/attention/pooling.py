@@ -1,6 +1,6 @@
 """Pooling of token maps: P_Q, P_K, P_V of Eq. 1 and the pooled skip connection.
 
-Axes: N maps (batch × heads), H × W tokens, D channels.
+Axes: N = batch × heads, H × W tokens, D channels of a head.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Windows over token maps: fixed ones, and shifted ones with their masks (Swin).
 
-Axes: N maps (batch × heads), H × W tokens, D channels per head, n = rows × columns windows per
+Axes: N = batch × heads, H × W tokens, D channels per head, n = rows × columns windows per
 map, w tokens along a window's side; Q_a queries and K_a keys along axis a of a window.
 
 Maps that are no whole number of windows are padded with zeros below and to the right. As in

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from ..fused.choice import AUTO
+from ..attention.spec import AttentionSpec
 from .schedule import FEATURE_NAMES, FIRST_STAGE, build_schedule
 from .trunk import PatchEmbed, Trunk
 
@@ -62,8 +62,8 @@ class MViT(Trunk):
         rel_pos_kind: ``"decomposed"`` tables, one per axis, or ``"joint"`` ones (Table 6).
         rel_pos_terms: whether queries (``"q"``), keys (``"k"``) and values (``"v"``) meet
             relative positions (Table A.4).
-        attention_backend: what computes attention: ``"auto"``, the fastest exact one on the
-            device, or a name in :mod:`mvitv2_det.fused.choice`. Weights do not depend on it.
+        attention_backend: what computes the blocks: ``"auto"``, the fastest exact way on the
+            device, or a name of :mod:`mvitv2_det.fused.choice`. Weights do not depend on it.
 
     Raises:
         ValueError: a size does not fit another; the message has both numbers.
@@ -105,7 +105,7 @@ class MViT(Trunk):
         full_q_pooling: bool = True,
         rel_pos_kind: str = "decomposed",
         rel_pos_terms: Sequence[str] = ("q",),
-        attention_backend: str = AUTO,
+        attention_backend: str = "auto",
     ) -> None:
         _check_patches(patch_stride, img_size, pretrain_img_size)
         _check_features(out_features, freeze_at)
@@ -123,6 +123,17 @@ class MViT(Trunk):
             window_layout=window_layout,
             global_block_indexes=global_block_indexes,
             full_q_pooling=full_q_pooling,
+            mlp_ratio=mlp_ratio,
+            attention=AttentionSpec(
+                qkv_bias=qkv_bias,
+                pool_kernel=tuple(qkv_pool_kernel),
+                residual_pooling=residual_pooling,
+                mask_window_padding=mask_window_padding,
+                use_rel_pos=use_rel_pos,
+                rel_pos_kind=rel_pos_kind,
+                rel_pos_terms=tuple(rel_pos_terms),
+                rel_pos_zero_init=rel_pos_zero_init,
+            ),
         )
         super().__init__(
             PatchEmbed(
@@ -130,22 +141,13 @@ class MViT(Trunk):
             ),
             schedule,
             norm_layer=norm_layer,
+            act_layer=act_layer,
             use_abs_pos=use_abs_pos,
             pretrain_img_size=pretrain_img_size,
             pretrain_use_cls_token=pretrain_use_cls_token,
             use_act_checkpoint=use_act_checkpoint,
             out_features=out_features,
             freeze_at=freeze_at,
-            mlp_ratio=mlp_ratio,
-            act_layer=act_layer,
-            qkv_bias=qkv_bias,
-            pool_kernel=tuple(qkv_pool_kernel),
-            residual_pooling=residual_pooling,
-            mask_window_padding=mask_window_padding,
-            use_rel_pos=use_rel_pos,
-            rel_pos_kind=rel_pos_kind,
-            rel_pos_terms=rel_pos_terms,
-            rel_pos_zero_init=rel_pos_zero_init,
             attention_backend=attention_backend,
         )
 

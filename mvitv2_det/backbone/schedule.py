@@ -1,7 +1,6 @@
-"""What each block of a backbone is made of: pure functions from sizes to block specs.
+"""Schedules of blocks: pure functions from the sizes of a network to the spec of each block.
 
-An attention kind is a K/V pooling choice and a window layout per block; a network is a schedule
-of those. This is where the paper's schedule of widths, strides and windows (section 4.2 and 4.4,
+This is where the paper's schedule of widths, strides and windows (section 4.2 and 4.4,
 appendix B.1) is written down, and where wrong sizes are refused. The treatment of the
 stage boundaries follows ``detectron2/modeling/backbone/mvit.py``, because released weights
 were trained with it:
@@ -12,17 +11,20 @@ were trained with it:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ..attention.spec import AttentionSpec
 from ..attention.windows import largest_shift
 from ..variants import NUM_STAGES
 
 FIRST_STAGE = 2  # stages are named scale2 .. scale5, after log2 of their stride
 FEATURE_NAMES = tuple(f"scale{FIRST_STAGE + stage}" for stage in range(NUM_STAGES))
 
-# Which blocks have windows, and where those lie (Table 4): all of them; all of them, those of
-# every other block of a stage shifted by half (Swin); all but some global ones (Hwin).
+# Which blocks have windows, and where they lie (Table 4): fixed in all blocks; in all blocks,
+# shifted by half in every other block of a stage (Swin); in all but some global blocks (Hwin).
 WINDOW_LAYOUTS = ("fixed", "shifted", "hybrid")
+
+_DEFAULT_OPTIONS = AttentionSpec()
 
 
 @dataclass(frozen=True)
@@ -30,36 +32,21 @@ class BlockSpec:
     """The numbers of one block.
 
     Attributes:
-        stage: which stage the block belongs to, 2 to 5.
-        dim: channels coming in.
-        dim_attention: channels inside and after the attention.
+        stage: the stage that the block belongs to, 2 to 5.
+        attention: the options of the attention, with the channels coming in (``dim``) and those
+            inside and after the attention (``dim_out``).
         dim_out: channels going out, after the MLP.
-        num_heads: attention heads.
-        stride_q: stride of the query pooling, 2 in the first block of scale3 to scale5.
-        stride_kv: stride of the key and value pooling.
-        window_size: side of the attention window in incoming tokens; 0 is global attention.
-        table_size: side of the pre-training token grid that sets the length of the
-            relative position tables.
+        mlp_ratio: hidden channels of the MLP over its input channels.
         drop_path: stochastic depth rate.
         ends_stage: whether the block's output is the stage's feature map.
-        pool_q, pool_kv: whether queries, and keys and values, are pooled at all.
-        shift: incoming tokens by which the windows are shifted.
     """
 
     stage: int
-    dim: int
-    dim_attention: int
+    attention: AttentionSpec
     dim_out: int
-    num_heads: int
-    stride_q: int
-    stride_kv: int
-    window_size: int
-    table_size: int
-    drop_path: float
-    ends_stage: bool
-    pool_q: bool = True
-    pool_kv: bool = True
-    shift: int = 0
+    mlp_ratio: float = 4.0
+    drop_path: float = 0.0
+    ends_stage: bool = False
 
 
 def build_schedule(
@@ -77,6 +64,8 @@ def build_schedule(
     window_layout: str = "hybrid",
     global_block_indexes: Sequence[int] | None = None,
     full_q_pooling: bool = True,
+    mlp_ratio: float = 4.0,
+    attention: AttentionSpec = _DEFAULT_OPTIONS,
 ) -> list[BlockSpec]:
     """The spec of every block of an MViT, first to last.
 
@@ -97,6 +86,9 @@ def build_schedule(
         global_block_indexes: the blocks without windows of the hybrid layout; by default the last
             ones of scale3, scale4 and scale5.
         full_q_pooling: pool the queries of every block (Table 7), not only where a stage starts.
+        mlp_ratio: hidden channels of the MLPs over their input channels.
+        attention: the options that all blocks share; widths, heads, strides, windows and table
+            sizes are set block by block.
 
     Raises:
         ValueError: a size does not fit another; the message has both numbers.
@@ -127,18 +119,22 @@ def build_schedule(
         is_shifted = window_layout == "shifted" and index_in_stage % 2 == 1
         spec = BlockSpec(
             stage=FIRST_STAGE + stage,
-            dim=width // 2 if starts_stage and expand_in_attention else width,
-            dim_attention=width,
+            attention=replace(
+                attention,
+                dim=width // 2 if starts_stage and expand_in_attention else width,
+                dim_out=width,
+                num_heads=num_heads * 2**stage,
+                pool_q=full_q_pooling or starts_stage,
+                stride_q=stride_q,
+                stride_kv=stride_kv,
+                window_size=window,
+                shift=largest_shift(window, (stride_q, stride_kv)) if is_shifted else 0,
+                table_size=table_size // 2**lagging_stage,
+            ),
             dim_out=2 * width if widens_next else width,
-            num_heads=num_heads * 2**stage,
-            stride_q=stride_q,
-            stride_kv=stride_kv,
-            window_size=window,
-            table_size=table_size // 2**lagging_stage,
+            mlp_ratio=mlp_ratio,
             drop_path=drop_path_rate * index / max(depth - 1, 1),
             ends_stage=index in last,
-            pool_q=full_q_pooling or starts_stage,
-            shift=largest_shift(window, (stride_q, stride_kv)) if is_shifted else 0,
         )
         _check_window(index, spec)
         schedule.append(spec)
@@ -158,6 +154,8 @@ def build_plain_schedule(
     global_block_indexes: Sequence[int] | None = None,
     pooling: bool = False,
     kv_stride: int = 1,
+    mlp_ratio: float = 4.0,
+    attention: AttentionSpec = _DEFAULT_OPTIONS,
 ) -> list[BlockSpec]:
     """The spec of every block of a plain ViT: one stage, the rows of ViT-B in Table 4.
 
@@ -171,7 +169,9 @@ def build_plain_schedule(
         global_block_indexes: the blocks without windows of the hybrid layout; by default the last
             of each quarter.
         pooling: pool q, k and v.
-        kv_stride: of the pooling of keys and values.
+        kv_stride: stride of the key and value pooling.
+        mlp_ratio: hidden channels of the MLPs over their input channels.
+        attention: the options that all blocks share.
 
     Raises:
         ValueError: a size does not fit another; the message has both numbers.
@@ -192,19 +192,23 @@ def build_plain_schedule(
         is_shifted = window_layout == "shifted" and index % 2 == 1
         spec = BlockSpec(
             stage=stage,
-            dim=embed_dim,
-            dim_attention=embed_dim,
+            attention=replace(
+                attention,
+                dim=embed_dim,
+                dim_out=embed_dim,
+                num_heads=num_heads,
+                pool_q=pooling,
+                pool_kv=pooling,
+                stride_q=1,
+                stride_kv=kv_stride,
+                window_size=window,
+                shift=largest_shift(window, (kv_stride,)) if is_shifted else 0,
+                table_size=window or table_size,
+            ),
             dim_out=embed_dim,
-            num_heads=num_heads,
-            stride_q=1,
-            stride_kv=kv_stride,
-            window_size=window,
-            table_size=window or table_size,
+            mlp_ratio=mlp_ratio,
             drop_path=drop_path_rate * index / max(depth - 1, 1),
             ends_stage=index == depth - 1,
-            pool_q=pooling,
-            pool_kv=pooling,
-            shift=largest_shift(window, (kv_stride,)) if is_shifted else 0,
         )
         _check_window(index, spec)
         schedule.append(spec)
@@ -304,10 +308,11 @@ def _check_sizes(
 
 def _check_window(index: int, spec: BlockSpec) -> None:
     """Query and key windows must cover the same tokens, so both strides divide the window."""
-    for name, stride in (("q", spec.stride_q), ("K/V", spec.stride_kv)):
-        if spec.window_size % stride:
+    window = spec.attention.window_size
+    for name, stride in (("q", spec.attention.stride_q), ("K/V", spec.attention.stride_kv)):
+        if window % stride:
             raise ValueError(
                 f"the window of block {index} (scale{spec.stage}) must be divisible by its "
-                f"{name} stride, got window {spec.window_size} and stride {stride}: choose "
+                f"{name} stride, got window {window} and stride {stride}: choose "
                 f"another adaptive_window_size or adaptive_kv_stride"
             )

@@ -8,7 +8,7 @@ from math import log2
 
 from torch import nn
 
-from ..fused.choice import AUTO
+from ..attention.spec import AttentionSpec
 from .schedule import build_plain_schedule
 from .trunk import PatchEmbed, Trunk
 
@@ -77,7 +77,7 @@ class ViT(Trunk):
         use_act_checkpoint: bool = False,
         pretrain_img_size: int = 224,
         pretrain_use_cls_token: bool = True,
-        attention_backend: str = AUTO,
+        attention_backend: str = "auto",
     ) -> None:
         _check_patches(patch_size, img_size, pretrain_img_size)
         stage = int(log2(patch_size))
@@ -94,26 +94,28 @@ class ViT(Trunk):
             global_block_indexes=global_block_indexes,
             pooling=pooling,
             kv_stride=kv_stride,
+            mlp_ratio=mlp_ratio,
+            attention=AttentionSpec(
+                qkv_bias=qkv_bias,
+                pool_kernel=tuple(qkv_pool_kernel),
+                residual_pooling=pooling,
+                mask_window_padding=mask_window_padding,
+                use_rel_pos=use_rel_pos,
+                rel_pos_kind=rel_pos_kind,
+                rel_pos_terms=tuple(rel_pos_terms),
+                rel_pos_zero_init=rel_pos_zero_init,
+            ),
         )
         super().__init__(
             PatchEmbed(in_chans, embed_dim, kernel=patches, stride=patches, padding=(0, 0)),
             schedule,
             norm_layer=norm_layer,
+            act_layer=act_layer,
             use_abs_pos=use_abs_pos,
             pretrain_img_size=pretrain_img_size,
             pretrain_use_cls_token=pretrain_use_cls_token,
             use_act_checkpoint=use_act_checkpoint,
             out_features=(f"scale{stage}",),
-            mlp_ratio=mlp_ratio,
-            act_layer=act_layer,
-            qkv_bias=qkv_bias,
-            pool_kernel=tuple(qkv_pool_kernel),
-            residual_pooling=pooling,
-            mask_window_padding=mask_window_padding,
-            use_rel_pos=use_rel_pos,
-            rel_pos_kind=rel_pos_kind,
-            rel_pos_terms=rel_pos_terms,
-            rel_pos_zero_init=rel_pos_zero_init,
             attention_backend=attention_backend,
         )
 

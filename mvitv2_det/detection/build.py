@@ -1,5 +1,6 @@
 """The yacs side: ``cfg.MODEL.MVIT`` and the builders that Detectron2's registry finds by name."""
 
+import inspect
 from functools import partial
 
 from detectron2.config import CfgNode
@@ -8,49 +9,32 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import nn
 
-from ..backbone import MViT
+from ..backbone.mvit import MViT
 from ..variants import VARIANTS
 from .fpn import MViTFPN
 
-_SIZE_KEYS = ("EMBED_DIM", "DEPTH", "NUM_HEADS", "LAST_BLOCK_INDEXES", "DROP_PATH_RATE")
+# Keywords of MViT that the variant sets where they are None.
+_SIZES = ("embed_dim", "depth", "num_heads", "last_block_indexes", "drop_path_rate")
+# Keywords of MViT that are no keys of ours: Detectron2 has them elsewhere, or they are no numbers.
+_ELSEWHERE = ("in_chans", "freeze_at", "norm_layer", "act_layer")
 
 
 def add_mvitv2_config(cfg: CfgNode) -> None:
-    """Adds ``MODEL.MVIT`` to a yacs config: the keywords of :class:`mvitv2_det.MViT`.
+    """Adds ``MODEL.MVIT`` to a yacs config: the keywords of :class:`mvitv2_det.MViT`, in capitals.
 
     ``VARIANT`` sets the size. ``EMBED_DIM``, ``DEPTH``, ``NUM_HEADS``, ``LAST_BLOCK_INDEXES`` and
-    ``DROP_PATH_RATE`` are the variant's where they are None. ``MODEL.BACKBONE.FREEZE_AT`` freezes
-    stages as in Detectron2's ResNets; its default there is 2.
+    ``DROP_PATH_RATE`` are the variant's where they are None. ``NORM_EPS`` is that of all norms,
+    1e-6 as in the published models. ``MODEL.BACKBONE.FREEZE_AT`` freezes stages as in
+    Detectron2's ResNets; its default there is 2.
     """
-    cfg.MODEL.MVIT = CfgNode(
-        {
-            "VARIANT": "T",
-            **dict.fromkeys(_SIZE_KEYS),
-            "IMG_SIZE": 224,
-            "QKV_POOL_KERNEL": (3, 3),
-            "ADAPTIVE_KV_STRIDE": 4,
-            "ADAPTIVE_WINDOW_SIZE": 56,
-            "GLOBAL_KV_STRIDE_FACTOR": 2,
-            "WINDOW_LAYOUT": "hybrid",
-            "GLOBAL_BLOCK_INDEXES": None,
-            "MASK_WINDOW_PADDING": False,
-            "FULL_Q_POOLING": True,
-            "RESIDUAL_POOLING": True,
-            "EXPAND_IN_ATTENTION": True,
-            "MLP_RATIO": 4.0,
-            "QKV_BIAS": True,
-            "NORM_EPS": 1e-6,
-            "USE_ABS_POS": False,
-            "USE_REL_POS": True,
-            "REL_POS_KIND": "decomposed",
-            "REL_POS_TERMS": ("q",),
-            "REL_POS_ZERO_INIT": True,
-            "PRETRAIN_IMG_SIZE": 224,
-            "PRETRAIN_USE_CLS_TOKEN": True,
-            "USE_ACT_CHECKPOINT": False,
-            "OUT_FEATURES": ("scale2", "scale3", "scale4", "scale5"),
-        }
-    )
+    keywords = {
+        name: parameter.default
+        for name, parameter in inspect.signature(MViT).parameters.items()
+        if name not in _ELSEWHERE
+    }
+    keywords |= dict.fromkeys(_SIZES)
+    node = {name.upper(): value for name, value in keywords.items()}
+    cfg.MODEL.MVIT = CfgNode({"VARIANT": "T", "NORM_EPS": 1e-6, **node})
 
 
 @BACKBONE_REGISTRY.register()

@@ -1,1 +1,81 @@
-"""Faster ways to compute the same blocks, with the same outputs and gradients."""
+"""The wing of speed: faster ways to compute the blocks of the plain model.
+
+The plain model, ``attention/`` and ``backbone/``, does without it: :func:`accelerate`, which a
+backbone calls when it has made its blocks, is all that joins them.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..backbone.block import MultiScaleBlock
+from .block import FusedBlock
+from .choice import AUTO, BACKENDS, Choice, check_name, choose
+from .compiling import compile_blocks
+
+__all__ = ["BACKENDS", "Explanation", "accelerate", "compile_blocks", "explain"]
+
+
+def accelerate(model: nn.Module, backend: str = AUTO) -> None:
+    """Has the blocks of a model computed by a backend; parameters and their names stay.
+
+    Args:
+        model: anything that contains blocks of this project, or none.
+        backend: one of :data:`BACKENDS`, described in :mod:`mvitv2_det.fused.choice`.
+
+    Raises:
+        ValueError: there is no such backend.
+    """
+    check_name(backend)
+    for block in model.modules():
+        if type(block) is MultiScaleBlock:
+            block.__class__ = FusedBlock  # same parameters, another forward pass
+        if isinstance(block, FusedBlock):
+            block.backend = backend
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What computed one block.
+
+    Attributes:
+        block: the block's name in the model.
+        choice: what computed it, and why nothing faster.
+    """
+
+    block: str
+    choice: Choice
+
+    def __str__(self) -> str:
+        reasons = (f"not {name}: {reason}" for name, reason in self.choice.passed_over)
+        return f"{self.block}: {'; '.join([str(self.choice), *reasons])}"
+
+
+def explain(model: nn.Module, *inputs: Tensor) -> list[Explanation]:
+    """What computes each block of a model on these inputs, and why not something faster.
+
+    Runs the model once, as it is: in its mode, with or without gradients, under autocast or not.
+
+    Args:
+        model: a backbone, or anything that contains one.
+        inputs: what the model is called with, such as images (B, 3, H, W).
+
+    Returns:
+        one for each block that ran, in order; print them for a line each.
+    """
+    found = []
+
+    def note(name: str):
+        return lambda block, inputs: found.append(Explanation(name, choose(block, *inputs)))
+
+    hooks = [
+        block.register_forward_pre_hook(note(name))
+        for name, block in model.named_modules()
+        if isinstance(block, FusedBlock)
+    ]
+    try:
+        model(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

@@ -1,241 +1,149 @@
-"""What computes attention, by name. All give the same outputs and gradients.
+"""What computes a block: decided here, once per call of a block, from one set of conditions.
 
-``reference`` is the plain path; ``strips`` is made for the CPU, ``triton`` for NVIDIA GPUs,
-``sdpa`` for GPUs of any kind. ``auto`` takes the first that is meant for the device and can run
-the module. Parameters and checkpoints do not depend on the backend.
+All ways give the same outputs and gradients, and weights do not depend on them. They are known by
+the name of their attention:
+
+* ``reference``: the modules of the plain model, for every option and device;
+* ``tiled``: tiles that stay in the cache of a CPU; norms, linear layers and MLP fused;
+* ``sdpa``: PyTorch's fused attention in the plain block;
+* ``triton``: kernels for NVIDIA GPUs; norms, linear layers and MLP fused;
+* ``auto``: the fastest of these that is known to be exact and fast on the device. Where a block
+  has an option that no fast attention computes, its norms, linear layers and MLP are still fused.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
+from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.nn.modules import module as torch_module
 
-from .cpu.folded_pooling import folded_projection, pays
-from .cpu.row_tiles import attention_by_rows
-from .cpu.tiled_attention import pooled_attention
-from .cpu.tiles import Layout
-from .head_pool import HeadPool
-from .norm_linear import compute_dtype, normed_linear, normed_product
-from .norm_linear import why_not as normed_linear_why_not
-from .residual_linear import Skip, project
-from .sdpa import windowed_sdpa
+from ..attention.multiscale import MultiScaleAttention
+from . import attention as paths
+from . import tokens
+from .attention import AttentionPath
+from .tokens import TokenKernels, product_dtype
 from .triton import available
 
 if TYPE_CHECKING:
-    from ..attention.multiscale import MultiScaleAttention
+    from .block import FusedBlock
 
-AUTO = "auto"
-REFERENCE = "reference"
+AUTO, REFERENCE, TILED, SDPA, TRITON = "auto", "reference", "tiled", "sdpa", "triton"
+BACKENDS = (AUTO, TILED, SDPA, TRITON, REFERENCE)
+# What ``auto`` tries on each type of device. No figures for the Triton kernels are committed yet,
+# so they run only where they are asked for.
+_AUTOMATIC = {"cpu": (TILED, SDPA), "cuda": (SDPA,)}
+
+_PATHS: dict[str, AttentionPath] = {
+    REFERENCE: paths.reference,
+    TILED: paths.tiled,
+    SDPA: paths.sdpa,
+    TRITON: paths.triton,
+}
+# Name of a module, the module, and the types that it may have.
+Part = tuple[str, nn.Module, tuple[type, ...]]
+
 _log = logging.getLogger(__name__)
 
 
-class AttentionBackend(Protocol):
-    """One way to compute attention.
+@dataclass(frozen=True)
+class Choice:
+    """What computes a block.
 
     Attributes:
-        name: what users call it.
-        automatic_on: types of devices that it is the fastest on, where it can run.
+        attention: name of the attention's backend.
+        kernels: operations of the fused norms, linear layers and MLP; None for plain modules.
+        compiled: whether compiled code runs, which makes a choice of its own.
+        passed_over: (name, reason) of each faster way that cannot compute this block here.
     """
 
-    name: str
-    automatic_on: Sequence[str]
+    attention: str
+    kernels: TokenKernels | None = None
+    compiled: bool = False
+    passed_over: tuple[tuple[str, str], ...] = ()
 
-    def why_not(self, attention: "MultiScaleAttention", x: Tensor) -> str | None:
-        """Why it cannot run the module on ``x`` (B, H, W, C_in); None where it can."""
+    @property
+    def is_plain(self) -> bool:
+        """Whether the plain model's own forward pass runs."""
+        return self.attention == REFERENCE and self.kernels is None and not self.compiled
 
-    def run(
-        self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module, skip: Skip | None
-    ) -> Tensor:
-        """All of the module: norm, projection, pooling, attention, residual, projection, skip."""
+    @property
+    def path(self) -> AttentionPath:
+        """The function that computes the attention."""
+        return _PATHS[self.attention]
 
-
-class Reference:
-    """Plain operations, for every module and device."""
-
-    name = REFERENCE
-    automatic_on = ("cpu", "cuda", "meta")
-
-    def why_not(self, attention: "MultiScaleAttention", x: Tensor) -> str | None:
-        return None
-
-    def run(
-        self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module, skip: Skip | None
-    ) -> Tensor:
-        output = attention.reference(norm(x))
-        return output if skip is None else skip.add(output)
-
-
-class Strips:
-    """Strips of query rows that stay in the cache of a CPU, with little kept for backward."""
-
-    name = "strips"
-    automatic_on = ("cpu",)
-
-    def why_not(self, attention: "MultiScaleAttention", x: Tensor) -> str | None:
-        if x.device.type != "cpu":
-            return f"it is made for the CPU, got tensors on {x.device.type}"
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return "its own gradients cannot be compiled or exported"
-        if torch.is_autocast_enabled("cpu"):
-            return "it has no mixed precision, and autocast is on"
-        if x.dtype not in (torch.float32, torch.float64):
-            return f"it computes in float32 or float64, got {x.dtype}"
-        return _unknown_parts(attention)
-
-    def run(
-        self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module, skip: Skip | None
-    ) -> Tensor:
-        pools, windows = _pools_and_windows(attention, x)
-        layout = Layout(attention.num_heads, attention.scale, *windows, attention.residual_pooling)
-        embeddings = _embeddings(attention, *windows)
-        if not torch.is_grad_enabled() and normed_linear_why_not(x, norm) is None:
-            return attention_by_rows(
-                x, norm, attention.qkv, pools, embeddings, layout, attention.proj, skip
-            )
-        if normed_linear_why_not(x, norm) is None and pays(pools[1:]):
-            maps, pools = self._folded(x, norm, attention.qkv, pools)
-        else:
-            maps = normed_linear(x, norm, attention.qkv, parts=3)
-        z = pooled_attention(maps, pools, embeddings, layout)
-        return project(z, attention.proj, skip)
-
-    @staticmethod
-    def _folded(x: Tensor, norm: nn.LayerNorm, qkv: nn.Linear, pools: Sequence[HeadPool]) -> tuple:
-        """Projected q, convolved k and v, and what is left to pool of them."""
-        ends = [qkv.out_features // 3, qkv.out_features - qkv.out_features // 3]
-        weight_q, weight_kv = qkv.weight.split(ends)
-        bias_q, bias_kv = (None, None) if qkv.bias is None else qkv.bias.split(ends)
-        q = normed_product(x, norm, weight_q, bias_q)
-        k, v = folded_projection(x, norm, weight_kv, bias_kv, pools[1:])
-        return (q, k, v), (pools[0], *(pool.after_convolution() for pool in pools[1:]))
-
-
-class Triton:
-    """Kernels of :mod:`mvitv2_det.fused.triton`: pooling in one, and attention in one."""
-
-    name = "triton"
-    automatic_on = ("cuda",)
-
-    def why_not(self, attention: "MultiScaleAttention", x: Tensor) -> str | None:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return "its own gradients cannot be compiled or exported"
-        if x.is_meta:
-            return "operations are counted one by one on the meta device"
-        if reason := _unknown_parts(attention, masked_padding=True):
-            return reason
-        if reason := available.why_not(x.device, compute_dtype(x)):
-            return reason
-        from .triton import pooled_attention as kernels
-
-        pools, shape = self._pools_and_shape(attention, x)
-        channels = attention.proj.out_features // attention.num_heads
-        return kernels.why_not(channels, pools, shape)
-
-    def run(
-        self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module, skip: Skip | None
-    ) -> Tensor:
-        from .triton import pooled_attention as kernels
-
-        pools, shape = self._pools_and_shape(attention, x)
-        embeddings = _embeddings(attention, shape.window_q, shape.window_kv)
-        (qkv,) = normed_linear(x, norm, attention.qkv)
-        z = kernels.pooled_attention(qkv, pools, embeddings, shape)
-        return project(z, attention.proj, skip)
-
-    @staticmethod
-    def _pools_and_shape(attention: "MultiScaleAttention", x: Tensor) -> tuple:
-        from .triton.attention import AttentionShape
-
-        pools, windows = _pools_and_windows(attention, x)
-        shape = AttentionShape(
-            attention.num_heads,
-            attention.scale,
-            *windows,
-            attention.residual_pooling,
-            attention.mask_window_padding and attention.window_size > 0,
-        )
-        return pools, shape
-
-
-class Sdpa:
-    """One call of PyTorch's fused attention; position terms are further channels of q and k."""
-
-    name = "sdpa"
-    automatic_on = ("cuda", "cpu")
-
-    def why_not(self, attention: "MultiScaleAttention", x: Tensor) -> str | None:
-        if x.is_meta:
-            return "operations are counted one by one on the meta device"
-        if torch.jit.is_tracing() or torch.compiler.is_exporting():
-            return "what is exported takes images of any size by plain operations alone"
-        if x.device.type == "cpu" and torch.compiler.is_compiling():
-            return "compiled for the CPU it fails on the layout of its output"
-        return _unknown_parts(attention)
-
-    def run(
-        self, attention: "MultiScaleAttention", x: Tensor, norm: nn.Module, skip: Skip | None
-    ) -> Tensor:
-        maps = normed_linear(x, norm, attention.qkv, parts=3)
-        pools, windows = _pools_and_windows(attention, x)
-        embeddings = _embeddings(attention, *windows)
-
-        def attend(q: Tensor, k: Tensor, v: Tensor, *embeddings: Tensor) -> Tensor:
-            q, k, v = (
-                pool.run(tensor, *pool.parameters)
-                for tensor, pool in zip((q, k, v), pools, strict=True)
-            )
-            z = windowed_sdpa(q, k, v, embeddings, attention.num_heads, attention.scale, *windows)
-            return z + q if attention.residual_pooling else z
-
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # Pooled, normalised and widened maps are many, and cheap to compute again.
-            z = checkpoint(
-                attend, *maps, *embeddings, use_reentrant=False, preserve_rng_state=False
-            )
-        else:
-            z = attend(*maps, *embeddings)
-        return project(z, attention.proj, skip)
-
-
-_BACKENDS: dict[str, AttentionBackend] = {
-    backend.name: backend for backend in (Strips(), Triton(), Sdpa(), Reference())
-}
-
-
-def names() -> tuple[str, ...]:
-    """The names that ``attention_backend`` takes."""
-    return (AUTO, *_BACKENDS)
+    def __str__(self) -> str:
+        if self.compiled:
+            return "compiled"
+        return self.attention if self.kernels is None else f"{self.attention}, fused norms and MLP"
 
 
 def check_name(name: str) -> None:
     """Raises ValueError where there is no such backend."""
-    if name not in names():
-        raise ValueError(f"attention_backend must be one of {', '.join(names())}, got {name!r}")
+    if name not in BACKENDS:
+        raise ValueError(f"attention_backend must be one of {', '.join(BACKENDS)}, got {name!r}")
 
 
-def choose(name: str, attention: "MultiScaleAttention", x: Tensor) -> AttentionBackend:
-    """The backend of that name, or the fastest one that can run the module on ``x``.
+def choose(block: "FusedBlock", x: Tensor) -> Choice:
+    """What computes ``block`` on tokens ``x`` (B, H, W, C).
 
     Raises:
-        ValueError: there is no such backend, or it cannot run the module on ``x``.
+        ValueError: the backend that was asked for by name cannot compute it; the message says why.
     """
-    check_name(name)
-    if name != AUTO:
-        if reason := _BACKENDS[name].why_not(attention, x):
-            raise ValueError(f"attention_backend {name!r} cannot run here: {reason}")
-        return _BACKENDS[name]
-    for backend in _BACKENDS.values():
-        if x.device.type in backend.automatic_on:
-            reason = backend.why_not(attention, x)
-            if reason is None:
-                return backend
-            if not torch.compiler.is_compiling():  # it would break the graph
-                _say_once(backend.name, reason)
-    return _BACKENDS[REFERENCE]
+    if block.compiled is not None and not is_capturing():
+        return Choice(block.backend, compiled=True)
+    if block.backend == AUTO:
+        return _fastest(block, x)
+    if block.backend == REFERENCE:
+        return Choice(REFERENCE)
+    if reason := _why_not(block.backend, block, x, _why_not_fused(block, x)):
+        raise ValueError(f"attention_backend {block.backend!r} cannot run here: {reason}")
+    if block.backend == TRITON:
+        from .triton import tokens as triton_tokens
+
+        return Choice(TRITON, triton_tokens)
+    return Choice(block.backend, tokens if block.backend == TILED else None)
+
+
+def is_capturing() -> bool:
+    """Whether operations are recorded for a graph: compilation, tracing, export."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def _fastest(block: "FusedBlock", x: Tensor) -> Choice:
+    not_fused = _why_not_fused(block, x)
+    kernels = tokens if not_fused is None else None
+    passed_over: tuple[tuple[str, str], ...] = ()
+    for name in _AUTOMATIC.get(x.device.type, ()):
+        reason = _why_not(name, block, x, not_fused)
+        if reason is None:
+            break
+        passed_over += ((name, reason),)
+    else:
+        name = REFERENCE
+    _say(passed_over)
+    return Choice(name, kernels, passed_over=passed_over)
+
+
+def _why_not(name: str, block: "FusedBlock", x: Tensor, not_fused: str | None) -> str | None:
+    """Why a backend cannot compute the block; None where it can.
+
+    Args:
+        not_fused: the answer of :func:`_why_not_fused`.
+    """
+    if name == SDPA:
+        return _why_not_sdpa(block, x)
+    return not_fused or (_tiled_limits(block, x) if name == TILED else _triton_limits(block, x))
+
+
+def _say(passed_over: tuple[tuple[str, str], ...]) -> None:
+    if not torch.compiler.is_compiling():  # it would break the graph
+        for name, reason in passed_over:
+            _say_once(name, reason)
 
 
 @cache
@@ -243,66 +151,123 @@ def _say_once(name: str, reason: str) -> None:
     _log.info("attention backend %s is not taken: %s", name, reason)
 
 
-def _unknown_parts(attention: "MultiScaleAttention", *, masked_padding: bool = False) -> str | None:
-    """Why the fast paths, which take modules apart, cannot compute what this one consists of.
+def _why_not_fused(block: "FusedBlock", x: Tensor) -> str | None:
+    """Why norms, linear layers and MLP cannot be fused; None where they can."""
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        return "its own gradients cannot be compiled, and the compiler fuses by itself"
+    return _why_not_recorded(x) or _why_not_taken_apart(
+        [*_parts_of_attention(block), *_other_parts(block)]
+    )
 
-    Args:
-        masked_padding: whether the path can hide the padding of windows.
-    """
-    for part in ("qkv", "proj"):
-        if type(getattr(attention, part)) is not nn.Linear:
-            kind = type(getattr(attention, part)).__name__
-            return f"{part} must be a plain linear layer, got {kind}"
-    if attention.shift:
-        return "its windows are shifted"
-    if attention.mask_window_padding and attention.window_size and not masked_padding:
-        return "the padding of its windows is masked"
-    if attention.rel_pos_terms and attention.rel_pos_kind != "decomposed":
-        return f"its relative positions are {attention.rel_pos_kind}, not decomposed"
-    if attention.rel_pos_terms not in ((), ("q",)):
-        return f"its relative positions are on {', '.join(attention.rel_pos_terms)}, not on q alone"
-    for part in ("q", "k", "v"):
-        pool, norm = getattr(attention, f"pool_{part}"), getattr(attention, f"norm_{part}")
-        if pool is None:
-            continue
-        if type(pool) is not nn.Conv2d or pool.bias is not None:
-            return f"pool_{part} must be a convolution without bias, got {type(pool).__name__}"
-        if type(norm) is not nn.LayerNorm:
-            return f"norm_{part} must be a LayerNorm, got {type(norm).__name__}"
+
+def _why_not_sdpa(block: "FusedBlock", x: Tensor) -> str | None:
+    """Why PyTorch's fused attention cannot compute the block's; None where it can."""
+    if torch.compiler.is_compiling() and x.device.type == "cpu":
+        return "compiled for the CPU it fails on the layout of its output"
+    reason = _why_not_recorded(x) or _why_not_taken_apart(_parts_of_attention(block))
+    return reason or _unknown_options(block)
+
+
+def _why_not_recorded(x: Tensor) -> str | None:
+    """Why operations that are counted or exported must be the plain model's."""
+    if x.is_meta:
+        return "operations are counted one by one on the meta device"
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return "what is exported takes images of any size by plain operations alone"
     return None
 
 
-def _pools(attention: "MultiScaleAttention") -> tuple[HeadPool, HeadPool, HeadPool]:
-    heads = attention.num_heads
-    return (
-        HeadPool.of(attention.pool_q, attention.norm_q, heads),
-        HeadPool.of(attention.pool_k, attention.norm_k, heads),
-        HeadPool.of(attention.pool_v, attention.norm_v, heads),
-    )
+def _why_not_taken_apart(parts: Iterable[Part]) -> str | None:
+    """Why modules must be called as they are: replaced, wrapped, or watched by hooks."""
+    if torch_module._has_any_global_hook():
+        return "there are hooks for all modules, which run only where a module is called"
+    return next((reason for part in parts if (reason := _why_not_part(*part))), None)
 
 
-def _pools_and_windows(
-    attention: "MultiScaleAttention", x: Tensor
-) -> tuple[tuple[HeadPool, ...], tuple[tuple[int, int], tuple[int, int]]]:
-    """What pools q, k and v, and the windows' height and width in queries and in keys: those of
-    the whole maps without windows.
+def _parts_of_attention(block: "FusedBlock") -> Iterator[Part]:
+    """What every fast attention takes apart; ``qkv`` and ``proj`` may still be called."""
+    attention = block.attn
+    yield "attn", attention, (MultiScaleAttention,)
+    for name in "qkv":
+        if (pool := getattr(attention, f"pool_{name}")) is not None:
+            yield f"attn.pool_{name}", pool, (nn.Conv2d,)
+            yield f"attn.norm_{name}", getattr(attention, f"norm_{name}"), (nn.LayerNorm,)
+    yield "drop_path", block.drop_path, (DropPath, nn.Identity)
+
+
+def _other_parts(block: "FusedBlock") -> Iterator[Part]:
+    """What fused norms, linear layers and MLP take apart."""
+    mlp = block.mlp
+    yield "norm1", block.norm1, (nn.LayerNorm,)
+    yield "attn.qkv", block.attn.qkv, (nn.Linear,)
+    yield "attn.proj", block.attn.proj, (nn.Linear,)
+    yield "norm2", block.norm2, (nn.LayerNorm,)
+    yield "mlp", mlp, (Mlp,)
+    yield "mlp.fc1", mlp.fc1, (nn.Linear,)
+    yield "mlp.act", mlp.act, (nn.GELU,)
+    yield "mlp.norm", mlp.norm, (nn.Identity,)
+    yield "mlp.fc2", mlp.fc2, (nn.Linear,)
+    if block.widens_in_attention or block.widens_in_mlp:
+        yield "proj", block.proj, (nn.Linear,)
+    yield "pool_skip", block.pool_skip, (nn.MaxPool2d, nn.Identity)
+
+
+def _why_not_part(name: str, module: nn.Module, kinds: tuple[type, ...]) -> str | None:
+    if type(module) not in kinds:
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        return f"{name} must be a plain {expected}, got {type(module).__name__}"
+    if (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    ):
+        return f"{name} has hooks, which run only where it is called"
+    if "forward" in module.__dict__:
+        return f"{name} has a forward method of its own"
+    for parameter in module._parameters.values():
+        if parameter is not None and type(parameter) not in (nn.Parameter, Tensor):
+            return f"{name} has parameters of type {type(parameter).__name__}"
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) != 1:
+        return f"{name} must normalise channels alone, got {tuple(module.normalized_shape)}"
+    if isinstance(module, nn.Conv2d) and module.bias is not None:
+        return f"{name} must be a convolution without bias"
+    return None
+
+
+def _unknown_options(block: "FusedBlock", *, masked_padding: bool = False) -> str | None:
+    """Why no fast attention computes what the spec asks for.
+
+    Args:
+        masked_padding: whether the attention can hide the padding of windows.
     """
-    pools, window = _pools(attention), attention.window_size
-    if window:
-        strides = (attention.stride_q, attention.stride_kv)
-        return pools, tuple((window // stride,) * 2 for stride in strides)
-    return pools, tuple(pool.output_size(x.shape[1:3]) for pool in pools[:2])
+    spec = block.attn.spec
+    if spec.shift:
+        return "its windows are shifted"
+    if spec.mask_window_padding and spec.window_size and not masked_padding:
+        return "the padding of its windows is masked"
+    if spec.position_terms and spec.rel_pos_kind != "decomposed":
+        return f"its relative positions are {spec.rel_pos_kind}, not decomposed"
+    if spec.position_terms not in ((), ("q",)):
+        return f"its relative positions are on {', '.join(spec.position_terms)}, not on q alone"
+    return None
 
 
-def _embeddings(
-    attention: "MultiScaleAttention", window_q: tuple[int, int], window_kv: tuple[int, int]
-) -> tuple[Tensor, ...]:
-    """R of Eq. 4 per axis, (Q_a, K_a, d); empty without relative positions."""
-    from ..attention.position import relative_embedding
+def _tiled_limits(block: "FusedBlock", x: Tensor) -> str | None:
+    if x.device.type != "cpu":
+        return f"it is made for the CPU, got tensors on {x.device.type}"
+    if torch.is_autocast_enabled("cpu"):
+        return "it has no mixed precision, and autocast is on"
+    if x.dtype not in (torch.float32, torch.float64):
+        return f"it computes in float32 or float64, got {x.dtype}"
+    return _unknown_options(block)
 
-    return tuple(
-        relative_embedding(table, queries, keys)
-        for table, queries, keys in zip(
-            attention.position_tables(), window_q, window_kv, strict=False
-        )
-    )
+
+def _triton_limits(block: "FusedBlock", x: Tensor) -> str | None:
+    if reason := _unknown_options(block, masked_padding=True):
+        return reason
+    if reason := available.why_not(x.device, product_dtype(x)):
+        return reason
+    from .triton.pooled_attention import why_not
+
+    return why_not(block.attn.spec.head_dim, *paths.pools_and_shape(block.attn, x))

@@ -13,43 +13,36 @@ from torch import Tensor
 
 from ..caching import cached_per_device
 from ..sizes import cropped, divide_up, surely_equal
+from .shape import AttentionShape
 
 _ALIGNMENT = 8  # channels; the fused GPU kernels take multiples of it
 
 
 def windowed_sdpa(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    embeddings: tuple[Tensor, ...],
-    heads: int,
-    scale: float,
-    window_q: tuple[int, int],
-    window_kv: tuple[int, int],
+    q: Tensor, k: Tensor, v: Tensor, embeddings: tuple[Tensor, ...], shape: AttentionShape
 ) -> Tensor:
-    """Attention within windows over pooled maps.
+    """Attention within windows over pooled maps, without the residual.
 
     Args:
         q, k, v: (B, H, W, C) with heads side by side, each with its own H and W.
         embeddings: R of Eq. 4 per axis, (Q_a, K_a, d), or none.
-        heads: h.
-        scale: of the content logits.
-        window_q, window_kv: sizes of the windows in queries and in keys.
+        shape: heads, scale and windows.
 
     Returns:
         (B, H, W, C) of q's size.
     """
     queries, keys, values = (
-        _to_windows(x, size, heads) for x, size in ((q, window_q), (k, window_kv), (v, window_kv))
+        _to_windows(x, size, shape.heads)
+        for x, size in ((q, shape.window_q), (k, shape.window_kv), (v, shape.window_kv))
     )
-    content, channels = queries.flatten(2, 3) * scale, values.shape[-1]
+    content, channels = queries.flatten(2, 3) * shape.scale, values.shape[-1]
     keys, values = keys.flatten(2, 3), values.flatten(2, 3)
     if embeddings:
         rows, columns = (embedding.to(queries.dtype) for embedding in embeddings)
         along_h = torch.einsum("nhrcd,rkd->nhrck", queries, rows)
         along_w = torch.einsum("nhrcd,ckd->nhrck", queries, columns)
         content = torch.cat([content, along_h.flatten(2, 3), along_w.flatten(2, 3)], dim=-1)
-        places = one_hot_places(window_kv, device=keys.device).to(keys.dtype)
+        places = one_hot_places(shape.window_kv, device=keys.device).to(keys.dtype)
         keys = torch.cat([keys, places.expand(*keys.shape[:2], -1, -1)], dim=-1)
     width = divide_up(content.shape[-1], _ALIGNMENT) * _ALIGNMENT
     content, keys, values = (
@@ -57,7 +50,7 @@ def windowed_sdpa(
         for x in (content, keys, values)
     )
     z = F.scaled_dot_product_attention(content, keys, values, scale=1.0)[..., :channels]
-    return _from_windows(z.unflatten(2, window_q), q.shape)
+    return _from_windows(z.unflatten(2, shape.window_q), q.shape)
 
 
 @cached_per_device

@@ -1,11 +1,13 @@
-"""What attention computes, apart from tensors."""
+"""The shape of one attention: everything that is not a tensor."""
 
 from dataclasses import dataclass
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """What attention computes, apart from tensors.
+    """Heads, scale and windows of one attention on maps of one size.
 
     Attributes:
         heads: h.
@@ -23,3 +25,7 @@ class AttentionShape:
     window_kv: tuple[int, int]
     residual: bool
     mask_padding: bool = False
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(B, H, W, h·d) to (B, H, W, h, d)."""
+        return x.unflatten(3, (self.heads, -1))

@@ -8,14 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..attention.pooling import pool_map
+from .tokens import TokenKernels
 
-def pool_skip_map(x: Tensor, pool: nn.Module) -> Tensor:
-    """``pool_map`` with :func:`skip_pool`, keeping 4 bytes per pooled value for backward.
 
-    PyTorch's own max pooling keeps the whole map and 8 bytes per pooled value.
+def pool_skip(x: Tensor, pool: nn.Module, kernels: TokenKernels | None) -> Tensor:
+    """Pools (B, H, W, C) by ``attention.pooling.skip_pool``, saving 4 bytes per pooled value.
+
+    PyTorch's own max pooling, which runs without ``kernels``, saves the whole map and 8 bytes per
+    pooled value.
     """
-    if type(pool) is not nn.MaxPool2d or torch.compiler.is_compiling() or not x.requires_grad:
-        return pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    if kernels is None or not isinstance(pool, nn.MaxPool2d) or not x.requires_grad:
+        return pool_map(x, pool)
     return _MaxPool.apply(x, pool.kernel_size, pool.stride, pool.padding)
 
 

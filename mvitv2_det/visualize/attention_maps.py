@@ -16,9 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
-from ..attention import MultiScaleAttention
-from ..attention.pooling import pool_map
-from ..attention.position import RELATIVE
+from ..attention.multiscale import MultiScaleAttention
 from ..attention.windows import mask_terms
 from ..backbone.trunk import Trunk
 from ..errors import UserError
@@ -97,8 +95,8 @@ def attention_of_pixel(
     (x,) = incoming
     attention = trunk.blocks[block].attn
     side = trunk.patch_embed.proj.stride[0]
-    side *= math.prod(earlier.attn.stride_q for earlier in trunk.blocks[:block])
-    query = tuple(place // (side * attention.stride_q) for place in pixel)
+    side *= math.prod(earlier.spec.attention.stride_q for earlier in trunk.blocks[:block])
+    query = tuple(place // (side * attention.spec.stride_q) for place in pixel)
     return query_attention(attention, trunk.blocks[block].norm1(x), query, side)
 
 
@@ -112,20 +110,27 @@ def query_attention(
         query: (row, column) among the pooled queries.
         token_side: pixels along a side of the tokens that go in.
     """
-    q, k, _ = pooled_projections(attention, x)
+    q, k, _ = attention.project_and_pool(x)
+    spec = attention.spec
     sizes = q.shape[1:3], k.shape[1:3]
     query_places, key_places = (_places(size) for size in sizes)
     masks = []
-    if attention.window_size:
+    if spec.window_size:
         queries, keys = attention.window_grids(*sizes)
         q, k = queries.partition(q), keys.partition(k)
-        masks = mask_terms(queries, keys, q, mask_padding=attention.mask_window_padding)
+        masks = mask_terms(queries, keys, q, mask_padding=spec.mask_window_padding)
         query_places, key_places = queries.partition(query_places), keys.partition(key_places)
     # Places count from 1; what fills windows is 0.
     wanted = query[0] * sizes[0][1] + query[1] + 1
     window, row, column, _ = (query_places == wanted).nonzero()[0].tolist()
-    own = window + len(query_places) * torch.arange(attention.num_heads)
-    logits = _logits(attention, q[own], k[own], [mask[own] for mask in masks], (row, column))
+    own = window + len(query_places) * torch.arange(spec.num_heads)
+    # Head by head: all queries of the window have their logits computed for the sake of one.
+    logits = torch.cat(
+        [
+            attention.logits(q[[n]], k[[n]], [mask[[n]] for mask in masks])[:, row, column]
+            for n in own.tolist()
+        ]
+    )
 
     weights = logits.flatten(1).softmax(dim=-1)
     places = key_places[window].flatten()
@@ -137,47 +142,14 @@ def query_attention(
         on_map[:, 1:].unflatten(1, sizes[1]),
         seen[1:].unflatten(0, sizes[1]),
         query,
-        token_side * attention.stride_q,
-        token_side * attention.stride_kv,
+        token_side * spec.stride_q,
+        token_side * spec.stride_kv,
     )
-
-
-def pooled_projections(attention: MultiScaleAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v as they enter the softmax product, each (h, H', W', D), of (1, H, W, C)."""
-    projected = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1))
-    projected = projected[0].permute(2, 3, 0, 1, 4)
-    pooled = []
-    for name, part in zip("qkv", projected, strict=True):
-        pool, norm = getattr(attention, f"pool_{name}"), getattr(attention, f"norm_{name}")
-        pooled.append(part if pool is None else norm(pool_map(part, pool)))
-    return tuple(pooled)
 
 
 def _places(size: tuple[int, int]) -> Tensor:
     """(1, H, W, 1), the places of a map numbered from 1."""
     return torch.arange(1, size[0] * size[1] + 1).reshape(1, *size, 1)
-
-
-def _logits(
-    attention: MultiScaleAttention,
-    q: Tensor,
-    k: Tensor,
-    masks: list[Tensor],
-    query: tuple[int, int],
-) -> Tensor:
-    """(h, K_h, K_w) of one query of q (h, Q_h, Q_w, D), with k (h, K_h, K_w, D)."""
-    row, column = query
-    positions = RELATIVE[attention.rel_pos_kind]
-    terms = list(masks)
-    if tables := attention.position_tables("q"):
-        terms += positions.query_terms(q, tables, k.shape[1:3])
-    if tables := attention.position_tables("k"):
-        terms += positions.key_terms(k, tables, q.shape[1:3])
-    logits = torch.einsum("nd,nyxd->nyx", q[:, row, column] * attention.scale, k)
-    for term in terms:  # each has the query's axes, or 1 in their place
-        term = term[:, row if term.shape[1] > 1 else 0]
-        logits = logits + term[:, column if term.shape[1] > 1 else 0]
-    return logits
 
 
 def draw_attention(image: np.ndarray, attention: QueryAttention, title: str, file: Path) -> None:

@@ -9,7 +9,7 @@ from detectron2.modeling import MViT as Detectron2MViT
 from torch import Tensor, nn
 
 from ..attention.position import TABLE_NAMES, resize_grid, resize_table
-from ..backbone import MViT
+from ..backbone.mvit import MViT
 from ..errors import UserError
 from .key_maps import (
     ABSOLUTE_POSITIONS,

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from mvitv2_det import get_config
-from mvitv2_det.attention import MultiScaleAttention
+from mvitv2_det.attention.multiscale import MultiScaleAttention
 from mvitv2_det.costs import DETECTIONS, IMAGE_SIZE, PROPOSALS
 from mvitv2_det.fused.choice import REFERENCE
 from mvitv2_det.measure import Step, saved_for_backward

@@ -14,7 +14,7 @@ from math import prod
 import torch
 
 from mvitv2_det import VARIANTS, MViT
-from mvitv2_det.attention import MultiScaleAttention
+from mvitv2_det.attention.multiscale import MultiScaleAttention
 from projects.backbone_benchmark.networks import Setting
 
 FAMILIES = ("pooling forward", "pooling backward", "attention forward", "attention backward")

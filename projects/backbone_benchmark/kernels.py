@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mvitv2_det.attention import MultiScaleAttention
 from mvitv2_det.attention.attend import attend
+from mvitv2_det.attention.multiscale import MultiScaleAttention
 from mvitv2_det.attention.pooling import pool_map
 from mvitv2_det.attention.position import relative_embedding
 from mvitv2_det.attention.position.decomposed import query_terms

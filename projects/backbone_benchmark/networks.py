@@ -14,7 +14,7 @@ from detectron2.modeling import MViT as Detectron2MViT
 from torch import Tensor, nn
 
 from mvitv2_det import VARIANTS, MViT
-from mvitv2_det.attention import MultiScaleAttention
+from mvitv2_det.attention.multiscale import MultiScaleAttention
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NORM = partial(nn.LayerNorm, eps=1e-6)

@@ -17,7 +17,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 
 from mvitv2_det import add_mvitv2_config
-from mvitv2_det.backbone import NO_WEIGHT_DECAY
+from mvitv2_det.backbone.trunk import NO_WEIGHT_DECAY
 
 
 class Trainer(DefaultTrainer):

@@ -6,7 +6,8 @@ from detectron2.modeling.backbone.swin import BasicLayer
 from models import randomize
 from reference.attention import Axis, seen_keys, slow_attention
 
-from mvitv2_det.attention import MultiScaleAttention
+from mvitv2_det.attention.multiscale import MultiScaleAttention
+from mvitv2_det.attention.spec import AttentionSpec
 
 PLAIN = {"pool_q": False, "pool_kv": False, "residual_pooling": False}
 WINDOWS = {"window_size": 4}
@@ -33,13 +34,14 @@ KINDS = {
 POSITIONS = {
     f"{kind} on {'+'.join(terms)}": {"rel_pos_kind": kind, "rel_pos_terms": terms}
     for kind in ("decomposed", "joint")
-    for terms in ("q", "k", "qk", "v", "qv", "qkv")
+    for terms in map(tuple, ("q", "k", "qk", "v", "qv", "qkv"))
 }
 
 
 def build(**options) -> MultiScaleAttention:
     torch.manual_seed(0)
-    attention = MultiScaleAttention(4, 6, num_heads=2, table_size=8, **options)
+    spec = AttentionSpec(**{"dim": 4, "dim_out": 6, "num_heads": 2, "table_size": 8} | options)
+    attention = MultiScaleAttention(spec)
     return randomize(attention).double()
 
 
@@ -122,9 +124,8 @@ def test_shifted_windows_equal_those_of_detectron2s_swin():
     layer(x, 8, 12)
     for name, block in zip(("fixed", "shifted"), layer.blocks, strict=True):
         shift = 2 if name == "shifted" else 0
-        attention = MultiScaleAttention(
-            8, 8, 2, window_size=4, shift=shift, use_rel_pos=False, **PLAIN
-        ).double()
+        spec = AttentionSpec(8, 8, 2, window_size=4, shift=shift, use_rel_pos=False, **PLAIN)
+        attention = MultiScaleAttention(spec).double()
         weights = block.attn.state_dict()
         attention.load_state_dict({key: weights[key] for key in attention.state_dict()})
         normed, attended = expected[name]
@@ -140,6 +141,7 @@ def test_shifted_windows_equal_those_of_detectron2s_swin():
         ({"rel_pos_kind": "relative"}, "must be decomposed or joint, got 'relative'"),
         ({"rel_pos_terms": ("q", "x")}, "some of q, k, v, each once, got .'q', 'x'."),
         ({"rel_pos_terms": ()}, "use_rel_pos=False goes without"),
+        ({"num_heads": 4}, "dim_out must be divisible by num_heads, got 6 and 4"),
     ],
     ids=str,
 )

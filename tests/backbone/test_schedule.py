@@ -3,7 +3,9 @@
 import pytest
 
 from mvitv2_det import VARIANTS
-from mvitv2_det.backbone import build_plain_schedule, build_schedule
+from mvitv2_det.backbone.schedule import build_plain_schedule, build_schedule
+
+BLOCK = {"stage", "dim_out", "drop_path", "ends_stage"}
 
 
 def schedule(variant="T", **changes):
@@ -16,7 +18,8 @@ def schedule(variant="T", **changes):
 
 
 def column(specs, name):
-    return [getattr(spec, name) for spec in specs]
+    """A number of each block, of the block itself or of its attention."""
+    return [getattr(spec if name in BLOCK else spec.attention, name) for spec in specs]
 
 
 def test_table_1():
@@ -33,7 +36,7 @@ def test_table_1():
         stages = [[spec for spec in specs if spec.stage == stage] for stage in (2, 3, 4, 5)]
         assert tuple(stage[-1].dim_out for stage in stages) == channels
         assert tuple(len(stage) for stage in stages) == blocks
-        assert tuple(stage[0].num_heads for stage in stages) == heads
+        assert tuple(stage[0].attention.num_heads for stage in stages) == heads
 
 
 def test_blocks_of_t():
@@ -57,7 +60,7 @@ def test_drop_path_grows_linearly():
 
 def test_expansion_in_the_mlp():
     specs = schedule("T", expand_in_attention=False)
-    assert column(specs, "dim") == column(specs, "dim_attention")
+    assert all(spec.attention.dim == spec.attention.dim_out for spec in specs)
     assert column(specs, "dim_out") == [192, 192, 384, 384, 384, 384, 384, 768, 768, 768]
 
 
@@ -91,7 +94,7 @@ def test_windows_of_each_stage():
 
 def test_chosen_global_blocks():
     specs = schedule("T", global_block_indexes=(0, 9))
-    assert [spec.window_size == 0 for spec in specs] == [i in (0, 9) for i in range(10)]
+    assert [spec.attention.window_size == 0 for spec in specs] == [i in (0, 9) for i in range(10)]
 
 
 def test_queries_are_pooled_where_stages_start():
@@ -115,7 +118,9 @@ def plain_schedule(**changes):
 
 def test_plain_transformer():
     specs = plain_schedule()
-    assert [spec.window_size == 0 for spec in specs] == [i in (2, 5, 8, 11) for i in range(12)]
+    assert [spec.attention.window_size == 0 for spec in specs] == [
+        i in (2, 5, 8, 11) for i in range(12)
+    ]
     assert not any(column(specs, "pool_q") + column(specs, "pool_kv"))
     assert column(plain_schedule(window_layout="shifted"), "shift") == [0, 3] * 6
     pooled = plain_schedule(pooling=True, kv_stride=2, window_size=14)

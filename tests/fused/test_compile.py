@@ -10,7 +10,7 @@ from models import TINY, randomize, relative_error
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from mvitv2_det import MViT
-from mvitv2_det.fused import choice as backends
+from mvitv2_det.fused import accelerate, choice, compile_blocks
 
 # Global blocks 0 and 1 have the same numbers, but 0 drops no paths; block 2 has windows and strided
 # queries. Those behind it make no feature map that is asked for, and do not run.
@@ -41,7 +41,7 @@ def pair() -> tuple[MViT, MViT, CompileCounterWithBackend]:
     """A network, its copy that is compiled by Dynamo alone, and what counts compilations."""
     model = randomize(MViT(**NETWORK))
     compiled, counter = copy.deepcopy(model), CompileCounterWithBackend("eager")
-    compiled.compile_blocks(backend=counter)
+    compile_blocks(compiled, backend=counter)
     return model, compiled, counter
 
 
@@ -60,10 +60,9 @@ def test_inference_over_sizes(pair):
 @torch._dynamo.config.patch(recompile_limit=1)
 def test_fused_attention_over_sizes(pair, monkeypatch):
     """What GPUs compile, by Dynamo alone: generated code of it does not run on the CPU."""
-    monkeypatch.setattr(backends.Sdpa, "why_not", lambda *_: None)
+    monkeypatch.setattr(choice, "_why_not_sdpa", lambda *_: None)
     model, compiled, counter = pair
-    for block in compiled.blocks:
-        block.attn.attention_backend = "sdpa"
+    accelerate(compiled, "sdpa")
     for size in SIZES:
         images = torch.randn(1, 3, *size)
         with torch.no_grad():
@@ -90,8 +89,7 @@ def test_mixed_precision_and_checkpoints(pair):
     """bf16 against the same operations without compilation, which round alike."""
     model, compiled, counter = pair
     compiled.use_act_checkpoint = True
-    for block in model.blocks:
-        block.attn.attention_backend = "reference"
+    accelerate(model, "reference")
     for size in SIZES:
         images = torch.randn(2, 3, *size)
         with torch.autocast("cpu", torch.bfloat16):

@@ -20,10 +20,10 @@ def _one_image(attention, image: Tensor) -> Tensor:
     projected = image @ attention.qkv.weight.T
     if attention.qkv.bias is not None:
         projected = projected + attention.qkv.bias
-    projected = projected.reshape(height, width, 3, attention.num_heads, -1)
+    projected = projected.reshape(height, width, 3, attention.spec.num_heads, -1)
     heads = [
         _one_head(attention, *projected[:, :, :, head].unbind(2))
-        for head in range(attention.num_heads)
+        for head in range(attention.spec.num_heads)
     ]
     merged = torch.cat(heads, dim=-1)
     return merged @ attention.proj.weight.T + attention.proj.bias
@@ -31,15 +31,15 @@ def _one_image(attention, image: Tensor) -> Tensor:
 
 def _one_head(attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Maps (H, W, D) of one head to (Hq, Wq, D)."""
-    q = pooled(q, attention.pool_q, attention.norm_q, attention.stride_q)
-    k = pooled(k, attention.pool_k, attention.norm_k, attention.stride_kv)
-    v = pooled(v, attention.pool_v, attention.norm_v, attention.stride_kv)
+    q = pooled(q, attention.pool_q, attention.norm_q, attention.spec.stride_q)
+    k = pooled(k, attention.pool_k, attention.norm_k, attention.spec.stride_kv)
+    v = pooled(v, attention.pool_v, attention.norm_v, attention.spec.stride_kv)
     rows = []
     for i in range(q.shape[0]):
         row = [_one_query(attention, q, k, v, (i, j)) for j in range(q.shape[1])]
         rows.append(torch.stack(row))
     out = torch.stack(rows)
-    return out + q if attention.residual_pooling else out
+    return out + q if attention.spec.residual_pooling else out
 
 
 def _one_query(attention, q: Tensor, k: Tensor, v: Tensor, at: tuple[int, int]) -> Tensor:
@@ -50,12 +50,12 @@ def _one_query(attention, q: Tensor, k: Tensor, v: Tensor, at: tuple[int, int]) 
         key = k[key_at] if inside else torch.zeros_like(k[0, 0])
         value = v[key_at] if inside else torch.zeros_like(v[0, 0])
         query = q[at]
-        logit = attention.scale * (query @ key)
-        if "q" in attention.rel_pos_terms:
+        logit = attention.spec.scale * (query @ key)
+        if "q" in attention.spec.position_terms:
             logit = logit + query @ relative(attention, "q", grids, at, key_at)
-        if "k" in attention.rel_pos_terms:
+        if "k" in attention.spec.position_terms:
             logit = logit + key @ relative(attention, "k", grids, at, key_at)
-        if "v" in attention.rel_pos_terms:
+        if "v" in attention.spec.position_terms:
             value = value + relative(attention, "v", grids, at, key_at)
         logits.append(logit)
         values.append(value)
@@ -79,17 +79,17 @@ class Axis:
 
     @classmethod
     def of(cls, attention, q_size, k_size):
-        if not attention.window_size:
+        if not attention.spec.window_size:
             return cls(q_size, k_size, q_size, k_size, 0, 0, True)
-        q_stride, k_stride = attention.stride_q, attention.stride_kv
+        q_stride, k_stride = attention.spec.stride_q, attention.spec.stride_kv
         return cls(
             q_size,
             k_size,
-            attention.window_size // q_stride,
-            attention.window_size // k_stride,
-            attention.shift // q_stride,
-            attention.shift // k_stride,
-            attention.mask_window_padding,
+            attention.spec.window_size // q_stride,
+            attention.spec.window_size // k_stride,
+            attention.spec.shift // q_stride,
+            attention.spec.shift // k_stride,
+            attention.spec.mask_window_padding,
         )
 
     def seen(self, query: int) -> list[int]:
@@ -119,7 +119,7 @@ def relative(attention, term: str, grids: list[Axis], at, key_at) -> Tensor:
     """R of a query and a key."""
     suffix = "" if term == "q" else f"_{term}"
     rows = [axis.row(*pair) for axis, *pair in zip(grids, at, key_at, strict=True)]
-    if attention.rel_pos_kind == "joint":
+    if attention.spec.rel_pos_kind == "joint":
         table = stretched(getattr(attention, f"rel_pos_joint{suffix}"), grids[0].rows)
         table = stretched(table.transpose(0, 1), grids[1].rows).transpose(0, 1)
         return table[rows[0], rows[1]]

@@ -1,6 +1,6 @@
 """Decomposed relative positions: R = R_h + R_w, one table per axis (Eq. 4).
 
-Axes: N maps (batch × heads, or windows), Q_a queries and K_a keys along axis a (for images
+Axes: N = batch × heads (× windows), Q_a queries and K_a keys along axis a (for images
 a is the height, then the width), L_a table rows, D channels per head.
 
 The terms are those of appendix A.4. Since R is a sum over axes, no term ever needs R of every
@@ -70,12 +70,14 @@ def key_terms(k: Tensor, tables: Sequence[Tensor], query_size: Sequence[int]) ->
 
     Args:
         k: (N, K_1, …, K_n, D).
-        tables: one (L_a, D) per axis.
+        tables: one (L_a, D) per axis, or none at all.
         query_size: (Q_1, …, Q_n).
 
     Returns:
         one (N, 1, …, Q_a, …, 1, K_1, …, K_n) per axis.
     """
+    if not tables:
+        return []
     key_size = k.shape[1:-1]
     axes = _AXIS_LETTERS[: len(key_size)]
     terms = []

@@ -1,10 +1,10 @@
 """Joint relative positions: one table over all axes at once, row (3) of Table 6.
 
-Axes: N maps (batch × heads, or windows), Q_a queries and K_a keys along axis a, L_a table rows,
+Axes: N = batch × heads (× windows), Q_a queries and K_a keys along axis a, L_a table rows,
 D channels per head.
 
-R of every query and key is made, (Q, K, D): nothing of it factors, which is what the decomposed
-form was invented for.
+R of every query and key is computed, (Q, K, D): it does not factor, which is why the paper
+decomposes it.
 """
 
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""Attention in tiles that stay in the cache of a CPU."""
+"""Attention that stays in the cache of a CPU: :mod:`.tiled` trains, :mod:`.rows` infers."""

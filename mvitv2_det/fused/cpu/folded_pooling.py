@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .. import tokens as kernels
 from ..head_pool import HeadPool
-from ..norm_linear import NormGradient, normalise
+from ..tokens import NormGradient
 
 
-def pays(pools: Sequence[HeadPool]) -> bool:
+def folding_saves_work(pools: Sequence[HeadPool]) -> bool:
     """Whether one convolution has fewer products than the projections that are then pooled so."""
     first = pools[0]
-    kernel = first.parameters[0]
-    if kernel is None or kernel[0].numel() >= first.stride[0] * first.stride[1]:
+    if first.kernel is None or first.kernel[0].numel() >= first.stride[0] * first.stride[1]:
         return False
     return all(first.pools_like(pool) for pool in pools)
 
@@ -43,40 +43,40 @@ def folded_projection(
         norm: normalises its channels.
         weight: (m·O, C), rows of the projection for each of the pools.
         bias: (m·O), or None.
-        pools: m of them that :func:`pays` is true of.
+        pools: m pools for which :func:`folding_saves_work`.
 
     Returns:
         m maps (B, H', W', O).
     """
-    kernels = [pool.parameters[0] for pool in pools]
+    taps = [pool.kernel for pool in pools]
     pooled = _FoldedProjection.apply(
-        x, norm.weight, norm.bias, norm.eps, pools[0], weight, bias, *kernels
+        x, norm.weight, norm.bias, norm.eps, pools[0], weight, bias, *taps
     )
     return list(pooled.chunk(len(pools), dim=-1))
 
 
 class _FoldedProjection(torch.autograd.Function):
-    """Keeps the incoming tokens alone, and normalises them again."""
+    """Saves the incoming tokens alone for backward, and normalises them again."""
 
     @staticmethod
-    def forward(ctx, x, norm_weight, norm_bias, eps, pool, weight, bias, *kernels):
-        ctx.save_for_backward(x, norm_weight, norm_bias, weight, bias, *kernels)
+    def forward(ctx, x, norm_weight, norm_bias, eps, pool, weight, bias, *taps):
+        ctx.save_for_backward(x, norm_weight, norm_bias, weight, bias, *taps)
         ctx.eps, ctx.pool = eps, pool
-        normed = normalise(x, norm_weight, norm_bias, eps)[0]
-        return _convolve(normed, *_fold(weight, bias, kernels, pool, x.shape[1:3]), pool)
+        normed, *_ = kernels.layer_norm_forward(x, norm_weight, norm_bias, eps, x.dtype)
+        return _convolve(normed, *_fold(weight, bias, taps, pool, x.shape[1:3]), pool)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, norm_weight, norm_bias, *parameters = ctx.saved_tensors
         pool, grad = ctx.pool, grad.permute(0, 3, 1, 2)
-        normed = normalise(x, norm_weight, norm_bias, ctx.eps)
+        normed = kernels.layer_norm_forward(x, norm_weight, norm_bias, ctx.eps, x.dtype)
         with torch.enable_grad():
             leaves = [None if p is None else p.detach().requires_grad_() for p in parameters]
-            weight, bias, *kernels = leaves
-            dense, border = _fold(weight, bias, kernels, pool, x.shape[1:3])
-        tokens, none = normed[0].permute(0, 3, 1, 2), [0, 0]
-        options = (pool.stride, pool.padding, [1, 1], False, none, 1)
+            weight, bias, *taps = leaves
+            dense, border = _fold(weight, bias, taps, pool, x.shape[1:3])
+        tokens, no_padding = normed[0].permute(0, 3, 1, 2), [0, 0]
+        options = (pool.stride, pool.padding, [1, 1], False, no_padding, 1)
         grad_tokens, grad_dense, _ = torch.ops.aten.convolution_backward(
             grad, tokens, dense.detach(), None, *options, [True, True, False]
         )
@@ -86,21 +86,21 @@ class _FoldedProjection(torch.autograd.Function):
         inputs = [leaf for leaf in leaves if leaf is not None]
         found = iter(torch.autograd.grad(folded, inputs, grads))
         grad_parameters = [None if leaf is None else next(found) for leaf in leaves]
-        grad_norm = NormGradient(norm_weight, norm_bias)
+        grad_norm = NormGradient(kernels, norm_weight, norm_bias)
         grad_x = grad_norm.backward(grad_tokens.permute(0, 2, 3, 1).contiguous(), x, normed)
         return grad_x, grad_norm.weight, grad_norm.bias, None, None, *grad_parameters
 
 
 def _fold(
-    weight: Tensor, bias: Tensor | None, kernels: Sequence[Tensor], pool: HeadPool, size: torch.Size
+    weight: Tensor, bias: Tensor | None, taps: Sequence[Tensor], pool: HeadPool, size: torch.Size
 ) -> tuple[Tensor, Tensor | None]:
     """The dense convolution's weight (m·O, C, y, x), and what the bias adds, (H', W', m·O)."""
-    heads = len(weight) // sum(len(kernel) for kernel in kernels)
-    taps = torch.cat([kernel.repeat(heads, 1, 1, 1) for kernel in kernels])  # (m·O, 1, y, x)
-    dense = (weight[:, :, None, None] * taps).contiguous(memory_format=torch.channels_last)
+    heads = len(weight) // sum(len(kernel) for kernel in taps)
+    all_taps = torch.cat([kernel.repeat(heads, 1, 1, 1) for kernel in taps])  # (m·O, 1, y, x)
+    dense = (weight[:, :, None, None] * all_taps).contiguous(memory_format=torch.channels_last)
     if bias is None:
         return dense, None
-    inside = F.conv2d(weight.new_ones(1, 1, *size), taps, None, pool.stride, pool.padding)
+    inside = F.conv2d(weight.new_ones(1, 1, *size), all_taps, None, pool.stride, pool.padding)
     return dense, inside[0].permute(1, 2, 0) * bias
 
 

@@ -7,7 +7,6 @@ Axes: B images, H × W tokens, C = h·d channels of h heads; sizes with a dash a
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -100,6 +99,6 @@ class _PooledAttention(torch.autograd.Function):
 def _with_parameters(pools: Sequence["HeadPool"], parameters: Sequence[Tensor | None]) -> list:
     """The pools with these parameters: three each for q, k and v."""
     return [
-        replace(pool, parameters=tuple(parameters[3 * index : 3 * index + 3]))
+        pool.with_parameters(*parameters[3 * index : 3 * index + 3])
         for index, pool in enumerate(pools)
     ]

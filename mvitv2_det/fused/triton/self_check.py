@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cpu.tiled_attention import pooled_attention as plain_attention
-from ..cpu.tiles import Layout
+from ..cpu.tiled import pool_and_attend as plain_attention
 from ..head_pool import HeadPool
 from . import tokens
 from .attention import AttentionShape
@@ -79,7 +78,7 @@ def _attention_error(device: torch.device, dtype: torch.dtype) -> float:
         leaves[0], _pools(leaves[3:]), tuple(leaves[1:3]), AttentionShape(*options)
     )
     theirs = plain_attention(
-        doubles[0].chunk(3, -1), _pools(doubles[3:]), tuple(doubles[1:3]), Layout(*options)
+        doubles[0].chunk(3, -1), _pools(doubles[3:]), tuple(doubles[1:3]), AttentionShape(*options)
     )
     grad = torch.randn(ours.shape)
     found = [ours, *torch.autograd.grad(ours, leaves, grad.to(ours))]
@@ -89,7 +88,7 @@ def _attention_error(device: torch.device, dtype: torch.dtype) -> float:
 
 def _pools(parameters: list[Tensor]) -> tuple[HeadPool, ...]:
     return tuple(
-        HeadPool(_HEADS, (stride, stride), (1, 1), 1e-6, tuple(parameters[3 * i : 3 * i + 3]))
+        HeadPool(_HEADS, (stride, stride), (1, 1), 1e-6, *parameters[3 * i : 3 * i + 3])
         for i, stride in enumerate((1, 2, 2))
     )
 

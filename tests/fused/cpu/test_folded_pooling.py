@@ -6,14 +6,14 @@ from models import randomize, relative_error
 from torch import nn
 
 from mvitv2_det.attention.pooling import head_pool
-from mvitv2_det.fused.cpu.folded_pooling import folded_projection, pays
+from mvitv2_det.fused.cpu.folded_pooling import folded_projection, folding_saves_work
 from mvitv2_det.fused.head_pool import HeadPool
 
 HEADS, CHANNELS = 3, 4
 
 
 def head_pools(stride: int, kernel: int = 3, count: int = 2) -> list[HeadPool]:
-    """Of k and v, each with weights of its own, in float64."""
+    """The pooling of k and of v, each with weights of its own, in float64."""
     return [
         HeadPool.of(
             randomize(head_pool(CHANNELS, (kernel, kernel), stride)).double(),
@@ -29,7 +29,7 @@ def plain(x, norm, weight, bias, pools) -> list[torch.Tensor]:
     projected = nn.functional.linear(norm(x), weight, bias).chunk(len(pools), dim=-1)
     pooled = []
     for part, pool in zip(projected, pools, strict=True):
-        kernel = pool.parameters[0].repeat(HEADS, 1, 1, 1)
+        kernel = pool.kernel.repeat(HEADS, 1, 1, 1)
         part = nn.functional.conv2d(
             part.permute(0, 3, 1, 2), kernel, None, pool.stride, pool.padding, groups=len(kernel)
         )
@@ -46,7 +46,7 @@ def test_outputs_and_gradients(size, bias, affine):
     norm = randomize(nn.LayerNorm(6, elementwise_affine=affine)).double()
     linear = randomize(nn.Linear(6, 2 * HEADS * CHANNELS, bias=bias)).double()
     x = torch.randn(2, *size, 6, dtype=torch.float64, requires_grad=True)
-    inputs = [x, *norm.parameters(), *linear.parameters(), *(p.parameters[0] for p in pools)]
+    inputs = [x, *norm.parameters(), *linear.parameters(), *(p.kernel for p in pools)]
     results = []
     for compute in (folded_projection, plain):
         outputs = compute(x, norm, linear.weight, linear.bias, pools)
@@ -57,20 +57,21 @@ def test_outputs_and_gradients(size, bias, affine):
         assert relative_error(actual, expected) < 1e-12
 
 
-def test_where_it_pays():
+def test_where_folding_saves_work():
     """Where a kernel reads fewer tokens than there are."""
-    assert pays(head_pools(stride=4))
-    assert not pays(head_pools(stride=3)) and not pays(head_pools(stride=2))
-    assert not pays(head_pools(stride=4, kernel=5))
-    assert not pays([*head_pools(stride=4, count=1), *head_pools(stride=8, count=1)])
-    assert not pays([HeadPool.of(None, None, HEADS)] * 2)
+    assert folding_saves_work(head_pools(stride=4))
+    assert not folding_saves_work(head_pools(stride=3)) and not folding_saves_work(
+        head_pools(stride=2)
+    )
+    assert not folding_saves_work(head_pools(stride=4, kernel=5))
+    assert not folding_saves_work([*head_pools(stride=4, count=1), *head_pools(stride=8, count=1)])
+    assert not folding_saves_work([HeadPool.of(None, None, HEADS)] * 2)
 
 
 def test_what_is_left_of_a_pool_is_its_norm():
     pool = head_pools(stride=4, count=1)[0]
     x = torch.randn(2, 9, 14, HEADS * CHANNELS, dtype=torch.float64)
-    left = pool.after_convolution()
-    kernel = pool.parameters[0].repeat(HEADS, 1, 1, 1)
+    norm = pool.without_convolution()
+    kernel = pool.kernel.repeat(HEADS, 1, 1, 1)
     convolved = nn.functional.conv2d(x.permute(0, 3, 1, 2), kernel, None, 4, 1, groups=len(kernel))
-    actual = left.run(convolved.permute(0, 2, 3, 1), *left.parameters)
-    assert relative_error(actual, pool.run(x, *pool.parameters)) < 1e-12
+    assert relative_error(norm(convolved.permute(0, 2, 3, 1)), pool(x)) < 1e-12

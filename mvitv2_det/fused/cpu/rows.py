@@ -1,4 +1,4 @@
-"""Attention from tokens to tokens in strips of rows, for the CPU, without gradients.
+"""Attention from tokens to tokens, some rows at a time, for inference on the CPU.
 
 Norm, projection, pooling, attention and the last projection of some rows at a time: of the maps
 in between, pooled keys and values alone are ever whole. The others stay in the cache, and no
@@ -13,19 +13,21 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ...sizes import divide_up
+from .. import tokens as kernels
 from ..head_pool import HeadPool
-from ..norm_linear import dense, normed_products
-from ..residual_linear import Skip
-from .folded_pooling import folded_projection, pays
-from .tiled_attention import attend, scaled_keys
-from .tiles import Layout, windows_of
+from ..norm_linear import norm_products_without_gradients
+from ..residual import Skip
+from ..shape import AttentionShape
+from .folded_pooling import folded_projection, folding_saves_work
+from .tiled import attend, scaled_keys
+from .tiles import split_windows
 
-_TOKENS = 8192  # of a strip; with 96 channels 3 MB for each map
+_TOKENS = 8192  # computed at a time; with 96 channels 3 MB for each map
 
 
 @dataclass(frozen=True)
 class _Projection:
-    """Some of q, k and v, pooled alike: rows of their pooled maps from those of the tokens."""
+    """The projection of some of q, k and v that are pooled alike."""
 
     norm: nn.LayerNorm
     weight: Tensor
@@ -39,39 +41,39 @@ class _Projection:
         several, would need above, and those rows of its output are left out.
         """
         pool = self.pools[0]
-        if pool.parameters[0] is None:
+        if pool.kernel is None:
             return self._project(x[:, first:end])
         (stride, _), (padding, _) = pool.stride, pool.padding
-        kernel = pool.parameters[0].shape[2]
         extra = min(divide_up(padding, stride), first)
-        top, bottom = (first - extra) * stride, (end - 1) * stride - padding + kernel
-        pooled = self._pooled(x[:, top:bottom])
+        top, bottom = (first - extra) * stride, (end - 1) * stride - padding + pool.kernel.shape[2]
+        pooled = self._project_and_pool(x[:, top:bottom])
         return [part[:, extra : extra + end - first] for part in pooled]
 
-    def _pooled(self, x: Tensor) -> list[Tensor]:
-        if pays(self.pools):
+    def _project_and_pool(self, x: Tensor) -> list[Tensor]:
+        if folding_saves_work(self.pools):
             parts = folded_projection(x, self.norm, self.weight, self.bias, self.pools)
-            pools = [pool.after_convolution() for pool in self.pools]
+            pools = [pool.without_convolution() for pool in self.pools]
         else:
             parts, pools = self._project(x), self.pools
-        return [pool.run(part, *pool.parameters) for part, pool in zip(parts, pools, strict=True)]
+        return [pool(part) for part, pool in zip(parts, pools, strict=True)]
 
     def _project(self, x: Tensor) -> list[Tensor]:
-        norm = (self.norm.weight, self.norm.bias, self.norm.eps)
         count = len(self.pools)
         biases = (None,) * count if self.bias is None else self.bias.chunk(count)
-        return normed_products(x, norm, self.weight.chunk(count), biases)
+        return norm_products_without_gradients(
+            x, self.norm, self.weight.chunk(count), biases, kernels
+        )
 
 
-def attention_by_rows(
+def attention_row_by_row(
     x: Tensor,
     norm: nn.LayerNorm,
     qkv: nn.Linear,
     pools: Sequence[HeadPool],
-    embeddings: tuple[Tensor, ...],
-    layout: Layout,
+    embeddings: Sequence[Tensor],
+    shape: AttentionShape,
     proj: nn.Linear,
-    skip: Skip | None,
+    skip: Skip,
 ) -> Tensor:
     """All of multiscale attention, without gradients.
 
@@ -79,36 +81,32 @@ def attention_by_rows(
         x: (B, H, W, C_in).
         norm: normalises ``x``.
         qkv: projects to q, k and v side by side.
-        pools: what pools each of them.
+        pools: the pooling of each of them.
         embeddings: R of Eq. 4 per axis, (Q_a, K_a, d), or none.
-        layout: heads, scale, windows and residual.
+        shape: heads, scale, windows and residual.
         proj: the last projection.
-        skip: the connection around it all, of the output's shape.
+        skip: the connection around all of it, of the output's shape.
 
     Returns:
         (B, H / stride_q, W / stride_q, C_out).
     """
     queries, *others = _projections(norm, qkv, pools)
     k, v = (part for projection in others for part in _whole(projection, x))
-    keys, values = scaled_keys(k, layout), windows_of(v, layout)
+    keys, values = scaled_keys(k, shape), split_windows(v, shape)
     height, width = queries.pools[0].output_size(x.shape[1:3])
     output = x.new_empty(x.shape[0], height, width, proj.out_features)
-    for first, end in _row_strips(x, height, layout.window_q[0]):
+    for first, end in _row_ranges(x, height, shape.window_q[0]):
         (q,) = queries.rows(x, first, end)
-        attended = attend(q, keys, values, embeddings, layout, first)
-        projected = dense(attended.flatten(0, 2), proj.weight, proj.bias).view_as(attended)
-        rows = output[:, first:end]
-        if skip is None:
-            rows.copy_(projected)
-        else:
-            skip.rows(first, end).add(projected, out=rows)
+        attended = attend(q, keys, values, embeddings, shape, first)
+        projected = kernels.dense(attended.flatten(0, 2), proj.weight, proj.bias)
+        skip.rows(first, end).add(projected.view_as(attended), out=output[:, first:end])
     return output
 
 
 def _projections(
     norm: nn.LayerNorm, qkv: nn.Linear, pools: Sequence[HeadPool]
 ) -> list[_Projection]:
-    """Those of q, and of k and v together where they are pooled alike."""
+    """The projection of q, and of k and v, together where they are pooled alike."""
     alike = pools[1].pools_like(pools[2])
     groups = [pools[:1], pools[1:]] if alike else [[pool] for pool in pools]
     sizes = [qkv.out_features // 3 * len(group) for group in groups]
@@ -123,14 +121,14 @@ def _whole(projection: _Projection, x: Tensor) -> list[Tensor]:
     height, width = projection.pools[0].output_size(x.shape[1:3])
     channels = len(projection.weight) // count
     outputs = [x.new_empty(x.shape[0], height, width, channels) for _ in range(count)]
-    for first, end in _row_strips(x, height, 1):
+    for first, end in _row_ranges(x, height, 1):
         for output, rows in zip(outputs, projection.rows(x, first, end), strict=True):
             output[:, first:end] = rows
     return outputs
 
 
-def _row_strips(x: Tensor, height: int, window: int) -> Iterator[tuple[int, int]]:
-    """First and last row of strips of a pooled map, some windows or a part of one high."""
+def _row_ranges(x: Tensor, height: int, window: int) -> Iterator[tuple[int, int]]:
+    """First and last row of parts of a pooled map, some windows or a part of one high."""
     row_tokens = x.shape[0] * x.shape[2] * x.shape[1] / height
     rows = max(int(_TOKENS / row_tokens), 1)
     step = rows // window * window or divide_up(window, divide_up(window, rows))

@@ -1,4 +1,4 @@
-"""The last projection of attention and the sum with the skip connection around it, in one.
+"""Skip connections: the last projection of attention and the sum around it, in one.
 
 Axes: B images, H × W tokens, T of them in all, C channels in and out.
 """
@@ -9,22 +9,31 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .norm_linear import add_product, chunks, column_sums, compute_dtype, dense, put
+from .tokens import (
+    TokenKernels,
+    add_product,
+    chunks,
+    column_sums,
+    dense,
+    product_dtype,
+    write_chunk,
+)
 
 
 class Skip(NamedTuple):
-    """What is added to a path, and what the path is scaled by before.
+    """The skip connection around a path.
 
     Attributes:
-        tokens: (B, H, W, C).
-        path_scale: (B, 1, 1, 1) of stochastic depth, or None for 1.
+        tokens: (B, H, W, C), added to the path.
+        path_scale: the factor of the path, (B, 1, 1, 1), drawn by stochastic depth; None where
+            no path is dropped.
     """
 
     tokens: Tensor
     path_scale: Tensor | None = None
 
     def rows(self, first: int, end: int) -> "Skip":
-        """That of some rows."""
+        """The skip connection of rows ``first`` to ``end`` of the map."""
         return Skip(self.tokens[:, first:end], self.path_scale)
 
     def add(self, path: Tensor, out: Tensor | None = None) -> Tensor:
@@ -33,29 +42,35 @@ class Skip(NamedTuple):
         return torch.add(self.tokens, path, out=out)
 
 
-def project(z: Tensor, linear: nn.Linear, skip: Skip | None) -> Tensor:
-    """``linear(z)``, with the skip connection added where there is one.
+def linear_and_skip(
+    z: Tensor, linear: nn.Linear, skip: Skip, kernels: TokenKernels | None
+) -> Tensor:
+    """``skip.tokens + skip.path_scale * linear(z)``.
 
     Args:
         z: (B, H, W, C).
-        linear: C to C channels.
+        linear: a linear layer from C to C channels.
         skip: of the output's shape.
+        kernels: None calls the layer, and adds.
 
     Returns:
-        (B, H, W, C), of the skip connection's type where there is one.
+        (B, H, W, C), of the skip connection's type.
     """
-    if skip is None:
-        return linear(z)
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or z.is_meta:
+    if kernels is None:
         return skip.add(linear(z))
     tokens, scale = skip
-    scale = None if scale is None else scale.expand(*z.shape[:-1], 1).reshape(-1, 1)
-    return _LinearSum.apply(z, tokens, scale, linear.weight, linear.bias, compute_dtype(z))
+    return _LinearAndSkip.apply(z, tokens, scale_of_tokens(scale, z), linear.weight, linear.bias)
 
 
-class _LinearSum(torch.autograd.Function):
+def scale_of_tokens(path_scale: Tensor | None, x: Tensor) -> Tensor | None:
+    """The factor of each token of (B, H, W, C), (T, 1), from that of each image, (B, 1, 1, 1)."""
+    return None if path_scale is None else path_scale.expand(*x.shape[:-1], 1).reshape(-1, 1)
+
+
+class _LinearAndSkip(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z, skip, path_scale, weight, bias, dtype):
+    def forward(ctx, z, skip, path_scale, weight, bias):
+        dtype = product_dtype(z)
         ctx.save_for_backward(z, path_scale, weight)
         ctx.dtype, ctx.has_bias = dtype, bias is not None
         inputs, skipped = z.reshape(-1, z.shape[-1]), skip.reshape(-1, skip.shape[-1])
@@ -73,7 +88,7 @@ class _LinearSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         z, path_scale, weight = ctx.saved_tensors
-        needs_z, needs_skip, _, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        needs_z, needs_skip, _, needs_weight, needs_bias = ctx.needs_input_grad
         inputs, grads = z.reshape(-1, z.shape[-1]), grad.reshape(-1, grad.shape[-1])
         grad_z = None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
@@ -86,10 +101,11 @@ class _LinearSum(torch.autograd.Function):
                     added = added * path_scale[chunk]
                 added = added.to(ctx.dtype)
                 if needs_z:
-                    grad_z = put(grad_z, chunk, dense(added, transposed, None), len(inputs))
+                    grad_chunk = dense(added, transposed, None)
+                    grad_z = write_chunk(grad_z, chunk, grad_chunk, len(inputs))
                 if needs_weight:
                     add_product(grad_weight, added.T, inputs[chunk].to(ctx.dtype))
                 if grad_bias is not None:
                     grad_bias += column_sums(added)
         grad_z = grad_z.view(z.shape).to(z.dtype) if needs_z else None
-        return grad_z, grad if needs_skip else None, None, grad_weight, grad_bias, None
+        return grad_z, grad if needs_skip else None, None, grad_weight, grad_bias

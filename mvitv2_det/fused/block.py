@@ -1,0 +1,84 @@
+"""A block that is computed by the fastest exact way, with the parameters of the plain one.
+
+Axes: B images, H × W tokens, C channels.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..backbone.block import MultiScaleBlock
+from .choice import AUTO, Choice, choose
+from .mlp import norm_mlp
+from .norm_linear import norm_linear
+from .residual import Skip
+from .skip_pool import pool_skip
+
+# Factors of the attention's and of the MLP's path, (B, 1, 1, 1) each, drawn by stochastic depth;
+# None where no path is dropped.
+PathScales = tuple[Tensor | None, Tensor | None]
+
+
+class FusedBlock(MultiScaleBlock):
+    """A :class:`~mvitv2_det.backbone.block.MultiScaleBlock` with another way to compute it.
+
+    Made of a plain block by :func:`mvitv2_det.fused.accelerate`.
+
+    Attributes:
+        backend: what to compute it with, a name in :data:`~mvitv2_det.fused.choice.BACKENDS`.
+        compiled: compiled code of :meth:`compute`, or None; see
+            :func:`mvitv2_det.fused.compile_blocks`.
+    """
+
+    backend: str = AUTO
+    compiled: Callable[["FusedBlock", Tensor, PathScales], Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C_in) to (B, H / stride_q, W / stride_q, C_out), sizes rounded up.
+
+        Raises:
+            ValueError: the backend asked for by name cannot compute this block; the message says
+                why.
+        """
+        choice = choose(self, x)
+        if choice.is_plain:
+            return super().forward(x)
+        if not choice.compiled:
+            return self.compute(x, choice, self.draw_path_scales(x))
+        # Each side a symbol of its own: of one symbol in two places, as a square map would have,
+        # the compiler makes conditions and products that it does not simplify.
+        torch._dynamo.maybe_mark_dynamic(x, [1, 2])
+        return self.compiled(self, x, self.draw_path_scales(x))
+
+    def compute(self, x: Tensor, choice: Choice, path_scales: PathScales) -> Tensor:
+        """As the plain forward pass, each step in the way that was chosen.
+
+        Args:
+            x: (B, H, W, C_in).
+            choice: what computes the steps.
+            path_scales: from :meth:`draw_path_scales`. Drawn outside of compiled code, their
+                rates are no part of it, and the random numbers are those of the plain model.
+        """
+        attention_scale, mlp_scale = path_scales
+        kernels = choice.kernels
+        tokens = (
+            norm_linear(x, self.norm1, self.proj, kernels)[0] if self.widens_in_attention else x
+        )
+        skip = Skip(pool_skip(tokens, self.pool_skip, kernels), attention_scale)
+        x = choice.path(self.attn, x, self.norm1, skip, kernels)
+        tokens = norm_linear(x, self.norm2, self.proj, kernels)[0] if self.widens_in_mlp else None
+        return norm_mlp(x, self.norm2, self.mlp, tokens, mlp_scale, kernels)
+
+    def draw_path_scales(self, x: Tensor) -> PathScales:
+        """Factors of the paths of each image of ``x`` (B, H, W, C), attention's first."""
+        return self._draw_path_scale(x), self._draw_path_scale(x)
+
+    def _draw_path_scale(self, x: Tensor) -> Tensor | None:
+        if not self.training or isinstance(self.drop_path, nn.Identity):
+            return None
+        return self.drop_path(x.new_ones(x.shape[0], 1, 1, 1))
+
+    def __getstate__(self) -> dict:
+        """What is copied and pickled: all but compiled code, which cannot be."""
+        return super().__getstate__() | {"compiled": None}

@@ -1,0 +1,237 @@
+"""Pooling and the softmax product of attention in tiles whose logits stay in the cache.
+
+Maps are channels-last with the heads side by side, from the projection to the output: there are
+no layout copies around the pooling. Saved for backward: the maps that come in, alone; those are
+the projected ones, or keys and values convolved already (:mod:`.folded_pooling`). Pooled and
+normalised maps and logits are computed again.
+
+Axes: B images, H × W tokens, C = h·d channels of h heads, n windows side by side, N = n·B·h,
+r × c queries of a tile, K = K_h·K_w keys of a window.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..head_pool import HeadPool, flat_parameters, with_flat_parameters
+from ..shape import AttentionShape
+from .position_logits import empty_logits, position_logits, position_logits_backward
+from .tiles import Tile, merge_windows, split_windows, tiles_of
+
+
+def pool_and_attend(
+    maps: Sequence[Tensor],
+    pools: Sequence[HeadPool],
+    embeddings: Sequence[Tensor],
+    shape: AttentionShape,
+) -> Tensor:
+    """Pools and normalises q, k and v, attends in windows, and adds the pooled q.
+
+    Args:
+        maps: q, k and v before pooling, (B, H, W, C) each, each with its own H and W.
+        pools: the pooling of each of them.
+        embeddings: R of Eq. 4 per axis, (Q_a, K_a, d), or none.
+        shape: heads, scale, windows and residual.
+
+    Returns:
+        (B, H / stride_q, W / stride_q, C).
+    """
+    return _PoolAndAttend.apply(shape, pools, *maps, *flat_parameters(pools), *embeddings)
+
+
+class _Scratch:
+    """Memory that tile after tile writes to: fresh memory costs as much as what fills it."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._memory = like.new_empty(0)
+
+    def of(self, *shape: int) -> Tensor:
+        """A tensor of that shape; what was handed out before is written over."""
+        size = math.prod(shape)
+        if len(self._memory) < size:
+            self._memory = self._memory.new_empty(size)
+        return self._memory[:size].view(shape)
+
+
+class _PoolAndAttend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, shape, pools, q, k, v, *tensors):
+        ctx.shape, ctx.pools = shape, pools
+        ctx.num_parameters = len(flat_parameters(pools))
+        ctx.save_for_backward(q, k, v, *tensors)
+        parameters, embeddings = _split(tensors, ctx.num_parameters)
+        pooling = with_flat_parameters(pools, parameters)
+        q, k, v = (pool(x) for pool, x in zip(pooling, (q, k, v), strict=True))
+        return attend(q, scaled_keys(k, shape), split_windows(v, shape), embeddings, shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        q, k, v, *tensors = ctx.saved_tensors
+        parameters, embeddings = _split(tensors, ctx.num_parameters)
+        with torch.enable_grad():
+            maps = [tensor.detach().requires_grad_() for tensor in (q, k, v)]
+            parameters = [
+                None if tensor is None else tensor.detach().requires_grad_()
+                for tensor in parameters
+            ]
+            pooling = with_flat_parameters(ctx.pools, parameters)
+            pooled = [pool(x) for pool, x in zip(pooling, maps, strict=True)]
+        detached = [tensor.detach() for tensor in pooled]
+        grads, grad_embeddings = _attend_backward(*detached, embeddings, grad, ctx.shape)
+        inputs = [*maps, *(tensor for tensor in parameters if tensor is not None)]
+        found = iter(torch.autograd.grad(pooled, inputs, grads))
+        grad_maps = [next(found) for _ in maps]
+        grad_parameters = [None if tensor is None else next(found) for tensor in parameters]
+        return None, None, *grad_maps, *grad_parameters, *grad_embeddings
+
+
+def _split(tensors: Sequence, num_parameters: int) -> tuple[Sequence, Sequence]:
+    """The pools' parameters, and the embeddings."""
+    return tensors[:num_parameters], tensors[num_parameters:]
+
+
+def attend(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    embeddings: Sequence[Tensor],
+    shape: AttentionShape,
+    rows_above: int = 0,
+) -> Tensor:
+    """Pooled queries attend to windows of keys and values, without gradients.
+
+    Args:
+        q: (B, Q_h, Q_w, C), a map or some rows of one.
+        keys: from :func:`scaled_keys`.
+        values: from :func:`~mvitv2_det.fused.cpu.tiles.split_windows`.
+        embeddings: R of Eq. 4 per axis, (Q_a, K_a, d), or none.
+        rows_above: number of rows of the map above those of ``q``.
+
+    Returns:
+        (B, Q_h, Q_w, C).
+    """
+    output = torch.empty_like(q)
+    by_heads, targets = shape.split_heads(q), shape.split_heads(output)
+    logits = position_logits(by_heads, embeddings, rows_above)
+    weights_memory, output_memory = _Scratch(q), _Scratch(q)
+    for tile in tiles_of(shape, *q.shape[:3], rows_above):
+        source, target = tile.view(by_heads), tile.view(targets)
+        queries, window_keys = _flat(source), tile.view_windows(keys)
+        weights = weights_memory.of(*queries.shape[:2], window_keys.shape[1])
+        _attention_weights(queries, window_keys, logits, tile, shape, out=weights)
+        attended = output_memory.of(*queries.shape)
+        torch.bmm(weights, tile.view_windows(values), out=attended)
+        attended = attended.view(source.shape)
+        if shape.residual:
+            torch.add(source, attended, out=target)
+        else:
+            target.copy_(attended)
+    return output
+
+
+def _attend_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    embeddings: Sequence[Tensor],
+    grad: Tensor,
+    shape: AttentionShape,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients of q, k and v, and of the embeddings."""
+    keys, values = scaled_keys(k, shape), split_windows(v, shape)
+    gradients = _Gradients(shape.split_heads(q), keys, values, embeddings, shape)
+    for tile in tiles_of(shape, *q.shape[:3]):
+        gradients.add(tile, shape.split_heads(grad))
+    grad_embeddings = position_logits_backward(
+        gradients.logits, shape.split_heads(q), embeddings, gradients.queries
+    )
+    grad_k = merge_windows(gradients.keys, k.shape, shape, shape.scale)
+    grad_v = merge_windows(gradients.values, v.shape, shape)
+    return [gradients.queries.flatten(3), grad_k, grad_v], grad_embeddings
+
+
+class _Gradients:
+    """Gradients of what :func:`attend` computes, summed over tiles.
+
+    Attributes:
+        queries: (B, Q_h, Q_w, h, d), without what the position logits give.
+        keys, values: (rows, columns, B, h, K, d), of the scaled keys and of the values.
+        logits: (B, Q_h, Q_w, h, K_a) for each axis.
+    """
+
+    def __init__(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        embeddings: Sequence[Tensor],
+        shape: AttentionShape,
+    ) -> None:
+        self._q, self._keys, self._values, self._shape = q, keys, values, shape
+        self._logits = position_logits(q, embeddings)
+        self._weights_memory, self._grad_memory, self._query_memory = (
+            _Scratch(q) for _ in range(3)
+        )
+        self.queries = torch.empty_like(q)
+        self.keys, self.values = torch.empty_like(keys), torch.empty_like(values)
+        self.logits = empty_logits(q, embeddings)
+
+    def add(self, tile: Tile, grad: Tensor) -> None:
+        """Adds those of a tile, from the gradient of the output (B, Q_h, Q_w, h, d)."""
+        source, target = tile.view(grad), tile.view(self.queries)
+        queries, grad_output = _flat(tile.view(self._q)), _flat(source)
+        keys, values = tile.view_windows(self._keys), tile.view_windows(self._values)
+        weights = self._weights_memory.of(*queries.shape[:2], keys.shape[1])
+        _attention_weights(queries, keys, self._logits, tile, self._shape, out=weights)
+        # The memory of the sums is not filled with zeros first: the first tile writes over it.
+        beta = 0 if tile.is_first_of_window else 1
+        tile.view_windows(self.values).baddbmm_(weights.transpose(1, 2), grad_output, beta=beta)
+        grad_logits = self._grad_memory.of(*weights.shape)
+        torch.bmm(grad_output, values.transpose(1, 2), out=grad_logits)
+        torch.ops.aten._softmax_backward_data.out(
+            grad_logits, weights, -1, weights.dtype, grad_input=grad_logits
+        )
+        tile.view_windows(self.keys).baddbmm_(grad_logits.transpose(1, 2), queries, beta=beta)
+        grad_queries = self._query_memory.of(*queries.shape)
+        torch.bmm(grad_logits, keys, out=grad_queries)
+        grad_queries = grad_queries.view(target.shape)
+        if self._shape.residual:
+            torch.add(source, grad_queries, out=target)
+        else:
+            target.copy_(grad_queries)
+        by_places = grad_logits.view(*target.shape[:5], *self._shape.window_kv)
+        for axis, along in enumerate(self.logits):
+            torch.sum(by_places, 6 - axis, out=tile.view(along))
+
+
+def scaled_keys(k: Tensor, shape: AttentionShape) -> Tensor:
+    """Windows of the keys, (rows, columns, B, h, K, d), times the scale of the content logits."""
+    return split_windows(k, shape, shape.scale)
+
+
+def _attention_weights(
+    queries: Tensor,
+    keys: Tensor,
+    logits: list[Tensor],
+    tile: Tile,
+    shape: AttentionShape,
+    out: Tensor,
+) -> None:
+    """(N, r·c, d) queries and (N, K, d) scaled keys to (N, r·c, K) attention weights."""
+    if logits:
+        rows, columns = (tile.view(along) for along in logits)
+        by_places = out.view(*rows.shape[:5], *shape.window_kv)
+        torch.add(rows[..., None], columns[..., None, :], out=by_places)
+        out.baddbmm_(queries, keys.transpose(1, 2))  # adds to it as it goes, at no cost
+    else:
+        torch.bmm(queries, keys.transpose(1, 2), out=out)
+    torch.softmax(out, -1, out=out)
+
+
+def _flat(part: Tensor) -> Tensor:
+    """(n, B, h, r, c, d) to (N, r·c, d), contiguous."""
+    return part.reshape(-1, part.shape[3] * part.shape[4], part.shape[5])

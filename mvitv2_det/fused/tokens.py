@@ -1,0 +1,170 @@
+"""LayerNorm, GELU and products of tokens, forward and backward, as the fused functions call them.
+
+:data:`TokenKernels` names what a module of such operations has. This module is one, of PyTorch's
+own operations; :mod:`mvitv2_det.fused.triton.tokens` is another.
+
+Axes: T tokens, t of them in a chunk, C channels in, O channels out, M hidden channels.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_CPU_CHUNK = 4096  # tokens; with 4·96 to 4·768 channels 6 to 50 MB, about a last-level cache
+
+
+class TokenKernels(Protocol):
+    """The operations that PyTorch and Triton compute each in their own way."""
+
+    def layer_norm_forward(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def layer_norm_backward(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
+        weight: Tensor | None,
+        has_bias: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]: ...
+
+    def gelu_backward(
+        self, x: Tensor, grad: Tensor, approximate: str, in_place: bool
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+def layer_norm_forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised tokens (t, C) in ``dtype``, their means and reciprocal standard deviations."""
+    normed, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
+    return normed.to(dtype), mean, rstd
+
+
+def layer_norm_backward(
+    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, has_bias: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of the tokens (t, C), the weight and the bias; None without weight or bias."""
+    # The bias itself is not read; without one there is none to give a gradient to.
+    bias = weight if has_bias and weight is not None else None
+    mask = [True, weight is not None, has_bias]
+    return torch.ops.aten.native_layer_norm_backward(
+        grad.to(x.dtype), x, x.shape[-1:], mean, rstd, weight, bias, mask
+    )
+
+
+def gelu_backward(
+    x: Tensor, grad: Tensor, approximate: str, in_place: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """GELU(x) of (t, M) again, the gradient of x, and its sums over the tokens, (M).
+
+    Args:
+        in_place: write the gradient over ``grad``.
+    """
+    hidden = F.gelu(x, approximate=approximate)
+    if not in_place:
+        grad = grad.clone()
+    torch.ops.aten.gelu_backward(grad, x, approximate=approximate, grad_input=grad)
+    return hidden, grad, column_sums(grad)
+
+
+def chunks(tokens: int, device: torch.device) -> Iterator[slice]:
+    """Slices that cover the tokens: caches matter on a CPU, launches elsewhere."""
+    size = _CPU_CHUNK if device.type == "cpu" else max(tokens, 1)
+    return (slice(start, start + size) for start in range(0, max(tokens, 1), size))
+
+
+def write_chunk(output: Tensor | None, chunk: slice, part: Tensor, tokens: int) -> Tensor:
+    """``output`` (T, …) with ``part`` written to the chunk; ``part`` itself if it is all tokens."""
+    if len(part) == tokens:
+        return part
+    if output is None:
+        output = part.new_empty(tokens, *part.shape[1:])
+    output[chunk] = part
+    return output
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The type that products of ``x`` are computed in: autocast's, or its own."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def dense(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
+    """Activation of a linear layer, (t, C) to (t, O), without gradients.
+
+    On a CPU oneDNN's product is faster than the one that ``F.linear`` takes, and it computes the
+    activation before the result leaves the cache.
+
+    Args:
+        activation: ``none``, ``gelu`` or ``gelu_tanh``.
+    """
+    plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32
+    if plain and _has_onednn():
+        kind, _, algorithm = activation.partition("_")
+        options = ([], algorithm or "none") if kind == "gelu" else ([], "")
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, kind, *options)
+    x = F.linear(x, weight, bias)
+    if activation == "none":
+        return x
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+@cache
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def column_sums(x: Tensor) -> Tensor:
+    """(t, O) to (O): the gradient of a bias."""
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+        return x.new_ones(len(x)) @ x  # twice as fast as a sum
+    return x.sum(0)
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Adds ``a @ b`` to ``total``; the sum is kept in ``total``'s type."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
+
+
+class NormGradient:
+    """Sums the gradients of a LayerNorm's weight and bias over chunks.
+
+    Attributes:
+        weight, bias: the sums, of the parameters' shapes; None where there is no parameter.
+    """
+
+    def __init__(self, kernels: TokenKernels, weight: Tensor | None, bias: Tensor | None) -> None:
+        self._kernels = kernels
+        self._weight = weight
+        self.weight = None if weight is None else torch.zeros_like(weight)
+        self.bias = None if bias is None else torch.zeros_like(bias)
+
+    def backward(
+        self, grad: Tensor, tokens: Tensor, normed: tuple[Tensor, Tensor, Tensor]
+    ) -> Tensor:
+        """The gradient of (t, C) tokens from that of what ``layer_norm_forward`` made of them."""
+        _, mean, rstd = normed
+        grad_tokens, grad_weight, grad_bias = self._kernels.layer_norm_backward(
+            grad, tokens, mean, rstd, self._weight, self.bias is not None
+        )
+        if self.weight is not None:
+            self.weight += grad_weight
+        if self.bias is not None:
+            self.bias += grad_bias
+        return grad_tokens

@@ -1,0 +1,94 @@
+"""The chunked LayerNorm, linear layers, MLP and skip connections against PyTorch's modules."""
+
+import pytest
+import torch
+from models import randomize, relative_error
+from timm.layers import Mlp
+from torch import nn
+
+from mvitv2_det.attention.pooling import pool_map, skip_pool
+from mvitv2_det.fused import tokens
+from mvitv2_det.fused.mlp import norm_mlp
+from mvitv2_det.fused.norm_linear import norm_linear
+from mvitv2_det.fused.residual import Skip, linear_and_skip
+from mvitv2_det.fused.skip_pool import pool_skip
+
+TOLERANCE = 1e-4  # float32, up to 90 tokens of 12 channels
+
+
+@pytest.fixture(params=[7, 4096], ids=["many chunks", "one chunk"], autouse=True)
+def _chunk_size(request, monkeypatch):
+    monkeypatch.setattr(tokens, "_CPU_CHUNK", request.param)
+
+
+def gradients(output: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    weights = torch.arange(output.numel()).cos().view(output.shape)
+    return torch.autograd.grad((output * weights).sum(), inputs, retain_graph=True)
+
+
+def assert_same(actual, expected, inputs):
+    assert relative_error(actual, expected) < TOLERANCE
+    pairs = zip(gradients(actual, inputs), gradients(expected, inputs), strict=True)
+    assert all(relative_error(*pair) < TOLERANCE for pair in pairs)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_norm_linear(parts, bias, affine):
+    norm = randomize(nn.LayerNorm(12, elementwise_affine=affine))
+    linear = randomize(nn.Linear(12, 18, bias=bias))
+    x = torch.randn(2, 5, 9, 12, requires_grad=True)
+    outputs = norm_linear(x, norm, linear, tokens, parts)
+    assert len(outputs) == parts and all(output.is_contiguous() for output in outputs)
+    inputs = [x, *norm.parameters(), *linear.parameters()]
+    assert_same(torch.cat(outputs, dim=-1), linear(norm(x)), inputs)
+
+
+@pytest.mark.parametrize("act", [nn.GELU, lambda: nn.GELU(approximate="tanh")])
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("skips_itself", [True, False])
+def test_norm_mlp(act, scaled, skips_itself):
+    norm = randomize(nn.LayerNorm(12))
+    mlp = randomize(Mlp(12, 40, 12 if skips_itself else 20, act_layer=act))
+    x = torch.randn(2, 5, 9, 12, requires_grad=True)
+    skip = x if skips_itself else torch.randn(2, 5, 9, 20, requires_grad=True)
+    scale = torch.tensor([0.0, 1.25]).view(2, 1, 1, 1) if scaled else None
+    expected = skip + (1 if scale is None else scale) * mlp(norm(x))
+    inputs = [x, *norm.parameters(), *mlp.parameters(), *([] if skips_itself else [skip])]
+    for given in (None, skip) if skips_itself else (skip,):
+        assert_same(norm_mlp(x, norm, mlp, given, scale, tokens), expected, inputs)
+        with torch.no_grad():
+            actual = norm_mlp(x, norm, mlp, given, scale, tokens)
+        assert relative_error(actual, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("frozen", ["fc1", "fc2", "norm", "x"])
+def test_frozen_parts_get_no_gradient(frozen):
+    norm, mlp = randomize(nn.LayerNorm(12)), randomize(Mlp(12, 40))
+    x = torch.randn(1, 5, 9, 12, requires_grad=True)
+    part = {"fc1": mlp.fc1, "fc2": mlp.fc2, "norm": norm, "x": x}[frozen]
+    part.requires_grad_(False)
+    trained = [
+        tensor for tensor in (x, *norm.parameters(), *mlp.parameters()) if tensor.requires_grad
+    ]
+    assert_same(norm_mlp(x, norm, mlp, x, None, tokens), x + mlp(norm(x)), trained)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_linear_and_skip(scaled, bias):
+    linear = randomize(nn.Linear(12, 20, bias=bias))
+    z = torch.randn(2, 5, 9, 12, requires_grad=True)
+    skip = torch.randn(2, 5, 9, 20, requires_grad=True)
+    scale = torch.tensor([0.0, 1.25]).view(2, 1, 1, 1) if scaled else None
+    expected = skip + (1 if scale is None else scale) * linear(z)
+    actual = linear_and_skip(z, linear, Skip(skip, scale), tokens)
+    assert_same(actual, expected, [z, skip, *linear.parameters()])
+
+
+def test_skip_pooling():
+    pool, x = skip_pool(2), torch.randn(2, 9, 14, 12, requires_grad=True)
+    actual, expected = pool_skip(x, pool, tokens), pool_map(x, pool)
+    assert torch.equal(actual, expected)
+    assert torch.equal(*(gradients(output, [x])[0] for output in (actual, expected)))
