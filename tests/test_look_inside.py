@@ -9,10 +9,10 @@ from scripts import load_script
 
 from mvitv2_det import MViT, MViTFPN, UserError, ViT
 from mvitv2_det.attention.multiscale import MultiScaleAttention
+from mvitv2_det.attention.spec import AttentionSpec
 from mvitv2_det.visualize.attention_maps import (
     attention_of_pixel,
     draw_attention,
-    pooled_projections,
     query_attention,
 )
 from mvitv2_det.visualize.feature_maps import norm_map, pca_colors
@@ -32,11 +32,12 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_probabilities_give_the_modules_output(kind):
     """Float64: probabilities × values, plus the query (Eq. 5), projected; 6×9 tokens, 2 heads."""
-    module = randomize(MultiScaleAttention(8, 16, 2, table_size=8, **KINDS[kind])).double().eval()
+    spec = AttentionSpec(8, 16, 2, table_size=8, **KINDS[kind])
+    module = randomize(MultiScaleAttention(spec)).double().eval()
     x = torch.randn(1, 6, 9, 8, dtype=torch.float64)
     with torch.no_grad():
         expected = module(x)
-        q, _, v = pooled_projections(module, x)
+        q, _, v = module.project_and_pool(x)
         for row, column in [(0, 0), (2, 4), (expected.shape[1] - 1, expected.shape[2] - 1)]:
             found = query_attention(module, x, (row, column))
             z = torch.einsum("hyx,hyxd->hd", found.probabilities, v) + q[:, row, column]
@@ -46,7 +47,9 @@ def test_probabilities_give_the_modules_output(kind):
 
 def test_windows_bound_what_is_seen():
     """9 tokens in windows of 4: the last window holds one column and three of padding."""
-    module = randomize(MultiScaleAttention(8, 8, 1, table_size=8, window_size=4)).eval()
+    module = randomize(
+        MultiScaleAttention(AttentionSpec(8, 8, 1, table_size=8, window_size=4))
+    ).eval()
     with torch.no_grad():
         found = query_attention(module, torch.randn(1, 8, 9, 8), (5, 8))
     assert found.seen.nonzero().tolist() == [[row, 8] for row in range(4, 8)]
@@ -81,7 +84,7 @@ def test_plain_vit():
 
 def test_picture_marks_the_brightest_key(tmp_path):
     """The key with all of the attention is the one that is yellow; others stay dark."""
-    module = randomize(MultiScaleAttention(8, 8, 1, table_size=8)).eval()
+    module = randomize(MultiScaleAttention(AttentionSpec(8, 8, 1, table_size=8))).eval()
     with torch.no_grad():
         found = query_attention(module, torch.randn(1, 4, 6, 8), (0, 0), token_side=16)
     found.probabilities.zero_()[0, 2, 1] = 1

@@ -6,7 +6,7 @@ What takes a module apart here, and computes it in other steps, is told by
 Axes: B images, H × W tokens, C channels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,19 +27,17 @@ from .tokens import TokenKernels
 Pools = tuple[HeadPool, HeadPool, HeadPool]
 # From (attention, x, norm, skip, kernels) to skip.tokens + skip.path_scale * attention(norm(x)),
 # (B, H, W, C_in) to (B, H', W', C_out).
-AttentionPath = Callable[
-    [MultiScaleAttention, Tensor, nn.Module, Skip, TokenKernels | None], Tensor
-]
+FusedAttention = Callable[[MultiScaleAttention, Tensor, nn.LayerNorm, Skip, TokenKernels], Tensor]
 
 
 def reference(
     attention: MultiScaleAttention,
     x: Tensor,
-    norm: nn.Module,
+    norm: nn.LayerNorm,
     skip: Skip,
-    kernels: TokenKernels | None,
+    kernels: TokenKernels,
 ) -> Tensor:
-    """Calls the modules of the plain model."""
+    """The modules of the plain model, for options that nothing faster computes."""
     return skip.add(attention(norm(x)))
 
 
@@ -68,7 +66,7 @@ def tiled(
     else:
         maps = norm_linear(x, norm, qkv, kernels, parts=3)
     z = pool_and_attend(maps, pools, embeddings, shape)
-    return linear_and_skip(z, attention.proj, skip, kernels)
+    return linear_and_skip(z, attention.proj, skip)
 
 
 def triton(
@@ -85,18 +83,29 @@ def triton(
     embeddings = relative_embeddings(attention, shape)
     (qkv,) = norm_linear(x, norm, attention.qkv, kernels)
     z = pooled_attention(qkv, pools, embeddings, shape)
-    return linear_and_skip(z, attention.proj, skip, kernels)
+    return linear_and_skip(z, attention.proj, skip)
 
 
 def sdpa(
     attention: MultiScaleAttention,
     x: Tensor,
-    norm: nn.Module,
+    norm: nn.LayerNorm,
     skip: Skip,
-    kernels: TokenKernels | None,
+    kernels: TokenKernels,
 ) -> Tensor:
     """One call of PyTorch's fused attention."""
     maps = norm_linear(x, norm, attention.qkv, kernels, parts=3)
+    return linear_and_skip(_pool_and_sdpa(attention, x, maps), attention.proj, skip)
+
+
+def sdpa_alone(attention: MultiScaleAttention, x: Tensor) -> Tensor:
+    """``attention(x)`` with one call of PyTorch's fused attention, and nothing else fused."""
+    maps = attention.qkv(x).chunk(3, dim=-1)
+    return attention.proj(_pool_and_sdpa(attention, x, maps))
+
+
+def _pool_and_sdpa(attention: MultiScaleAttention, x: Tensor, maps: Sequence[Tensor]) -> Tensor:
+    """From the projected q, k and v of ``x`` (B, H, W, C) to what is projected last."""
     pools, shape = pools_and_shape(attention, x)
     embeddings = relative_embeddings(attention, shape)
 
@@ -107,10 +116,8 @@ def sdpa(
 
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         # Pooled, normalised and widened maps are many, and cheap to compute again.
-        z = checkpoint(attend, *maps, *embeddings, use_reentrant=False, preserve_rng_state=False)
-    else:
-        z = attend(*maps, *embeddings)
-    return linear_and_skip(z, attention.proj, skip, kernels)
+        return checkpoint(attend, *maps, *embeddings, use_reentrant=False, preserve_rng_state=False)
+    return attend(*maps, *embeddings)
 
 
 def pools_and_shape(attention: MultiScaleAttention, x: Tensor) -> tuple[Pools, AttentionShape]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..attention.pooling import pool_map
 from ..backbone.block import MultiScaleBlock
 from .choice import AUTO, Choice, choose
 from .mlp import norm_mlp
@@ -61,14 +62,23 @@ class FusedBlock(MultiScaleBlock):
                 rates are no part of it, and the random numbers are those of the plain model.
         """
         attention_scale, mlp_scale = path_scales
-        kernels = choice.kernels
-        tokens = (
-            norm_linear(x, self.norm1, self.proj, kernels)[0] if self.widens_in_attention else x
-        )
-        skip = Skip(pool_skip(tokens, self.pool_skip, kernels), attention_scale)
-        x = choice.path(self.attn, x, self.norm1, skip, kernels)
-        tokens = norm_linear(x, self.norm2, self.proj, kernels)[0] if self.widens_in_mlp else None
-        return norm_mlp(x, self.norm2, self.mlp, tokens, mlp_scale, kernels)
+        if choice.kernels is None:
+            normed = self.norm1(x)
+            skip = self.proj(normed) if self.widens_in_attention else x
+            attended = choice.attend(self.attn, normed)
+            x = Skip(pool_map(skip, self.pool_skip), attention_scale).add(attended)
+            normed = self.norm2(x)
+            skip = self.proj(normed) if self.widens_in_mlp else x
+            return Skip(skip, mlp_scale).add(self.mlp(normed))
+        kernels, skip = choice.kernels, x
+        if self.widens_in_attention:
+            (skip,) = norm_linear(x, self.norm1, self.proj, kernels)
+        skip = Skip(pool_skip(skip, self.pool_skip), attention_scale)
+        x = choice.fused_attend(self.attn, x, self.norm1, skip, kernels)
+        skip = None
+        if self.widens_in_mlp:
+            (skip,) = norm_linear(x, self.norm2, self.proj, kernels)
+        return norm_mlp(x, self.norm2, self.mlp, skip, mlp_scale, kernels)
 
     def draw_path_scales(self, x: Tensor) -> PathScales:
         """Factors of the paths of each image of ``x`` (B, H, W, C), attention's first."""

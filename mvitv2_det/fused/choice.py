@@ -25,7 +25,7 @@ from torch.nn.modules import module as torch_module
 from ..attention.multiscale import MultiScaleAttention
 from . import attention as paths
 from . import tokens
-from .attention import AttentionPath
+from .attention import FusedAttention
 from .tokens import TokenKernels, product_dtype
 from .triton import available
 
@@ -38,7 +38,7 @@ BACKENDS = (AUTO, TILED, SDPA, TRITON, REFERENCE)
 # so they run only where they are asked for.
 _AUTOMATIC = {"cpu": (TILED, SDPA), "cuda": (SDPA,)}
 
-_PATHS: dict[str, AttentionPath] = {
+_FUSED_ATTENTION: dict[str, FusedAttention] = {
     REFERENCE: paths.reference,
     TILED: paths.tiled,
     SDPA: paths.sdpa,
@@ -71,10 +71,14 @@ class Choice:
         """Whether the plain model's own forward pass runs."""
         return self.attention == REFERENCE and self.kernels is None and not self.compiled
 
+    def attend(self, attention: MultiScaleAttention, x: Tensor) -> Tensor:
+        """The attention alone, of normalised tokens."""
+        return paths.sdpa_alone(attention, x) if self.attention == SDPA else attention(x)
+
     @property
-    def path(self) -> AttentionPath:
-        """The function that computes the attention."""
-        return _PATHS[self.attention]
+    def fused_attend(self) -> FusedAttention:
+        """The function that computes the attention with its norm and skip connection."""
+        return _FUSED_ATTENTION[self.attention]
 
     def __str__(self) -> str:
         if self.compiled:
@@ -205,8 +209,10 @@ def _other_parts(block: "FusedBlock") -> Iterator[Part]:
     yield "mlp", mlp, (Mlp,)
     yield "mlp.fc1", mlp.fc1, (nn.Linear,)
     yield "mlp.act", mlp.act, (nn.GELU,)
+    yield "mlp.drop1", mlp.drop1, (nn.Dropout,)
     yield "mlp.norm", mlp.norm, (nn.Identity,)
     yield "mlp.fc2", mlp.fc2, (nn.Linear,)
+    yield "mlp.drop2", mlp.drop2, (nn.Dropout,)
     if block.widens_in_attention or block.widens_in_mlp:
         yield "proj", block.proj, (nn.Linear,)
     yield "pool_skip", block.pool_skip, (nn.MaxPool2d, nn.Identity)
@@ -230,6 +236,8 @@ def _why_not_part(name: str, module: nn.Module, kinds: tuple[type, ...]) -> str 
             return f"{name} has parameters of type {type(parameter).__name__}"
     if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) != 1:
         return f"{name} must normalise channels alone, got {tuple(module.normalized_shape)}"
+    if isinstance(module, nn.Dropout) and module.p > 0:
+        return f"{name} drops values, at a rate of {module.p}"
     if isinstance(module, nn.Conv2d) and module.bias is not None:
         return f"{name} must be a convolution without bias"
     return None

@@ -14,7 +14,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .residual import Skip, scale_of_tokens
+from .residual import scale_of_tokens
 from .tokens import (
     NormGradient,
     TokenKernels,
@@ -33,7 +33,7 @@ def norm_mlp(
     mlp: Mlp,
     skip: Tensor | None,
     path_scale: Tensor | None,
-    kernels: TokenKernels | None,
+    kernels: TokenKernels,
 ) -> Tensor:
     """``skip + path_scale * mlp(norm(x))``.
 
@@ -43,13 +43,11 @@ def norm_mlp(
         mlp: linear layer, GELU, linear layer, from C to O channels.
         skip: (B, H, W, O), or None for ``x`` itself; then their gradients are summed here.
         path_scale: the factor of the path, (B, 1, 1, 1), or None where no path is dropped.
-        kernels: operations of the fused function; None calls the modules one after the other.
+        kernels: what computes norms and GELU.
 
     Returns:
         (B, H, W, O).
     """
-    if kernels is None:
-        return Skip(x if skip is None else skip, path_scale).add(mlp(norm(x)))
     fc1, fc2 = mlp.fc1, mlp.fc2
     parameters = (norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
     saves_hidden = torch.is_grad_enabled() and any(

@@ -25,22 +25,20 @@ from .tokens import (
 
 
 def norm_linear(
-    x: Tensor, norm: nn.Module, linear: nn.Module, kernels: TokenKernels | None, parts: int = 1
+    x: Tensor, norm: nn.LayerNorm, linear: nn.Linear, kernels: TokenKernels, parts: int = 1
 ) -> list[Tensor]:
     """``linear(norm(x))``, cut into parts along its channels.
 
     Args:
         x: (…, C).
-        norm: a LayerNorm of the channels; any module without ``kernels``.
+        norm: a LayerNorm of the channels.
         linear: a linear layer from C to O channels.
-        kernels: operations of the fused function; None calls the modules one after the other.
+        kernels: what computes norms.
         parts: number of parts; must divide O.
 
     Returns:
-        ``parts`` tensors (…, O / parts), each contiguous where they are computed in one.
+        ``parts`` tensors (…, O / parts), each contiguous.
     """
-    if kernels is None:
-        return list(linear(norm(x)).chunk(parts, dim=-1))
     return list(_NormLinear.apply(x, *_of_norm(norm), linear.weight, linear.bias, parts, kernels))
 
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .tokens import (
-    TokenKernels,
     add_product,
     chunks,
     column_sums,
@@ -42,22 +41,17 @@ class Skip(NamedTuple):
         return torch.add(self.tokens, path, out=out)
 
 
-def linear_and_skip(
-    z: Tensor, linear: nn.Linear, skip: Skip, kernels: TokenKernels | None
-) -> Tensor:
+def linear_and_skip(z: Tensor, linear: nn.Linear, skip: Skip) -> Tensor:
     """``skip.tokens + skip.path_scale * linear(z)``.
 
     Args:
         z: (B, H, W, C).
         linear: a linear layer from C to C channels.
         skip: of the output's shape.
-        kernels: None calls the layer, and adds.
 
     Returns:
         (B, H, W, C), of the skip connection's type.
     """
-    if kernels is None:
-        return skip.add(linear(z))
     tokens, scale = skip
     return _LinearAndSkip.apply(z, tokens, scale_of_tokens(scale, z), linear.weight, linear.bias)
 

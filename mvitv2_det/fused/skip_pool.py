@@ -9,16 +9,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..attention.pooling import pool_map
-from .tokens import TokenKernels
 
 
-def pool_skip(x: Tensor, pool: nn.Module, kernels: TokenKernels | None) -> Tensor:
+def pool_skip(x: Tensor, pool: nn.Module) -> Tensor:
     """Pools (B, H, W, C) by ``attention.pooling.skip_pool``, saving 4 bytes per pooled value.
 
-    PyTorch's own max pooling, which runs without ``kernels``, saves the whole map and 8 bytes per
-    pooled value.
+    PyTorch's own max pooling saves the whole map and 8 bytes per pooled value.
     """
-    if kernels is None or not isinstance(pool, nn.MaxPool2d) or not x.requires_grad:
+    if not isinstance(pool, nn.MaxPool2d) or not x.requires_grad:
         return pool_map(x, pool)
     return _MaxPool.apply(x, pool.kernel_size, pool.stride, pool.padding)
 

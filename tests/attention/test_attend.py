@@ -1,7 +1,11 @@
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from mvitv2_det.attention.attend import attend
+from mvitv2_det.attention.attend import attention_logits, softmax_over_keys, weighted_values
+
+
+def attend(q, k, v, scale, terms=()):
+    return weighted_values(softmax_over_keys(attention_logits(q, k, scale, terms)), v)
 
 
 def test_equals_torch_with_the_bias_written_out():
@@ -11,9 +15,8 @@ def test_equals_torch_with_the_bias_written_out():
     expected = scaled_dot_product_attention(
         q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), bias.reshape(3, 20, 6), scale=0.3
     )
-    torch.testing.assert_close(
-        attend(q, k, v, 0.3, [along_h[..., None], along_w[..., None, :]]).flatten(1, 2), expected
-    )
+    actual = attend(q, k, v, 0.3, [along_h[..., None], along_w[..., None, :]])
+    torch.testing.assert_close(actual.flatten(1, 2), expected)
 
 
 def test_without_positions():
@@ -32,11 +35,8 @@ def test_three_axes():
     torch.testing.assert_close(attend(q, k, v, 8**-0.5, terms).flatten(1, 3), expected)
 
 
-def test_value_term_is_made_of_the_attention_map():
-    q, k, v = (torch.randn(2, 3, 4, 8) for _ in range(3))
-    scores = (q.flatten(1, 2) @ k.flatten(1, 2).mT) * 8**-0.5
-    expected = (
-        attend(q, k, v, 8**-0.5) + scores.softmax(-1).reshape(2, 3, 4, 3, 4).sum(3) @ v[:, 0, None]
-    )
-    actual = attend(q, k, v, 8**-0.5, value_term=lambda a: a.sum(3) @ v[:, 0, None])
-    torch.testing.assert_close(actual, expected)
+def test_attention_sums_to_one_over_the_keys():
+    q, k = torch.randn(2, 3, 4, 8), torch.randn(2, 2, 5, 8)
+    attention = softmax_over_keys(attention_logits(q, k, 1.0))
+    assert attention.shape == (2, 3, 4, 2, 5)
+    torch.testing.assert_close(attention.sum((3, 4)), torch.ones(2, 3, 4))

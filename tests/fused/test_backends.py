@@ -36,7 +36,7 @@ def test_equals_the_plain_block(backend, kind, size):
     "changes",
     [
         {},
-        {"block_dim_out": 48},
+        {"dim_out": 12, "block_dim_out": 24},
         {"dim": 24},
         {"act_layer": lambda: nn.GELU(approximate="tanh")},
         {"act_layer": nn.ReLU},

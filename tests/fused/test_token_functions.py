@@ -83,12 +83,12 @@ def test_linear_and_skip(scaled, bias):
     skip = torch.randn(2, 5, 9, 20, requires_grad=True)
     scale = torch.tensor([0.0, 1.25]).view(2, 1, 1, 1) if scaled else None
     expected = skip + (1 if scale is None else scale) * linear(z)
-    actual = linear_and_skip(z, linear, Skip(skip, scale), tokens)
+    actual = linear_and_skip(z, linear, Skip(skip, scale))
     assert_same(actual, expected, [z, skip, *linear.parameters()])
 
 
 def test_skip_pooling():
     pool, x = skip_pool(2), torch.randn(2, 9, 14, 12, requires_grad=True)
-    actual, expected = pool_skip(x, pool, tokens), pool_map(x, pool)
+    actual, expected = pool_skip(x, pool), pool_map(x, pool)
     assert torch.equal(actual, expected)
     assert torch.equal(*(gradients(output, [x])[0] for output in (actual, expected)))
