@@ -1,13 +1,23 @@
-"""Sphinx's settings: `make docs` builds these pages and the API reference into build/docs."""
+"""Settings of Sphinx: ``make docs`` builds these pages and the API reference into build/docs."""
 
-import os
+import re
 import sys
+from pathlib import Path
+from pkgutil import resolve_name
 
-sys.path.insert(0, os.path.abspath(".."))
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.errors import ExtensionError
+from sphinx.util.nodes import make_refnode
 
-import mvitv2_det
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
 
-project = "mvitv2_det"
+import mvitv2_det  # noqa: E402
+
+project = html_title = "mvitv2_det"
 author = "The mvitv2_det developers"
 project_copyright = f"2026, {author}"
 release = version = mvitv2_det.__version__
@@ -22,22 +32,78 @@ extensions = [
 templates_path = ["_templates"]
 exclude_patterns = ["_templates"]
 html_theme = "furo"
-html_title = "mvitv2_det"
 html_show_sourcelink = False
 
-# Headings get anchors, so that links to sections are checked too.
+# Headings get anchors, so that links to sections are checked as well.
 myst_heading_anchors = 3
 
-# The template asks for the members that the module itself defines, not for what it imports.
-autosummary_generate = True
-autosummary_imported_members = False
-autosummary_ignore_module_all = True
-autodoc_default_options = {"members": True, "show-inheritance": True, "member-order": "bysource"}
-# Shapes and units are in the text; a signature with all types would bury the names.
+# Each name is documented once, in the module that defines it.
+autodoc_default_options = {
+    "members": True,
+    "ignore-module-all": True,
+    "show-inheritance": True,
+    "member-order": "bysource",
+}
+# Docstrings give shapes and units; types in the signature would bury the names.
 autodoc_typehints = "none"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
-# References into this package must resolve. Those into other libraries would need the network.
+# References into this package must resolve; those into other libraries would need the network.
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!mvitv2_det\.).*")]
+
+_LINK = re.compile(r"\[([^\]]*)\]\((\.\./[^)#\s]+)\)")
+_PAGES = {"README.md": "index", "CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog"}
+
+
+def link_from_repository(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Rewrites links that leave docs/, which hold in a checkout, for the built pages.
+
+    Modules link to their API page, Markdown files to a page or a download, folders to nothing;
+    other files become downloads by themselves.
+
+    Raises:
+        ExtensionError: a link leads nowhere.
+    """
+    folder = (Path(app.srcdir) / docname).parent
+
+    def rewrite(match: re.Match[str]) -> str:
+        text, link = match.groups()
+        target = (folder / link).resolve()
+        if not target.exists():
+            raise ExtensionError(f"docs/{docname}.md links to {link}, which does not exist")
+        path = target.relative_to(ROOT)
+        if path.parts[0] == "mvitv2_det":
+            return f"[{text}](/api/{'.'.join(path.with_suffix('').parts)}.rst)"
+        if str(path) in _PAGES:
+            return f"[{text}](/{_PAGES[str(path)]}.md)"
+        if target.is_dir():
+            return f"`{path}`"
+        return f"{{download}}`{text} <{link}>`" if path.suffix == ".md" else match.group()
+
+    source[0] = _LINK.sub(rewrite, source[0])
+
+
+def resolve_public_name(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.Node
+) -> nodes.Node | None:
+    """Resolves a reference to a name that a package only passes on, such as mvitv2_det.MViT."""
+    target = node.get("reftarget", "")
+    if node.get("refdomain") != "py" or not target.startswith("mvitv2_det."):
+        return None
+    try:
+        found = resolve_name(target)
+    except (AttributeError, ImportError):
+        return None
+    home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+    entry = env.get_domain("py").objects.get(home)
+    if entry is None:
+        return None
+    return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode)
+
+
+def setup(app: Sphinx) -> None:
+    """Connects the functions above; Sphinx calls this."""
+    app.connect("source-read", link_from_repository)
+    app.connect("missing-reference", resolve_public_name)
