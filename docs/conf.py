@@ -1,6 +1,8 @@
 """Settings of Sphinx: ``make docs`` builds these pages and the API reference into build/docs."""
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from pkgutil import resolve_name
@@ -10,6 +12,7 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
+from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +36,8 @@ templates_path = ["_templates"]
 exclude_patterns = ["_templates"]
 html_theme = "furo"
 html_show_sourcelink = False
+# Two hyphens are an option, not a dash.
+smartquotes = False
 
 # Headings get anchors, so that links to sections are checked as well.
 myst_heading_anchors = 3
@@ -46,6 +51,7 @@ autodoc_default_options = {
 }
 # Docstrings give shapes and units; types in the signature would bury the names.
 autodoc_typehints = "none"
+autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
@@ -103,7 +109,25 @@ def resolve_public_name(
     return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode)
 
 
+class CommandHelp(SphinxDirective):
+    """The text that ``mvitv2-det COMMAND --help`` prints, COMMAND being the argument."""
+
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Runs the command and shows its output as it is."""
+        text = subprocess.run(
+            [sys.executable, "-m", "mvitv2_det", *self.arguments, "--help"],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "88"},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        return [nodes.literal_block(text, text, language="text")]
+
+
 def setup(app: Sphinx) -> None:
-    """Connects the functions above; Sphinx calls this."""
+    """Connects what is defined above; Sphinx calls this."""
+    app.add_directive("command-help", CommandHelp)
     app.connect("source-read", link_from_repository)
     app.connect("missing-reference", resolve_public_name)
