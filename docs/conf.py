@@ -94,7 +94,10 @@ def link_from_repository(app: Sphinx, docname: str, source: list[str]) -> None:
 def resolve_public_name(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.Node
 ) -> nodes.Node | None:
-    """Resolves a reference to a name that a package only passes on, such as mvitv2_det.MViT."""
+    """Resolves a reference to a name that is documented elsewhere, such as mvitv2_det.MViT.
+
+    Constants, which have no page, are shown without a link; they too must exist.
+    """
     target = node.get("reftarget", "")
     if node.get("refdomain") != "py" or not target.startswith("mvitv2_det."):
         return None
@@ -105,7 +108,7 @@ def resolve_public_name(
     home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
     entry = env.get_domain("py").objects.get(home)
     if entry is None:
-        return None
+        return contnode if node["reftype"] == "data" else None
     return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode)
 
 
