@@ -38,6 +38,7 @@ html_theme = "furo"
 html_show_sourcelink = False
 # Two hyphens are an option, not a dash.
 smartquotes = False
+highlight_language = "text"
 
 # Headings get anchors, so that links to sections are checked as well.
 myst_heading_anchors = 3
