@@ -87,6 +87,15 @@ def test_notice_names_modules_that_exist():
     assert not [path for path in own if not (ROOT / "mvitv2_det" / path).exists()]
 
 
+def test_paths_for_contributors_exist():
+    """Files that a contributor is told to edit; a new one of theirs would not be named."""
+    paths = re.findall(
+        r"`((?:mvitv2_det|tests|projects|configs|docs)/[\w./]*)`", read("CONTRIBUTING.md")
+    )
+    assert len(paths) > 8
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
 def test_citation_has_the_version():
     citation = yaml.safe_load(read("CITATION.cff"))
     assert citation["version"] == mvitv2_det.__version__
