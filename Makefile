@@ -1,20 +1,22 @@
 # make demo   train, evaluate and look at a small detector, on any machine with Python
 # make test   run the tests
 # make lint   check style
+# make docs   build the documentation into build/docs; a warning is an error
+# make check  lint, types, test and docs: what a change must pass
 # make clean  remove what these made
 
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python -W ignore
 
-.PHONY: demo test lint clean setup
+.PHONY: demo test lint docs check clean setup
 
 setup: $(VENV)/installed
 
 # An existing environment is kept: a Detectron2 in it is used as it is.
 $(VENV)/installed: pyproject.toml tools/install_detectron2.py
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[demo,test,lint]'
+	$(VENV)/bin/python -m pip install --quiet --editable '.[demo,test,lint,docs]'
 	$(VENV)/bin/python tools/install_detectron2.py
 	touch $@
 
@@ -31,5 +33,12 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
+# API pages are written again each time: one of a module that is gone would remain otherwise.
+docs: setup
+	rm -rf docs/api build/docs
+	$(RUN) -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs
+
+check: lint types test docs
+
 clean:
-	rm -rf $(VENV) output datasets build dist
+	rm -rf $(VENV) output datasets build dist docs/api

@@ -33,7 +33,7 @@ def resize_table(table: Tensor, *lengths: int) -> Tensor:
         lengths: rows wanted along each axis.
 
     Returns:
-        (*lengths, D); ``table`` itself where it has those.
+        ``(*lengths, D)``; ``table`` itself where it has those.
     """
     if surely_equal(lengths, table.shape[:-1]):
         return table
