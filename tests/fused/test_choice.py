@@ -262,3 +262,34 @@ def test_explain():
     accelerate(model, "reference")
     assert {str(line.choice) for line in explain(model, images)} == {"reference"}
     assert not model.blocks[0]._forward_pre_hooks
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    """A process group of one, as FSDP2 needs it."""
+    distributed = torch.distributed
+    store = distributed.FileStore(str(tmp_path / "store"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("sharded", ["", "mlp", "attn"])
+def test_sharded_modules_are_not_bypassed(one_process, sharded):
+    """FSDP2 around a block, and around a part of it, whose weights are gathered as it is called."""
+    fsdp = pytest.importorskip("torch.distributed.fsdp")
+    if not hasattr(fsdp, "fully_shard"):
+        pytest.skip("this torch has no FSDP2")
+    mesh = torch.distributed.init_device_mesh("cpu", (1,))
+    module, plain = block("auto", **KINDS["windows"]), block(None, **KINDS["windows"])
+    fsdp.fully_shard(module.get_submodule(sharded), mesh=mesh)
+    expected = outputs_and_gradients(plain, X)
+    x = X.clone().requires_grad_()
+    z = module(x)
+    generator = torch.Generator().manual_seed(1)
+    (z * torch.randn(z.shape, generator=generator)).sum().backward()
+    found = {"output": z.detach(), "input": x.grad}
+    for name, parameter in module.named_parameters():
+        gradient = parameter.grad
+        found[name] = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+    assert_same(found, expected)
