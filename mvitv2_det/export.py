@@ -158,15 +158,17 @@ def export_model(
     return comparison
 
 
-def _detect(detector: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
-    (found,) = detector.inference([{"image": image}], do_postprocess=False)
-    outputs = (found.pred_boxes.tensor, found.pred_classes, found.scores)
-    return (*outputs, found.pred_masks[:, 0]) if found.has("pred_masks") else outputs
+def check_part_and_format(part: str, format: str) -> None:
+    """Refuses what cannot be exported, before anything is read.
 
+    Args:
+        part: one of :data:`PARTS`.
+        format: one of :data:`FORMATS`.
 
-def _check_request(
-    model: nn.Module, part: str, format: str, image_size: tuple[int, int], dynamic: bool
-) -> None:
+    Raises:
+        UserError: there is no such part or format, the part cannot be exported in the format, or
+            the format needs packages that are not installed.
+    """
     for name, value, known in (("part", part, PARTS), ("format", format, FORMATS)):
         if value not in known:
             raise UserError(f"{name} must be one of {', '.join(known)}, got {value!r}")
@@ -176,6 +178,25 @@ def _check_request(
             "numbers of proposals and instances that only the data decide; export the detector as "
             "onnx or torchscript, or --part backbone with torch_export"
         )
+    if format == "onnx":
+        needed = ("onnx", "onnxscript", "onnxruntime")
+        missing = [name for name in needed if importlib.util.find_spec(name) is None]
+        if missing:
+            raise UserError(
+                f"ONNX needs {', '.join(missing)}: python -m pip install 'mvitv2_det[export]'"
+            )
+
+
+def _detect(detector: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
+    (found,) = detector.inference([{"image": image}], do_postprocess=False)
+    outputs = (found.pred_boxes.tensor, found.pred_classes, found.scores)
+    return (*outputs, found.pred_masks[:, 0]) if found.has("pred_masks") else outputs
+
+
+def _check_request(
+    model: nn.Module, part: str, format: str, image_size: tuple[int, int], dynamic: bool
+) -> None:
+    check_part_and_format(part, format)
     if part == "detector" and not hasattr(model, "roi_heads"):
         raise UserError(
             f"the config's model is a {type(model).__name__} without box heads: export "
@@ -196,13 +217,6 @@ def _check_request(
             "a backbone that pads to a square would cut larger images off where sizes are dynamic: "
             "export it with model.backbone.square_pad=0, or for one image size"
         )
-    if format == "onnx":
-        needed = ("onnx", "onnxscript", "onnxruntime")
-        missing = [name for name in needed if importlib.util.find_spec(name) is None]
-        if missing:
-            raise UserError(
-                f"ONNX needs {', '.join(missing)}: python -m pip install 'mvitv2_det[export]'"
-            )
 
 
 @contextmanager

@@ -16,11 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..config import apply_overrides
-from ..engine import build_model
 from ..errors import UserError
-from ..trained import read_config
-from ..weights import load_weights
-from ..weights.report import LoadReport, shortened
+from ..trained import read_config, read_trained
 from .classes import known_classes, own_classes
 from .images import as_rgb, read_rgb
 
@@ -81,10 +78,8 @@ class Predictor:
         classes = own_classes(cfg)
         if classes and OmegaConf.select(cfg, "model.roi_heads.num_classes") is not None:
             cfg.model.roi_heads.num_classes = len(classes.names)
-        cfg.train.device = str(self._device)
         self._resize, self._channels = _read_mapper(cfg)
-        self.model = build_model(cfg).eval()
-        _check_complete(load_weights(self.model, str(weights)))
+        self.model = read_trained(cfg, str(weights), device=str(self._device))
         count = _box_predictors(self.model)[0].num_classes
         self.classes = classes or known_classes(cfg, count)
         if score_threshold is not None:
@@ -257,30 +252,6 @@ def _read_mapper(cfg: DictConfig) -> tuple[T.Augmentation, str]:
             f"dataloader.test.mapper.image_format must be RGB or BGR, got {mapper.image_format!r}"
         )
     return mapper.augmentations, mapper.image_format
-
-
-def _check_complete(report: LoadReport) -> None:
-    """Every tensor must come from the weights: predictions by random numbers look like results.
-
-    Raises:
-        UserError: names what is missing or left over.
-    """
-    for misfit in report.misfits:
-        if misfit.name.endswith("cls_score.weight"):
-            raise UserError(
-                f"weights {report.source} know {misfit.old[0] - 1} classes, the config's model "
-                f"{misfit.new[0] - 1}: use the config.yaml that their training has saved, or set "
-                f"model.roi_heads.num_classes"
-            )
-    missing = [name for name in report.initialised if not name.endswith("num_batches_tracked")]
-    wrong = dict.fromkeys((*missing, *report.unexpected))
-    if wrong:
-        raise UserError(
-            f"weights {report.source} are not those of the config's model: {len(wrong)} of the "
-            f"tensors are in one of them alone or of another shape ("
-            f"{', '.join(shortened(wrong)[:3])}, …); prediction needs those of a trained detector, "
-            f"and the config that they were trained with"
-        )
 
 
 def _on_cpu(instances: Instances) -> Instances:
