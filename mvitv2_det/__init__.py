@@ -3,8 +3,8 @@
 Li et al., "MViTv2: Improved Multiscale Vision Transformers for Classification and Detection",
 CVPR 2022, arXiv 2112.01526.
 
-Importing this package is quick: it imports neither torch nor Detectron2. Each name below is imported
-from its module when it is first used. Importing ``add_mvitv2_config`` also registers
+Importing this package is quick: it imports neither torch nor Detectron2. Each name below is
+imported from its module when it is first used. Importing ``add_mvitv2_config`` also registers
 ``build_mvitv2_backbone`` and ``build_mvitv2_fpn_backbone`` in Detectron2's registry.
 """
 

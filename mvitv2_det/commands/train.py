@@ -54,9 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Starts one process for each GPU, and waits until they have trained or evaluated."""
+    cfg = _read_config(args)
     from detectron2.engine import launch
 
-    cfg = _read_config(args)
     launch(
         _run_process,
         args.num_gpus,
@@ -78,11 +78,14 @@ def _read_config(args: argparse.Namespace) -> "DictConfig":
     """Reads the config with its overrides, and checks it against this machine and the data."""
     if not args.config_file:
         raise UserError("--config-file is missing: the configs are in configs/")
+    from ..config import config_files
     from ..data import prepare_datasets
     from ..engine import check_run
     from ..trained import read_config
 
     cfg = read_config(args.config_file, args.opts)
+    # Detectron2's set-up copies the file into the log.
+    args.config_file = str(config_files().get(args.config_file, args.config_file))
     cfg.train.strict = args.strict or cfg.train.get("strict", False)
     check_run(cfg, training=not args.eval_only)
     prepare_datasets(cfg, training=not args.eval_only)

@@ -50,6 +50,6 @@ def test_mistakes_are_one_line(arguments, tmp_path, capsys):
     found = error("--position", "0", "0", "--output", str(tmp_path / "file"))
     assert f"cannot write {tmp_path}/file" in found
     state = torch.load(tmp_path / "w.pth")["model"]
-    del state["blocks.2.norm1.weight"]
+    del state["blocks.2.mlp.fc1.bias"]
     torch.save({"model": state}, tmp_path / "w.pth")
-    assert "(blocks.2.norm1.weight, …)" in error("--position", "0", "0")
+    assert "(blocks.2.mlp.fc1.bias, …)" in error("--position", "0", "0")

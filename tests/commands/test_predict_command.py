@@ -18,6 +18,7 @@ from small_detector import save_detector
 
 from mvitv2_det.commands import main
 from mvitv2_det.predict import Predictor
+from mvitv2_det.predict.__main__ import main as predict_module
 from mvitv2_det.predict.inputs import Source
 from mvitv2_det.predict.outputs import OutputFolder, _overlay_files
 
@@ -156,6 +157,12 @@ def test_nothing_starts_with_wrong_arguments(change, words, detector, photos, ca
     (line,) = [text for text in capfd.readouterr().err.splitlines() if "error" in text]
     assert re.search(words, line)
     assert not (photos / "out" / "results.json").exists()
+
+
+def test_module_is_the_same_command(detector, tmp_path, capfd):
+    arguments = ["--config", detector.config, "--weights", detector.weights]
+    assert predict_module([*arguments, "none.png", "--output", str(tmp_path / "out")]) == 2
+    assert "there is no image, video or folder 'none.png'" in capfd.readouterr().err
 
 
 def test_output_that_cannot_be_written(photos, call, tmp_path):
