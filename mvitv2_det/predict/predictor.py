@@ -1,4 +1,4 @@
-"""Instances in images, by a LazyConfig and its weights, as evaluation finds them."""
+"""Finding instances in images, as evaluation does, with a LazyConfig and its weights."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -63,7 +63,7 @@ class Predictor:
             precision: ``fp32``, or ``fp16`` or ``bf16`` by autocast.
             score_threshold: instances must score higher, in [0, 1]; by default the config's.
             batch_size: images that go through the model together, at most.
-            channel_order: of images given as arrays, ``RGB``, or ``BGR`` as of ``cv2.imread``.
+            channel_order: order of colours in arrays: ``RGB``, or ``BGR`` as ``cv2.imread`` gives.
 
         Raises:
             UserError: an argument is wrong, the device is not there, or the weights are not those
@@ -118,11 +118,11 @@ class Predictor:
         return found
 
     def prepare(self, image: Image, name: str = "the image") -> dict[str, Any]:
-        """The model's input for an image: what the config's test loader makes of it.
+        """Makes the model's input of an image, as the config's test loader does.
 
         Args:
-            image: as for a call.
-            name: of an array, for errors.
+            image: a file or an array, as for :meth:`__call__`.
+            name: what errors call an array.
 
         Raises:
             UserError: it cannot be read or resized.
@@ -143,7 +143,7 @@ class Predictor:
 
     @torch.no_grad()
     def infer(self, inputs: Sequence[dict[str, Any]]) -> list[Instances]:
-        """Instances for inputs of :meth:`prepare`, in their order; all go through together.
+        """Finds the instances of inputs that :meth:`prepare` has made; returns them in that order.
 
         Raises:
             UserError: the GPU has too little memory.
@@ -196,7 +196,7 @@ def set_score_threshold(model: nn.Module, threshold: float) -> None:
 
 
 def batches(items: Sequence[Item] | Iterator[Item], size: int) -> Iterator[list[Item]]:
-    """Cuts into lists of ``size``; the last may be shorter."""
+    """Cuts a sequence into lists of ``size``; the last may be shorter."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
@@ -210,7 +210,7 @@ def _box_predictors(model: nn.Module) -> list[nn.Module]:
 
 
 def _check_device(name: str | None) -> torch.device:
-    """The device, tried out.
+    """Chooses the device, and tries it out.
 
     Raises:
         UserError: this machine has no such device.
@@ -239,7 +239,7 @@ def _read_config(config: str | Path | DictConfig, overrides: Sequence[str]) -> D
 
 
 def _read_mapper(cfg: DictConfig) -> tuple[T.Augmentation, str]:
-    """How the test loader resizes images, and RGB or BGR, the order that it gives colours in."""
+    """Finds how the test loader resizes images, and its order of colours, RGB or BGR."""
     mapper = instantiate(cfg.dataloader.test.mapper)
     for attribute in ("augmentations", "image_format"):
         if not hasattr(mapper, attribute):
@@ -255,7 +255,7 @@ def _read_mapper(cfg: DictConfig) -> tuple[T.Augmentation, str]:
 
 
 def _on_cpu(instances: Instances) -> Instances:
-    """Half precision, which numpy and json do not know in all of its kinds, becomes float32."""
+    """Moves instances to the CPU, in float32: numpy and json do not know bfloat16."""
     instances = instances.to("cpu")
     instances.scores = instances.scores.float()
     instances.pred_boxes.tensor = instances.pred_boxes.tensor.float()
