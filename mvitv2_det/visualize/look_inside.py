@@ -59,7 +59,8 @@ def look_inside(
             f"{width}, got {y} {x}"
         )
     cfg = read_config(config, overrides)
-    model = read_trained(cfg, weights, part=_trunk_name(cfg))
+    # Weights of a classifier have all of the trunk but the output norms.
+    model = read_trained(cfg, weights, part=f"{_trunk_name(cfg)}blocks.")
     resized = _resize(cfg, image)
     scale = np.array(resized.shape[:2]) / image.shape[:2]
     pixel = tuple(int(place) for place in (np.array(position) + 0.5) * scale)

@@ -36,6 +36,14 @@ def test_draws_global_blocks_by_default(arguments, tmp_path, capsys):
     assert capsys.readouterr().out.count("\n") == 4
 
 
+def test_weights_of_a_classifier_are_enough(arguments, tmp_path):
+    """They lack the norms of the feature maps."""
+    state = torch.load(tmp_path / "w.pth")["model"]
+    state = {name: value for name, value in state.items() if not name.startswith("scale")}
+    torch.save({"model": state}, tmp_path / "w.pth")
+    assert main([*arguments, "--position", "0", "0", "--block", "1"]) == 0
+
+
 def test_mistakes_are_one_line(arguments, tmp_path, capsys):
     def error(*options):
         assert main([*arguments, *options]) == 2
