@@ -23,7 +23,7 @@ $(VENV)/installed: pyproject.toml tools/install_detectron2.py
 demo: setup
 	$(RUN) tools/make_digits.py --output datasets/digits
 	$(RUN) train_net.py --config-file configs/demo.py
-	$(RUN) tools/draw_results.py output/demo
+	$(RUN) -m mvitv2_det draw output/demo
 
 # Workers of one thread each: threads of several would wait for each other.
 test: setup

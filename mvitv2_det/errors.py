@@ -1,15 +1,23 @@
-"""The error for what a user can put right: shown as one line, without a stack trace."""
+"""Errors that a user can put right: commands show them as one line, without a stack trace."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(ValueError):
     """Wrong input. The message names the culprit, what was expected and got, and what to do."""
 
 
-def one_line(error: BaseException) -> str | None:
-    """The line to show for an error, or None where it is no :class:`UserError`.
+class MissingDetectron2(ImportError, UserError):
+    """Detectron2 is not installed. The message says how to get it."""
 
-    An error that crossed from a data loader's worker or a training process arrives as text with
-    the stack trace in front of its own line.
+
+def one_line(error: BaseException) -> str | None:
+    """Finds the line to show for an error; None if the user cannot put it right.
+
+    A :class:`UserError` that was raised in a worker of a data loader or in a training process
+    arrives here as another error, whose text is the worker's stack trace and ends with the message.
     """
     name = f"{UserError.__module__}.{UserError.__name__}: "
     lines = str(error).strip().splitlines()
@@ -17,3 +25,18 @@ def one_line(error: BaseException) -> str | None:
     if marked:
         return marked[-1]
     return " ".join(lines) if isinstance(error, UserError) else None
+
+
+@contextmanager
+def naming_unwritable(path: str | Path) -> Iterator[None]:
+    """Turns an OSError into a :class:`UserError` that names the file.
+
+    Args:
+        path: the file or folder to name if the error names none.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # the reader of standard output has gone; no file is at fault
+        raise
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or path}: {error}") from error

@@ -42,12 +42,12 @@ Runner = Callable[[Tensor], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """An exported file beside the model it was made of.
+    """How an exported file compares with the model that it was made of.
 
     Attributes:
         sizes: (H, W) of the images compared on.
         error: the largest difference over the largest value, of the worst output.
-        instances: how many of a detector's instances were compared; None of a backbone.
+        instances: number of a detector's instances that were compared; None for a backbone.
     """
 
     sizes: list[tuple[int, int]]
@@ -56,10 +56,10 @@ class Comparison:
 
 
 class FeatureMaps(nn.Module):
-    """A backbone whose feature maps are a tuple, fine to coarse.
+    """A backbone that returns its feature maps as a tuple, fine to coarse.
 
     Attributes:
-        names: of the maps.
+        names: the names of the maps.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -68,7 +68,7 @@ class FeatureMaps(nn.Module):
         self.names = list(backbone.output_shape())
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) images, normalised, to one (B, C, H / s, W / s) for each stride s."""
+        """Maps normalised images (B, 3, H, W) to one (B, C, H / s, W / s) for each stride s."""
         return tuple(self.backbone(images).values())
 
 
@@ -81,7 +81,7 @@ class Detections(TracingAdapter):
     boxes, (N, M, M), which ``detectron2.layers.paste_masks_in_image`` puts in place.
 
     Attributes:
-        names: of the outputs.
+        names: the names of the outputs.
     """
 
     def __init__(self, detector: nn.Module, image: Tensor) -> None:
@@ -115,7 +115,7 @@ def export_model(
             ``dynamic``.
 
     Returns:
-        how near they are.
+        how near the file is to the model.
 
     Raises:
         UserError: it cannot be exported so; or what was exported differs from the model by more
@@ -124,11 +124,12 @@ def export_model(
     _check_request(model, part, format, image_size, dynamic)
     backbone = getattr(model, "backbone", model)
     with _in_evaluation(model), warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of tracing: the comparison says whether it went well
+        # Tracers warn of what may go wrong; the comparison finds out whether it did.
+        warnings.simplefilter("ignore")
         example = _noise(image_size, seed=0)
         if part == "backbone":
             exported = FeatureMaps(backbone)
-            batch = 2 if dynamic else 1  # a batch of one would be taken for the rule
+            batch = 2 if dynamic else 1  # torch.export makes sizes of 1 constant
             example = _normalised(example, model).expand(batch, -1, -1, -1).contiguous()
         else:
             exported = Detections(model, example)
@@ -158,15 +159,17 @@ def export_model(
     return comparison
 
 
-def _detect(detector: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
-    (found,) = detector.inference([{"image": image}], do_postprocess=False)
-    outputs = (found.pred_boxes.tensor, found.pred_classes, found.scores)
-    return (*outputs, found.pred_masks[:, 0]) if found.has("pred_masks") else outputs
+def check_part_and_format(part: str, format: str) -> None:
+    """Refuses what cannot be exported, before anything is read.
 
+    Args:
+        part: one of :data:`PARTS`.
+        format: one of :data:`FORMATS`.
 
-def _check_request(
-    model: nn.Module, part: str, format: str, image_size: tuple[int, int], dynamic: bool
-) -> None:
+    Raises:
+        UserError: there is no such part or format, the part cannot be exported in the format, or
+            the format needs packages that are not installed.
+    """
     for name, value, known in (("part", part, PARTS), ("format", format, FORMATS)):
         if value not in known:
             raise UserError(f"{name} must be one of {', '.join(known)}, got {value!r}")
@@ -176,6 +179,25 @@ def _check_request(
             "numbers of proposals and instances that only the data decide; export the detector as "
             "onnx or torchscript, or --part backbone with torch_export"
         )
+    if format == "onnx":
+        needed = ("onnx", "onnxscript", "onnxruntime")
+        missing = [name for name in needed if importlib.util.find_spec(name) is None]
+        if missing:
+            raise UserError(
+                f"ONNX needs {', '.join(missing)}: python -m pip install 'mvitv2_det[export]'"
+            )
+
+
+def _detect(detector: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
+    (found,) = detector.inference([{"image": image}], do_postprocess=False)
+    outputs = (found.pred_boxes.tensor, found.pred_classes, found.scores)
+    return (*outputs, found.pred_masks[:, 0]) if found.has("pred_masks") else outputs
+
+
+def _check_request(
+    model: nn.Module, part: str, format: str, image_size: tuple[int, int], dynamic: bool
+) -> None:
+    check_part_and_format(part, format)
     if part == "detector" and not hasattr(model, "roi_heads"):
         raise UserError(
             f"the config's model is a {type(model).__name__} without box heads: export "
@@ -185,7 +207,7 @@ def _check_request(
     if min(image_size) < least:
         raise UserError(f"the image size must be at least {least}×{least}, got {image_size}")
     if dynamic and any(
-        isinstance(module, MultiScaleAttention) and module.shift for module in model.modules()
+        isinstance(module, MultiScaleAttention) and module.spec.shift for module in model.modules()
     ):
         raise UserError(
             "shifted windows cannot be exported with dynamic sizes: an axis that one window "
@@ -196,13 +218,6 @@ def _check_request(
             "a backbone that pads to a square would cut larger images off where sizes are dynamic: "
             "export it with model.backbone.square_pad=0, or for one image size"
         )
-    if format == "onnx":
-        needed = ("onnx", "onnxscript", "onnxruntime")
-        missing = [name for name in needed if importlib.util.find_spec(name) is None]
-        if missing:
-            raise UserError(
-                f"ONNX needs {', '.join(missing)}: python -m pip install 'mvitv2_det[export]'"
-            )
 
 
 @contextmanager
@@ -216,7 +231,7 @@ def _in_evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def _noise(size: tuple[int, int], seed: int) -> Tensor:
-    """(3, H, W), 0 to 255, of several frequencies, so that detectors find something in it."""
+    """Makes an image (3, H, W), 0 to 255, of noise that is coarse enough for detectors."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.zeros(1, 3, *size)
     for step in (64, 16, 4, 1):
@@ -226,31 +241,31 @@ def _noise(size: tuple[int, int], seed: int) -> Tensor:
 
 
 def _normalised(image: Tensor, model: nn.Module) -> Tensor:
-    """(3, H, W) to (1, 3, H, W) as the detector normalises it; by its own values otherwise."""
+    """Normalises (3, H, W) to (1, 3, H, W) with the model's mean, or else the image's own."""
     mean = getattr(model, "pixel_mean", image.mean())
     std = getattr(model, "pixel_std", image.std())
     return ((image - mean) / std)[None]
 
 
 def _sizes(image_size: tuple[int, int], dynamic: bool) -> list[tuple[int, int]]:
-    """To compare on: that of the example, and ones that no stride and no window divides."""
+    """Chooses sizes to compare on: the example's, and two that no stride or window divides."""
     height, width = image_size
     others = [(height // 2 + 7, width + 33), (height + 65, width // 2 + 3)]
     return [(height, width), *(others if dynamic else [])]
 
 
 def _torch_program(exported: FeatureMaps, example: Tensor, dynamic: bool):
-    """The backbone by ``torch.export``."""
+    """Exports the backbone by ``torch.export``."""
     if not dynamic:
         return torch.export.export(exported, (example,), strict=False)
     any_size = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}
-    # The example's sizes are no rule: a single window is not to be broadcast.
+    # Treat sizes as unknown: if the example has a single window, others may have more.
     with torch.fx.experimental._config.patch(backed_size_oblivious=True):
         program = torch.export.export(
             exported, (example,), dynamic_shapes={"images": any_size}, strict=False
         )
-    # What is left are guards on the memory layout of the example's maps, such as more than one
-    # window in a row. The graph does not depend on it, but would refuse other images.
+    # The remaining guards check the memory layout of the example's maps, such as more than one
+    # window in a row. The graph does not depend on it, but the guards would refuse other images.
     program._guards_code = []
     return program
 
@@ -335,7 +350,7 @@ def _compare(run: Runner, model: nn.Module, images: Sequence[Tensor], part: str)
 
 
 def _relative_error(actual: Tensor, expected: Tensor) -> float:
-    """The largest difference over the largest value; infinite where shapes differ."""
+    """Divides the largest difference by the largest value; infinite if shapes differ."""
     if actual.shape != expected.shape:
         return float("inf")
     if expected.numel() == 0:

@@ -1,4 +1,4 @@
-"""A config's model with trained weights, on the CPU."""
+"""A config's model with trained weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +9,12 @@ from torch import nn
 from .config import apply_overrides, get_config, load_config
 from .engine import build_model
 from .errors import UserError
-from .weights import load_weights
+from .weights import LoadReport, load_weights
 from .weights.report import shortened
 
 
 def read_config(config: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """A config with its overrides.
+    """Reads a config and applies overrides to it.
 
     Args:
         config: a file, such as the ``config.yaml`` that a run has saved, or a name that
@@ -31,29 +31,49 @@ def read_config(config: str, overrides: Sequence[str] = ()) -> DictConfig:
     return cfg
 
 
-def read_trained(cfg: DictConfig, weights: str, *, part: str = "") -> nn.Module:
-    """Builds a config's model, in evaluation mode, and loads weights into it.
+def read_trained(
+    cfg: DictConfig, weights: str, *, part: str = "", device: str = "cpu"
+) -> nn.Module:
+    """Builds a config's model, in evaluation mode, and loads trained weights into it.
+
+    Every tensor must come from the weights: what a random layer predicts looks like a result.
 
     Args:
+        cfg: its ``train.device`` is set to ``device``.
         weights: see :func:`mvitv2_det.load_weights`.
-        part: beginning of the names of the parameters that must be among the weights, such as
-            ``backbone.``; the others may stay at random.
+        part: the beginning of the names of the parameters that must be among the weights, such as
+            ``backbone.``; the others may stay random. By default the whole model, and then nothing
+            may be left over of the weights, either.
+        device: where the model is put.
 
     Raises:
         UserError: the weights cannot be read, or are not those of the model.
     """
-    cfg.train = {**cfg.get("train", {}), "device": "cpu"}
+    cfg.train = {**cfg.get("train", {}), "device": device}
     model = build_model(cfg).eval()
-    report = load_weights(model, weights)
+    _check_complete(load_weights(model, weights), part)
+    return model
+
+
+def _check_complete(report: LoadReport, part: str) -> None:
+    for misfit in report.misfits:
+        if misfit.name.startswith(part) and misfit.name.endswith("cls_score.weight"):
+            raise UserError(
+                f"weights {report.source} know {misfit.old[0] - 1} classes, the config's model "
+                f"{misfit.new[0] - 1}: use the config.yaml that their training has saved, or set "
+                f"model.roi_heads.num_classes"
+            )
     missing = [
         name
         for name in report.initialised
         if name.startswith(part) and not name.endswith("num_batches_tracked")
     ]
-    if missing:
+    # Weights may hold more than a part of the model, but not more than the whole.
+    wrong = list(dict.fromkeys((*missing, *(report.unexpected if not part else ()))))
+    if wrong:
         raise UserError(
-            f"weights {report.source} lack {len(missing)} tensors of the config's model, or have "
-            f"them in other shapes ({', '.join(shortened(missing)[:3])}): use weights of this "
-            f"model, with the config.yaml that their training has saved"
+            f"weights {report.source} are not those of the config's model: {len(wrong)} of the "
+            f"tensors are in one of them alone or of another shape ("
+            f"{', '.join(shortened(wrong)[:3])}, …); use weights of this model after its training, "
+            f"with the config.yaml that training has saved"
         )
-    return model

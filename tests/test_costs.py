@@ -7,7 +7,6 @@ rounded up: 279 for 278.25, 3084 for 3083.88.
 
 from functools import cache, partial
 from itertools import chain
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from detectron2.modeling.backbone.fpn import FPN
 from fvcore.nn import FlopCountAnalysis
 from models import TINY, narrow
 from omegaconf import OmegaConf
-from scripts import load_script
 from torch import nn
 
 from mvitv2_det import VARIANTS, MViT, UserError, get_config
@@ -349,48 +347,3 @@ def test_weights_outside_of_the_parts():
     model.relation = nn.Linear(3, 4)
     with pytest.raises(UserError, match="its known parts have"):
         count_costs(model, (64, 64))
-
-
-# The command.
-
-
-@pytest.fixture
-def command():
-    return load_script("tools/count_costs.py").main
-
-
-def test_command_prints_parts_and_total(command, capsys):
-    file = Path(__file__).parents[1] / "configs" / "mask_rcnn" / "mask_rcnn_mvitv2_t_3x.py"
-    assert command(["mask_rcnn_mvitv2_t_3x", str(file)]) == 0
-    printed = capsys.readouterr().out
-    assert printed.count("800×1280 pixels, 1000 proposals, 100 detections") == 2
-    rows = [line.split() for line in printed.splitlines() if line.startswith("total")]
-    assert rows == [["total", "278.25", "278.25", "43.680"]] * 2
-
-
-def test_command_takes_all_numbers(command, capsys):
-    numbers = ["--image-size", "64", "96", "--proposals", "7", "--detections", "3"]
-    assert command(["mask_rcnn_mvitv2_t_3x", *numbers]) == 0
-    assert "64×96 pixels, 7 proposals, 3 detections" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["mask_rcnn_mvitv2_x_3x"], "error: there is no config 'mask_rcnn_mvitv2_x_3x'"),
-        (["missing.py"], "error: there is no config file 'missing.py'"),
-        (["mask_rcnn_mvitv2_t_3x", "--proposals", "0"], "error: proposals must be at least 1"),
-    ],
-)
-def test_command_reports_mistakes_in_one_line(command, capsys, arguments, words):
-    assert command(arguments) == 2
-    printed = capsys.readouterr().err
-    assert printed.startswith(words)
-    assert printed.count("\n") == 1
-
-
-@pytest.mark.parametrize("arguments", [[], ["--all", "mask_rcnn_mvitv2_t_3x"]])
-def test_command_takes_configs_or_all(command, capsys, arguments):
-    with pytest.raises(SystemExit):
-        command(arguments)
-    assert "give --all alone" in capsys.readouterr().err

@@ -10,14 +10,13 @@ from conftest import TINY as TINY_TRAINING
 from detectron2.config import instantiate
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from models import TINY, randomize, relative_error
-from scripts import load_script
 from torch import nn
 
 from mvitv2_det import MViT, MViTFPN, UserError, export, get_config
-from mvitv2_det.attention.multiscale import MultiScaleAttention
 from mvitv2_det.attention.position import relative_index
 from mvitv2_det.config import apply_overrides
 from mvitv2_det.export import FeatureMaps, export_model
+from mvitv2_det.fused import accelerate
 
 # Fewer and more windows than the example of 96×128, odd sides, an exact multiple.
 SIZES = [(33, 301), (97, 65), (230, 128), (256, 192)]
@@ -84,11 +83,7 @@ def test_pyramid_with_dynamic_sizes(format, traced_pyramid, tmp_path, monkeypatc
 def test_detector_by_torchscript_at_other_sizes(tmp_path):
     """Another image of the same size, and other sizes, give what eager gives."""
     model, file = detector(), tmp_path / "detector.pt"
-    for module in model.modules():
-        if isinstance(module, MultiScaleAttention):
-            module.attention_backend = (
-                "reference"  # what is traced, so that nothing rounds otherwise
-            )
+    accelerate(model, "reference")  # what is traced, so that nothing rounds otherwise
     comparison = export_model(
         model, file, part="detector", format="torchscript", image_size=(64, 96), dynamic=True
     )
@@ -188,29 +183,3 @@ def test_relative_index_as_of_numbers():
             + (keys - 1) * step_k
         ).long()
         assert torch.equal(relative_index(queries, keys, device=torch.device("cpu")), expected)
-
-
-def test_command_line(tmp_path, capsys, monkeypatch):
-    script = load_script("tools/export.py")
-    request = [
-        *("--config", "demo", "--weights", "w.pth", "--part", "backbone"),
-        *("--format", "torchscript", "--image-size", "64", "96"),
-    ]
-    model, asked = detector(), {}
-
-    def read_trained(cfg, weights, part):
-        asked.update(weights=weights, part=part)
-        return model
-
-    monkeypatch.setattr(script, "read_trained", read_trained)
-    file = tmp_path / "backbone.pt"
-    assert script.main([*request, "--output", str(file)]) == 0
-    assert asked == {"weights": "w.pth", "part": "backbone."}
-    assert "the backbone as torchscript, largest relative error " in capsys.readouterr().out
-    assert len(torch.jit.load(str(file))(torch.zeros(1, 3, 64, 96))) == 4  # p2 to p5
-
-    assert script.main([*request, "--output", str(tmp_path / "none" / "b.pt")]) == 2
-    assert "there is no folder" in capsys.readouterr().err
-    missing = str(tmp_path / "none.jpg")
-    assert script.main([*request, "--output", str(file), "--check-image", missing]) == 2
-    assert "cannot read image" in capsys.readouterr().err

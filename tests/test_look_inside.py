@@ -5,7 +5,6 @@ import pytest
 import torch
 from models import TINY, randomize
 from PIL import Image
-from scripts import load_script
 
 from mvitv2_det import MViT, MViTFPN, UserError, ViT
 from mvitv2_det.attention.multiscale import MultiScaleAttention
@@ -109,35 +108,3 @@ def test_colours_follow_the_features():
     assert colors.shape == (4, 6, 3) and colors.min() >= 0 and colors.max() <= 1
     assert (colors[:, 0, 0] - colors[:, 5, 0]).abs().min() > 0.9
     assert pca_colors(torch.ones(2, 3, 3)).isfinite().all()
-
-
-def test_command_line(tmp_path, capsys, monkeypatch):
-    """Only global blocks by default, pixels of the image as it was before it was resized."""
-    script = load_script("tools/look_inside.py")
-    config = tmp_path / "config.py"
-    config.write_text(
-        "from functools import partial\n"
-        "from torch import nn\n"
-        "from detectron2.config import LazyCall as L\n"
-        "from mvitv2_det import MViT\n"
-        "model = L(MViT)(embed_dim=8, depth=4, num_heads=1, last_block_indexes=(0, 1, 2, 3))\n"
-    )
-    weights = tmp_path / "w.pth"
-    model = MViT(embed_dim=8, depth=4, num_heads=1, last_block_indexes=(0, 1, 2, 3))
-    torch.save({"model": randomize(model).state_dict()}, weights)
-    Image.effect_noise((80, 60), 50).save(tmp_path / "i.png")
-    request = [str(tmp_path / "i.png"), "--config", str(config), "--weights", str(weights)]
-    request += ["--output", str(tmp_path / "inside")]
-    assert script.main([*request, "--position", "59", "79"]) == 0
-    names = {file.name for file in (tmp_path / "inside").iterdir()}
-    assert names == {f"attention_block_{b}.png" for b in (1, 2, 3)} | {"feature_maps.png"}
-    assert capsys.readouterr().out.count("\n") == 4
-
-    assert script.main([*request, "--position", "60", "0"]) == 2
-    error = capsys.readouterr().err
-    assert "inside of the image of height 60 and width 80, got 60 0" in error
-    assert script.main([*request, "--position", "0", "0", "--block", "9"]) == 2
-    assert "block must be in 0 .. 3, got 9" in capsys.readouterr().err
-    torch.save({"model": {"blocks.0.norm1.weight": torch.ones(8)}}, weights)
-    assert script.main([*request, "--position", "0", "0"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1

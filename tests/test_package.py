@@ -1,6 +1,7 @@
 """What an installed package must carry, and what its parts may not import."""
 
 import ast
+import configparser
 import os
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import mvitv2_det
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,14 +31,29 @@ def test_package_imports_neither_projects_nor_configs(file):
     assert not imports(file) & {"projects", "configs", "tools", "tests", "train_net", "fairscale"}
 
 
-def test_wheel_carries_the_configs(tmp_path):
-    """``get_config`` works from the wheel alone, away from the checkout."""
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with the content of the wheel."""
     pytest.importorskip("hatchling", reason="building the wheel needs hatchling")
-    build = f"from hatchling.build import build_wheel; build_wheel({str(tmp_path)!r})"
+    folder = tmp_path_factory.mktemp("wheel")
+    build = f"from hatchling.build import build_wheel; build_wheel({str(folder)!r})"
     subprocess.run([sys.executable, "-c", build], cwd=ROOT, check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    installed = tmp_path / "installed"
-    zipfile.ZipFile(wheel).extractall(installed)
+    (wheel,) = folder.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(folder / "installed")
+    return folder / "installed"
+
+
+def test_wheel_brings_the_command_and_says_that_it_is_typed(installed):
+    (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
+    parser = configparser.ConfigParser()
+    parser.read(entry_points)
+    assert dict(parser["console_scripts"]) == {"mvitv2-det": "mvitv2_det.commands:main"}
+    assert callable(mvitv2_det.commands.main)
+    assert (installed / "mvitv2_det" / "py.typed").is_file()
+
+
+def test_wheel_carries_the_configs(installed, tmp_path):
+    """``get_config`` works from the wheel alone, away from the checkout."""
     script = (
         "import mvitv2_det; from mvitv2_det.config import config_folder\n"
         "cfg = mvitv2_det.get_config('mask_rcnn_mvitv2_t_3x')\n"
@@ -54,6 +72,4 @@ def test_wheel_carries_the_configs(tmp_path):
 
 
 def test_version_is_in_the_changelog():
-    import mvitv2_det
-
     assert f"## {mvitv2_det.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -8,9 +8,8 @@ import pytest
 from conftest import tiny_overrides
 from scripts import ROOT, load_script
 
-import train_net
 from mvitv2_det import get_config
-from mvitv2_det.predict import __main__ as predict
+from mvitv2_det.commands import main
 
 pytest.importorskip("sklearn")
 
@@ -27,23 +26,30 @@ SHORT = [
 
 # Appended to the commands that start so: of two values for an option, the last one counts.
 SMALLER = {
-    "tools/make_digits.py": ["--train-images", "6", "--val-images", "3", "--image-size", "96"],
-    "train_net.py --config-file configs/demo.py": SHORT,
-    "train_net.py --config-file configs/mask_rcnn/mask_rcnn_mvitv2_t_3x.py": [
+    "python tools/make_digits.py": [
+        "--train-images",
+        "6",
+        "--val-images",
+        "3",
+        "--image-size",
+        "96",
+    ],
+    "mvitv2-det train --config-file demo": SHORT,
+    "mvitv2-det train --config-file mask_rcnn_mvitv2_t_3x": [
         *tiny_overrides(get_config("mask_rcnn_mvitv2_t_3x")),
         *SHORT,
     ],
-    "train_net.py --config-file output/digits/config.yaml --eval-only": [],
-    "tools/draw_results.py": [],
+    "mvitv2-det train --config-file output/digits/config.yaml --eval-only": [],
+    "mvitv2-det draw": [],
     # Two iterations teach nothing: whatever is found.
-    "-m mvitv2_det.predict": ["--score-threshold", "0.01"],
-    "train_net.py --eval-only": [],
-    "tools/export.py --config output/digits/config.yaml --weights output/digits/model_final.pth "
+    "mvitv2-det predict": ["--score-threshold", "0.01"],
+    "mvitv2-det train --eval-only": [],
+    "mvitv2-det export --config output/digits/config.yaml --weights output/digits/model_final.pth "
     "--part detector": [],
     # ONNX takes half a minute here; test_export.py exports to it.
-    "tools/export.py --config output/digits/config.yaml --weights output/digits/model_final.pth "
+    "mvitv2-det export --config output/digits/config.yaml --weights output/digits/model_final.pth "
     "--part backbone": ["--format", "torchscript"],
-    "tools/look_inside.py": [],
+    "mvitv2-det look-inside": [],
 }
 
 
@@ -52,28 +58,24 @@ def blocks(language):
 
 
 def commands():
-    """The arguments after ``python`` of every command in the bash blocks."""
+    """The words of every command in the bash blocks."""
     lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
     words = [shlex.split(line, comments=True) for line in lines]
-    assert all(command[0] == "python" for command in words if command)
-    return [command[1:] for command in words if command]
+    return [command for command in words if command]
 
 
 def call(arguments):
     """Runs a command in this process, which has the libraries loaded; returns its status."""
-    if arguments[0] == "-m":
-        assert arguments[1] == "mvitv2_det.predict"
-        return predict.main(arguments[2:])
-    if arguments[0] == "train_net.py":
-        return train_net.main(arguments[1:])
-    return load_script(arguments[0]).main(arguments[1:])
+    if arguments[0] == "mvitv2-det":
+        return main(arguments[1:])
+    assert arguments[0] == "python"
+    return load_script(arguments[1]).main(arguments[2:])
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, fresh_loggers):
-    """A working folder in which the checkout's files are found as in the checkout."""
-    for name in ("configs", "tools", "train_net.py"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    """A working folder in which the checkout's tools are found as in the checkout."""
+    (tmp_path / "tools").symlink_to(ROOT / "tools")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -113,7 +115,7 @@ def test_its_json_is_coco(tmp_path):
 
 def test_its_links_and_options_exist(capsys):
     with pytest.raises(SystemExit):
-        predict.parse(["--help"])
+        main(["predict", "--help"])
     text = capsys.readouterr().out
     options = set(re.findall(r"^\| `(--[a-z-]+)", TUTORIAL, re.MULTILINE))
     assert len(options) > 4 and all(option in text for option in options)

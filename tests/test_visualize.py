@@ -10,9 +10,9 @@ from detectron2.structures import BoxMode
 from matplotlib.axes import Axes
 from PIL import Image
 from pycocotools import mask as coco_mask
-from scripts import load_script
 
 from mvitv2_det import UserError, get_config
+from mvitv2_det.commands import main
 from mvitv2_det.data import prepare_datasets
 from mvitv2_det.visualize import (
     ap_table,
@@ -27,10 +27,14 @@ from mvitv2_det.visualize import (
 from mvitv2_det.visualize.curves import smooth
 from mvitv2_det.visualize.gallery import spread
 
-MAIN = load_script("tools/draw_results.py").main
 HEIGHT, WIDTH = 48, 64
 BOX = [10, 8, 30, 24]  # x, y, width, height
 CATEGORIES = [{"id": 7, "name": "ring"}, {"id": 3, "name": "block"}]
+
+
+def draw(arguments: list[str]) -> int:
+    """Calls ``mvitv2-det draw``; returns its exit status."""
+    return main(["draw", *arguments])
 
 
 def ring() -> np.ndarray:
@@ -106,8 +110,8 @@ def write_results(folder: Path, results: list[dict]) -> None:
     file.write_text(json.dumps(results))
 
 
-def test_the_tool_draws_and_prints(run, capsys):
-    assert MAIN([str(run)]) == 0
+def test_the_command_draws_and_prints(run, capsys):
+    assert draw([str(run)]) == 0
     printed = capsys.readouterr().out
     assert "at iteration 20" in printed
     assert str(run / "curves.png") in printed
@@ -123,7 +127,7 @@ def test_a_run_draws_the_same_picture_again(run):
     pictures = []
     for seed in range(2):
         np.random.seed(seed)
-        assert MAIN([str(run)]) == 0
+        assert draw([str(run)]) == 0
         pictures.append((run / "gallery.png").read_bytes())
     assert pictures[0] == pictures[1]
 
@@ -133,7 +137,7 @@ def test_runs_without_masks(run, capsys):
     result = prediction(category_id=7, score=0.9)
     del result["segmentation"]
     write_results(run, [result])
-    assert MAIN([str(run)]) == 0
+    assert draw([str(run)]) == 0
     printed = capsys.readouterr().out
     assert "\nbox" in printed
     assert "\nmask" not in printed
@@ -141,14 +145,14 @@ def test_runs_without_masks(run, capsys):
 
 def test_no_prediction_at_all(run):
     write_results(run, [])
-    assert MAIN([str(run), "--images", "1"]) == 0
+    assert draw([str(run), "--images", "1"]) == 0
 
 
 def test_pages_and_old_pages(run, tmp_path):
     write_data(tmp_path, images=10)
-    assert MAIN([str(run), "--images", "9"]) == 0
+    assert draw([str(run), "--images", "9"]) == 0
     assert (run / "gallery_2.png").is_file()
-    assert MAIN([str(run), "--images", "1"]) == 0
+    assert draw([str(run), "--images", "1"]) == 0
     assert not (run / "gallery_2.png").exists()
 
 
@@ -164,7 +168,7 @@ def test_pages_and_old_pages(run, tmp_path):
 )
 def test_missing_files_are_one_line(run, tmp_path, capsys, missing, words):
     (tmp_path / missing).unlink()
-    assert MAIN([str(run)]) == 2
+    assert draw([str(run)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert words in error
@@ -181,7 +185,7 @@ def test_missing_files_are_one_line(run, tmp_path, capsys, missing, words):
 )
 def test_predictions_of_other_data(run, capsys, change, words):
     write_results(run, [{**prediction(category_id=7, score=0.9), **change}])
-    assert MAIN([str(run)]) == 2
+    assert draw([str(run)]) == 2
     assert words in capsys.readouterr().err
 
 
@@ -189,13 +193,13 @@ def test_predictions_of_other_data(run, capsys, change, words):
     "option", [["--images", "0"], ["--score-threshold", "50"], ["--score-threshold", "nan"]]
 )
 def test_numbers_out_of_range(run, capsys, option):
-    assert MAIN([str(run), *option]) == 2
+    assert draw([str(run), *option]) == 2
     assert option[0] in capsys.readouterr().err
 
 
 def test_a_yacs_run_is_refused(run, capsys):
     (run / "config.yaml").write_text("MODEL:\n  DEVICE: cpu\n")
-    assert MAIN([str(run)]) == 2
+    assert draw([str(run)]) == 2
     assert "no LazyConfig" in capsys.readouterr().err
 
 

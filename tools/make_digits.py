@@ -8,7 +8,7 @@ enlarged, cut out with exact masks and placed at many sizes on crops of the two 
 ``sklearn.datasets.load_sample_images``. No digit image and no piece of a photograph is in both
 splits. Nothing is downloaded; the same arguments make the same files.
 
-Made in the output folder:
+Written into the output folder:
 
     train.json, val.json    instances; the key ``digit_index`` says which scikit-learn digit it is
     train/, val/            images
@@ -55,7 +55,7 @@ class Settings:
     version: int = VERSION
 
     def images_of(self, split: str) -> int:
-        """Number of images in a split."""
+        """Gives the number of images in a split."""
         return self.train_images if split == "train" else self.val_images
 
 
@@ -69,7 +69,7 @@ class Placed:
 
 
 def split_digits(targets: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Indexes of the digit images of each split, the same share of each class.
+    """Chooses the digit images of each split, the same share of each class.
 
     Args:
         targets: (N,) class of each digit image.
@@ -84,7 +84,7 @@ def split_digits(targets: np.ndarray, rng: np.random.Generator) -> dict[str, np.
 
 
 def split_photographs(photographs: list[np.ndarray]) -> dict[str, list[np.ndarray]]:
-    """The left part of each photograph (H, W, 3) to validate on, the rest to train on."""
+    """Cuts each photograph (H, W, 3): its left is for validation, the rest for training."""
     cuts = [round(VAL_WIDTH * photograph.shape[1]) for photograph in photographs]
     return {
         "train": [p[:, cut:] for p, cut in zip(photographs, cuts, strict=True)],
@@ -95,7 +95,7 @@ def split_photographs(photographs: list[np.ndarray]) -> dict[str, list[np.ndarra
 def draw_background(
     photographs: list[np.ndarray], size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """A random square of a photograph, at times mirrored, as (size, size, 3) float32 in 0..255."""
+    """Draws a random square of a photograph, mirrored or not: (size, size, 3) float32, 0..255."""
     photograph = photographs[rng.integers(len(photographs))]
     height, width, _ = photograph.shape
     longest = min(height, width)
@@ -135,14 +135,14 @@ def render_digit(digit: np.ndarray, height: int, width: int) -> tuple[np.ndarray
 
 
 def _average_cells(fine: np.ndarray) -> np.ndarray:
-    """(SUPERSAMPLING · h, SUPERSAMPLING · w) to (h, w)."""
+    """Averages (SUPERSAMPLING · h, SUPERSAMPLING · w) to (h, w)."""
     h, w = (side // SUPERSAMPLING for side in fine.shape)
     cells = fine.reshape(h, SUPERSAMPLING, w, SUPERSAMPLING)
     return cells.mean(axis=(1, 3), dtype=np.float32)
 
 
 def draw_colour(under: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random RGB colour (3,) that stands out from the pixels (P, 3) it will be drawn on."""
+    """Draws a random RGB colour (3,) that stands out from the pixels (P, 3) below it."""
     luminance = under @ LUMINANCE
     dark, bright = np.percentile(luminance, (10, 90))
     best, best_contrast = np.zeros(3), -np.inf
@@ -164,7 +164,7 @@ def place_digit(
     digit_index: int,
     rng: np.random.Generator,
 ) -> None:
-    """Draws a digit at a random size and place, in place; gives up where there is no room.
+    """Draws a digit into the image at a random size and place; gives up if there is no room.
 
     Args:
         image: (H, W, 3) float32, drawn on.
@@ -195,7 +195,7 @@ def place_digit(
 
 
 def annotation(number: int, image_id: int, category: int, placed: Placed) -> dict:
-    """One COCO annotation, with a run-length encoded mask: digits have holes."""
+    """Makes a COCO annotation with a run-length encoded mask, as digits have holes."""
     rle = coco_mask.encode(np.asfortranarray(placed.mask, dtype=np.uint8))
     return {
         "id": number,
@@ -248,7 +248,7 @@ def make_split(folder: Path, split: str, settings: Settings, progress=print) -> 
 
 
 def recorded_settings(output: Path, split: str) -> dict | None:
-    """The settings that a split was made with; None where it is no split of this tool."""
+    """Reads the settings that a split was made with; None if this tool did not make it."""
     try:
         content = json.loads((output / f"{split}.json").read_text(encoding="utf-8"))
         return content["info"]["settings"]
@@ -314,7 +314,7 @@ def check_settings(settings: Settings) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     defaults = Settings()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -1,4 +1,4 @@
-"""Training and evaluation of LazyConfigs, with Detectron2's engine."""
+"""Training and evaluating the model of a LazyConfig, with Detectron2's engine."""
 
 from .runner import build_model, check_run, evaluate, evaluate_checkpoint, train
 from .schedule import warmup_fraction

@@ -32,7 +32,7 @@ def check_run(cfg: DictConfig, *, training: bool) -> None:
     """Refuses a run that cannot start on this machine.
 
     Raises:
-        UserError: no such device, precision or checkpoint.
+        UserError: the device, the precision or the checkpoint does not exist.
     """
     if str(cfg.train.device).startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
@@ -50,7 +50,7 @@ def check_run(cfg: DictConfig, *, training: bool) -> None:
 
 
 def build_model(cfg: DictConfig) -> nn.Module:
-    """The config's model on its device.
+    """Builds the config's model on its device.
 
     Raises:
         UserError: the model's numbers do not fit each other.
@@ -63,7 +63,7 @@ def build_model(cfg: DictConfig) -> nn.Module:
 
 
 def load_checkpoint(cfg: DictConfig, model: nn.Module) -> None:
-    """Loads ``train.init_checkpoint``, where there is one, into a model.
+    """Loads ``train.init_checkpoint``, if there is one, into a model.
 
     Raises:
         UserError: as :func:`mvitv2_det.load_weights` does, strictly where ``train.strict`` is set.
@@ -73,7 +73,7 @@ def load_checkpoint(cfg: DictConfig, model: nn.Module) -> None:
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> Mapping[str, Mapping[str, float]]:
-    """COCO results of a model on the config's test split.
+    """Computes the COCO results of a model on the config's test split.
 
     Returns:
         ``{"bbox": {"AP": …, "AP50": …, …}, "segm": {…}}`` in percent; empty on all processes but
@@ -88,9 +88,9 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> Mapping[str, Mapping[str, flo
 
 
 def evaluate_checkpoint(cfg: DictConfig) -> Mapping[str, Mapping[str, float]]:
-    """Results of the weights in ``train.init_checkpoint``; see :func:`evaluate`.
+    """Evaluates the weights in ``train.init_checkpoint``; see :func:`evaluate`.
 
-    Where the config has a ``multi_scale_test``, it stands in the model's place.
+    If the config has a ``multi_scale_test``, that is evaluated, with the model inside.
     """
     model = build_model(cfg)
     load_checkpoint(cfg, model)
@@ -105,7 +105,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> nn.Module:
 
     Args:
         cfg: with ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier`` and ``train``.
-        resume: go on from the last checkpoint in ``train.output_dir``, where there is one.
+        resume: go on from the last checkpoint in ``train.output_dir``, if there is one.
 
     Returns:
         the trained model.
@@ -138,7 +138,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> nn.Module:
 
 
 def _amp_dtype(cfg: DictConfig) -> str:
-    """Configs made for Detectron2's own script do not name it: there it is always float16."""
+    """Reads the precision; configs for Detectron2's own script, always float16, do not name it."""
     return cfg.train.amp.get("dtype", "float16")
 
 
@@ -178,7 +178,7 @@ def _hooks(cfg: DictConfig, model: nn.Module, checkpointer: DetectionCheckpointe
 
 
 def _describe(schedule: Callable[[float], float], max_iter: int) -> str:
-    """The factor of the learning rate at tenths of a run: its steps stretch with the run."""
+    """Describes the learning rate's factor at each tenth of a run."""
     return ", ".join(
         f"{tenth * max_iter // 10}: ×{schedule(tenth / 10):.3g}" for tenth in range(10)
     )
@@ -186,7 +186,7 @@ def _describe(schedule: Callable[[float], float], max_iter: int) -> str:
 
 @contextmanager
 def _no_stack_trace_of_user_errors() -> Iterator[None]:
-    """Detectron2's loop logs every exception with its stack trace; those of users go without."""
+    """Keeps Detectron2's loop from logging the stack traces of users' mistakes."""
 
     def keep(record: logging.LogRecord) -> bool:
         return not (

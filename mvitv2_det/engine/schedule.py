@@ -1,10 +1,10 @@
-"""The part of learning rate schedules that Detectron2's own pieces lack."""
+"""The length of a learning rate schedule's warm-up, which Detectron2 takes as a share."""
 
 
 def warmup_fraction(iterations: int, max_iter: int) -> float:
-    """Share of a run that is warm-up, for ``WarmupParamScheduler``.
+    """Computes the share of a run that is warm-up, for ``WarmupParamScheduler``.
 
-    Keeps the warm-up's length in iterations where a run is shortened or lengthened.
+    The warm-up so keeps its length in iterations if the run is shortened or lengthened.
 
     Args:
         iterations: length of the warm-up.

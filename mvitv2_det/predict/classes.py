@@ -15,11 +15,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Classes:
-    """Of class 0, 1, … of a model.
+    """The classes that a model numbers 0, 1, ….
 
     Attributes:
-        names: such as ``person``.
-        ids: category ids in COCO's format.
+        names: one for each class, such as ``person``.
+        ids: the category id of each class in COCO's format.
     """
 
     names: list[str]
@@ -27,28 +27,28 @@ class Classes:
 
     @classmethod
     def of(cls, categories: dict[int, str]) -> "Classes":
-        """Categories of a COCO json: Detectron2 numbers classes in the order of their ids."""
+        """Makes classes of COCO's categories, which Detectron2 numbers in order of their ids."""
         ids = sorted(categories)
         return cls([str(categories[index]) for index in ids], ids)
 
     @classmethod
     def numbered(cls, count: int) -> "Classes":
-        """Where nothing is known but their number."""
+        """Makes classes of which only the number is known."""
         return cls([f"class {index}" for index in range(count)], list(range(count)))
 
     def as_coco(self) -> list[dict]:
-        """The list ``categories`` of COCO's format."""
+        """Gives the list ``categories`` of COCO's format."""
         return [{"id": i, "name": name} for i, name in zip(self.ids, self.names, strict=True)]
 
 
 def own_classes(cfg: DictConfig) -> Classes | None:
-    """Classes of the user's own data, where the config names any.
+    """Finds the classes of the user's own data; None if the config names no such data.
 
     They are in ``dataset.categories`` (names by category id), or in the json of the validation
     split, ``dataset.val_json``.
 
     Raises:
-        UserError: one of them is there but not as it should be.
+        UserError: the categories are there but malformed, or their file cannot be read.
     """
     categories = OmegaConf.select(cfg, "dataset.categories")
     if categories:
@@ -72,14 +72,14 @@ def own_classes(cfg: DictConfig) -> Classes | None:
 
 
 def known_classes(cfg: DictConfig, count: int) -> Classes:
-    """Classes of the data set that the config tests on, as Detectron2's catalogs have them.
+    """Finds the classes of the data set that the config tests on in Detectron2's catalogs.
 
-    COCO's names are there without its files. Classes are numbered where the data set is unknown or
-    has another number of classes than the model.
+    The catalogs know COCO's names even without its files. If the data set is unknown, or has
+    another number of classes than the model, the classes are numbered.
 
     Args:
-        cfg: read only.
-        count: of the model's classes.
+        cfg: the config; it is not changed.
+        count: number of the model's classes.
     """
     name = OmegaConf.select(cfg, "dataloader.test.dataset.names")
     if not isinstance(name, str) or name not in DatasetCatalog.list():

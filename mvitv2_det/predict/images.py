@@ -1,4 +1,4 @@
-"""Images of any kind as 8-bit RGB arrays."""
+"""Reading images of any kind as 8-bit RGB arrays."""
 
 import os
 from pathlib import Path
@@ -13,10 +13,10 @@ _MOST_16_BIT = 65535
 
 
 def read_rgb(file: str | Path) -> np.ndarray:
-    """Reads an image as training and evaluation do, turned as its Exif data ask for.
+    """Reads an image as training and evaluation do, rotated as its Exif data say.
 
-    Grey, palette and CMYK are converted; transparency is dropped, as in training. Unlike there, 16
-    bits a channel are scaled to 8 over their full range instead of cut off at 255.
+    Grey, palette and CMYK images are converted; transparency is dropped, as in training. Training
+    clips channels of 16 bits at 255; here their full range is scaled to 8 bits.
 
     Returns:
         (H, W, 3) RGB, uint8.
@@ -42,18 +42,18 @@ def read_rgb(file: str | Path) -> np.ndarray:
 
 
 def as_rgb(image: np.ndarray, channel_order: str) -> np.ndarray:
-    """An image in memory as 8-bit RGB.
+    """Converts an image in memory to 8-bit RGB.
 
     Args:
         image: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8, or uint16 over its full range; a
             fourth channel is dropped.
-        channel_order: ``RGB``, or ``BGR`` as of ``cv2.imread``.
+        channel_order: ``RGB``, or ``BGR`` as ``cv2.imread`` gives it.
 
     Returns:
         (H, W, 3) RGB, uint8.
 
     Raises:
-        UserError: another shape or type.
+        UserError: the array has another shape or type.
     """
     if image.ndim == 2:
         image = image[:, :, None]
@@ -75,7 +75,7 @@ def as_rgb(image: np.ndarray, channel_order: str) -> np.ndarray:
 
 
 def _from_deep_grey(grey: np.ndarray) -> np.ndarray:
-    """(H, W) of more than 8 bits to (H, W, 3) uint8."""
+    """Converts (H, W) of more than 8 bits to (H, W, 3) uint8."""
     # Pillow opens 16-bit files in modes of 16 bits or of 32.
     if grey.dtype.kind == "f" or grey.min() < 0 or grey.max() > _MOST_16_BIT:
         raise ValueError(
@@ -86,5 +86,5 @@ def _from_deep_grey(grey: np.ndarray) -> np.ndarray:
 
 
 def _to_8_bits(image: np.ndarray) -> np.ndarray:
-    """0 to 65535 as 0 to 255: the high byte, which Pillow keeps of 16-bit colour."""
+    """Scales 0…65535 to 0…255 by keeping the high byte, as Pillow does with 16-bit colour."""
     return (image.astype(np.int32) >> 8).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What is to be predicted on: images and videos, named one by one, by folder or by pattern."""
+"""Finding and reading the images and videos to predict on."""
 
 import glob
 import os
@@ -20,7 +20,8 @@ IMAGE_ENDINGS = {
 VIDEO_ENDINGS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 # fmt: on
 
-# Containers give the number of frames rounded; beyond this share of it the file is cut off.
+# Video files state a rounded number of frames. If fewer than this share can be read, the file is
+# cut off.
 _LEAST_SHARE_OF_FRAMES = 0.95
 
 
@@ -29,8 +30,8 @@ class Source:
     """An image or a video.
 
     Attributes:
-        path: where it is.
-        name: unlike that of any other: its path from the folder that all inputs have in common.
+        path: the file.
+        name: its path from the folder that all inputs have in common; no two sources share it.
     """
 
     path: Path
@@ -38,18 +39,18 @@ class Source:
 
     @property
     def is_video(self) -> bool:
-        """By its ending."""
+        """Whether it is a video, by its ending."""
         return self.path.suffix.lower() in VIDEO_ENDINGS
 
     def count(self) -> int:
-        """1 for an image; for a video what it says of its number of frames, 0 where it does not."""
+        """Counts its images: 1, or the frames that a video states, 0 if it states none."""
         if not self.is_video:
             return 1
         capture = cv2.VideoCapture(str(self.path))
         return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 
     def images(self) -> Iterator[np.ndarray]:
-        """(H, W, 3) RGB uint8: the image, or the frames of the video as they are decoded.
+        """Yields the image, or each frame of the video, as (H, W, 3) RGB uint8.
 
         Raises:
             UserError: it cannot be read, or not to its end.
@@ -60,13 +61,13 @@ class Source:
             yield read_rgb(self.path)
 
     def frames_per_second(self) -> float:
-        """Of a video; 25 where it does not say."""
+        """Reads the frame rate that a video states; 25 if it states none."""
         rate = cv2.VideoCapture(str(self.path)).get(cv2.CAP_PROP_FPS)
         return rate if 0 < rate < float("inf") else 25.0
 
 
 def find_sources(inputs: Sequence[str]) -> list[Source]:
-    """The images and videos that inputs name, each once, in their order.
+    """Finds the images and videos that inputs name, each once, in their order.
 
     Args:
         inputs: files; folders, for the images and videos directly in them; patterns such as
@@ -104,7 +105,7 @@ def _expand(text: str) -> list[Path]:
 
 
 def _known(paths: Iterable[Path]) -> list[Path]:
-    """Images and videos by their endings, sorted; hidden files are left out."""
+    """Keeps images and videos, by their endings, and sorts them; leaves hidden files out."""
     return sorted(
         path
         for path in paths

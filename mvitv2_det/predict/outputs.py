@@ -1,4 +1,4 @@
-"""What prediction leaves: overlays, and results in COCO's format, written as they are found."""
+"""Writing predictions: overlays, and results in COCO's format, as they are found."""
 
 import json
 import os
@@ -32,10 +32,10 @@ class Predicted:
     """An image or a frame, and what was found in it.
 
     Attributes:
-        source: what it is of.
-        frame: its number in a video, from 0; None for an image.
+        source: the image, or the video of the frame.
+        frame: number of the frame in its video, from 0 on; None for an image.
         image: (H, W, 3) RGB uint8.
-        instances: in its pixels.
+        instances: what was found, in pixels of ``image``.
     """
 
     source: Source
@@ -45,7 +45,7 @@ class Predicted:
 
 
 class OutputFolder:
-    """The output folder while it is written; a context manager.
+    """A context manager that writes the output folder.
 
     ``results.json`` is in COCO's results format, each record also with ``file_name`` and, of
     videos, ``frame``; ``images.json`` is in COCO's dataset format without annotations, and lists
@@ -59,9 +59,9 @@ class OutputFolder:
     ) -> None:
         """
         Args:
-            folder: made where it is missing.
+            folder: the folder, made if missing.
             sources: all that will be added, so that no overlay replaces another or an input.
-            classes: of the model.
+            classes: the model's classes.
             draws: whether to write overlays.
 
         Raises:
@@ -94,7 +94,8 @@ class OutputFolder:
         """Writes what was found in an image, or in the next frame of a video.
 
         Raises:
-            OSError: the disk is full, or the like.
+            OSError: a file cannot be written.
+            UserError: this OpenCV cannot encode videos.
         """
         source, instances = predicted.source, predicted.instances
         height, width = predicted.image.shape[:2]
@@ -148,12 +149,12 @@ class OutputFolder:
                 raise UserError(f"cannot write video {file}: this OpenCV has no MPEG-4 encoder")
         _, writer, first_size, _ = self._video
         bgr = cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)
-        # The writer drops frames of another size without a word.
+        # The writer would drop frames of another size silently.
         writer.write(bgr if size == first_size else cv2.resize(bgr, first_size))
 
 
 def as_annotations(instances: Instances) -> list[dict]:
-    """Predicted instances in Detectron2's dataset format."""
+    """Converts predicted instances to Detectron2's dataset format."""
     annotations = [
         {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category, "score": score}
         for box, category, score in zip(
@@ -184,10 +185,10 @@ def check_writable(folder: Path) -> None:
 
 
 def _overlay_files(folder: Path, sources: Sequence[Source]) -> dict[Source, Path]:
-    """A file for each source's overlay, none for two.
+    """Chooses a file for each source's overlay, so that no two sources share one.
 
     Raises:
-        UserError: such a file is an input.
+        UserError: an overlay would replace an input.
     """
     inputs = {source.path.resolve() for source in sources}
     files: dict[Source, Path] = {}
@@ -212,7 +213,7 @@ def _overlay_files(folder: Path, sources: Sequence[Source]) -> dict[Source, Path
 
 
 class _JsonList:
-    """Extends a json list in a file; none of it stays in memory."""
+    """Extends a json list in a file, without holding it in memory."""
 
     def __init__(self, file: TextIO) -> None:
         self._file, self._separator = file, "\n"
@@ -225,7 +226,7 @@ class _JsonList:
 
 @contextmanager
 def _json_list(file: Path, head: str, tail: str) -> Iterator[_JsonList]:
-    """A list that becomes ``file``, between ``head`` and ``tail``, when the context ends."""
+    """Gives a list that is written to ``file``, between ``head`` and ``tail``."""
     with _replacing(file, keeps_part=True) as part, open(part, "w", encoding="utf-8") as stream:
         stream.write(head)
         try:
@@ -236,9 +237,9 @@ def _json_list(file: Path, head: str, tail: str) -> Iterator[_JsonList]:
 
 @contextmanager
 def _replacing(file: Path, *, keeps_part: bool) -> Iterator[Path]:
-    """A file beside ``file`` to write, which takes its place when the context ends.
+    """Gives a temporary file to write, which replaces ``file`` when the context ends.
 
-    After an error or interrupt, too, where it ``keeps_part``; else it goes.
+    After an error or an interrupt it replaces ``file`` only if ``keeps_part``, and else is removed.
     """
     part = file.with_name(f".{file.stem}.part{file.suffix}")
     is_done = False

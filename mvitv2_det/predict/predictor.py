@@ -1,4 +1,4 @@
-"""Instances in images, by a LazyConfig and its weights, as evaluation finds them."""
+"""Finding instances in images, as evaluation does, with a LazyConfig and its weights."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -16,11 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..config import apply_overrides
-from ..engine import build_model
 from ..errors import UserError
-from ..trained import read_config
-from ..weights import load_weights
-from ..weights.report import LoadReport, shortened
+from ..trained import read_config, read_trained
 from .classes import known_classes, own_classes
 from .images import as_rgb, read_rgb
 
@@ -66,7 +63,7 @@ class Predictor:
             precision: ``fp32``, or ``fp16`` or ``bf16`` by autocast.
             score_threshold: instances must score higher, in [0, 1]; by default the config's.
             batch_size: images that go through the model together, at most.
-            channel_order: of images given as arrays, ``RGB``, or ``BGR`` as of ``cv2.imread``.
+            channel_order: order of colours in arrays: ``RGB``, or ``BGR`` as ``cv2.imread`` gives.
 
         Raises:
             UserError: an argument is wrong, the device is not there, or the weights are not those
@@ -81,10 +78,8 @@ class Predictor:
         classes = own_classes(cfg)
         if classes and OmegaConf.select(cfg, "model.roi_heads.num_classes") is not None:
             cfg.model.roi_heads.num_classes = len(classes.names)
-        cfg.train.device = str(self._device)
         self._resize, self._channels = _read_mapper(cfg)
-        self.model = build_model(cfg).eval()
-        _check_complete(load_weights(self.model, str(weights)))
+        self.model = read_trained(cfg, str(weights), device=str(self._device))
         count = _box_predictors(self.model)[0].num_classes
         self.classes = classes or known_classes(cfg, count)
         if score_threshold is not None:
@@ -123,11 +118,11 @@ class Predictor:
         return found
 
     def prepare(self, image: Image, name: str = "the image") -> dict[str, Any]:
-        """The model's input for an image: what the config's test loader makes of it.
+        """Makes the model's input of an image, as the config's test loader does.
 
         Args:
-            image: as for a call.
-            name: of an array, for errors.
+            image: a file or an array, as for :meth:`__call__`.
+            name: what errors call an array.
 
         Raises:
             UserError: it cannot be read or resized.
@@ -148,7 +143,7 @@ class Predictor:
 
     @torch.no_grad()
     def infer(self, inputs: Sequence[dict[str, Any]]) -> list[Instances]:
-        """Instances for inputs of :meth:`prepare`, in their order; all go through together.
+        """Finds the instances of inputs that :meth:`prepare` has made; returns them in that order.
 
         Raises:
             UserError: the GPU has too little memory.
@@ -201,7 +196,7 @@ def set_score_threshold(model: nn.Module, threshold: float) -> None:
 
 
 def batches(items: Sequence[Item] | Iterator[Item], size: int) -> Iterator[list[Item]]:
-    """Cuts into lists of ``size``; the last may be shorter."""
+    """Cuts a sequence into lists of ``size``; the last may be shorter."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
@@ -215,7 +210,7 @@ def _box_predictors(model: nn.Module) -> list[nn.Module]:
 
 
 def _check_device(name: str | None) -> torch.device:
-    """The device, tried out.
+    """Chooses the device, and tries it out.
 
     Raises:
         UserError: this machine has no such device.
@@ -244,7 +239,7 @@ def _read_config(config: str | Path | DictConfig, overrides: Sequence[str]) -> D
 
 
 def _read_mapper(cfg: DictConfig) -> tuple[T.Augmentation, str]:
-    """How the test loader resizes images, and RGB or BGR, the order that it gives colours in."""
+    """Finds how the test loader resizes images, and its order of colours, RGB or BGR."""
     mapper = instantiate(cfg.dataloader.test.mapper)
     for attribute in ("augmentations", "image_format"):
         if not hasattr(mapper, attribute):
@@ -259,32 +254,8 @@ def _read_mapper(cfg: DictConfig) -> tuple[T.Augmentation, str]:
     return mapper.augmentations, mapper.image_format
 
 
-def _check_complete(report: LoadReport) -> None:
-    """Every tensor must come from the weights: predictions by random numbers look like results.
-
-    Raises:
-        UserError: names what is missing or left over.
-    """
-    for misfit in report.misfits:
-        if misfit.name.endswith("cls_score.weight"):
-            raise UserError(
-                f"weights {report.source} know {misfit.old[0] - 1} classes, the config's model "
-                f"{misfit.new[0] - 1}: use the config.yaml that their training has saved, or set "
-                f"model.roi_heads.num_classes"
-            )
-    missing = [name for name in report.initialised if not name.endswith("num_batches_tracked")]
-    wrong = dict.fromkeys((*missing, *report.unexpected))
-    if wrong:
-        raise UserError(
-            f"weights {report.source} are not those of the config's model: {len(wrong)} of the "
-            f"tensors are in one of them alone or of another shape ("
-            f"{', '.join(shortened(wrong)[:3])}, …); prediction needs those of a trained detector, "
-            f"and the config that they were trained with"
-        )
-
-
 def _on_cpu(instances: Instances) -> Instances:
-    """Half precision, which numpy and json do not know in all of its kinds, becomes float32."""
+    """Moves instances to the CPU, in float32: numpy and json do not know bfloat16."""
     instances = instances.to("cpu")
     instances.scores = instances.scores.float()
     instances.pred_boxes.tensor = instances.pred_boxes.tensor.float()

@@ -1,13 +1,9 @@
 """Weights under the names of others, and back; the command."""
 
-import runpy
-import sys
-
 import pytest
 import timm
 import torch
 from models import TINY, randomize
-from scripts import ROOT, load_script
 from timm.models.mvitv2 import checkpoint_filter_fn
 from weight_files import (
     TIMM_NAMES,
@@ -22,13 +18,8 @@ from weight_files import (
 )
 
 from mvitv2_det import MViT, UserError, convert_weights, load_weights
+from mvitv2_det.commands import main
 from mvitv2_det.weights.files import read_weights
-
-
-@pytest.fixture(scope="module")
-def command():
-    """tools/convert_weights.py, as a module."""
-    return load_script("tools/convert_weights.py")
 
 
 @pytest.mark.parametrize("case", TIMM_NAMES)
@@ -125,34 +116,28 @@ def test_wrong_targets(target, to, words, tmp_path):
         convert_weights(without_windows(), tmp_path / target, to=to)
 
 
-def test_command(command, tmp_path, capsys):
+def test_command(tmp_path, capsys):
     source, target = str(tmp_path / "in.pyth"), str(tmp_path / "out.safetensors")
     torch.save(mvit_file(mvit_state(our_network("L"))), source)
-    assert command.main([source, "--show"]) == 0
+    assert main(["convert", source, "--show"]) == 0
     shown = capsys.readouterr().out
     assert "weights of mvit\n" in shown
     assert "2-6-36-4 blocks and 16 channels; channels double in the MLP" in shown
     assert "blocks.7.attn.rel_pos_w" in shown
     assert "head.projection.weight" in shown
 
-    assert command.main([source, target, "--to", "timm"]) == 0
+    assert main(["convert", source, target, "--to", "timm"]) == 0
     assert "from mvit to timm" in capsys.readouterr().out
-    assert command.main([target, str(tmp_path / "back.pyth"), "--strict"]) == 0
+    assert main(["convert", target, str(tmp_path / "back.pyth"), "--strict"]) == 0
     assert_same_weights(read_weights(tmp_path / "back.pyth"), read_weights(source))
     capsys.readouterr()
 
     torch.save({"model": without_windows().state_dict()}, source)
-    assert command.main([source, target, "--to", "timm"]) == 0
+    assert main(["convert", source, target, "--to", "timm"]) == 0
     assert "no name for it: scale5_norm.bias" in capsys.readouterr().out
-    assert command.main([source, target, "--to", "timm", "--strict"]) == 2
+    assert main(["convert", source, target, "--to", "timm", "--strict"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
-    assert command.main(["none.pth", target]) == 2
+    assert main(["convert", "none.pth", target]) == 2
     assert capsys.readouterr().err == "error: there is no checkpoint file 'none.pth'\n"
-    with pytest.raises(SystemExit):
-        command.main([source])
-
-
-def test_command_as_a_script(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["convert_weights.py", "--show", "none.pth"])
-    with pytest.raises(SystemExit, match="2"):
-        runpy.run_path(str(ROOT / "tools" / "convert_weights.py"), run_name="__main__")
+    assert main(["convert", source]) == 2
+    assert capsys.readouterr().err == "error: name a TARGET, or give --show\n"

@@ -1,4 +1,4 @@
-"""python -m mvitv2_det.predict as its users call it, in process."""
+"""mvitv2-det predict as its users call it, in process."""
 
 import json
 import os
@@ -16,9 +16,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from small_detector import save_detector
 
-import train_net
+from mvitv2_det.commands import main
 from mvitv2_det.predict import Predictor
-from mvitv2_det.predict import __main__ as command
+from mvitv2_det.predict.__main__ import main as predict_module
 from mvitv2_det.predict.inputs import Source
 from mvitv2_det.predict.outputs import OutputFolder, _overlay_files
 
@@ -40,7 +40,7 @@ def call(detector, tmp_path, capfd):
         arguments = [*map(str, arguments), "--config", detector.config]
         arguments += ["--weights", detector.weights]
         arguments += ["--output", str(output), "--score-threshold", threshold]
-        status = command.main([*arguments, "--device", "cpu"])
+        status = main(["predict", *arguments, "--device", "cpu"])
         out, err = capfd.readouterr()
         assert "Traceback" not in out + err
         lines = [line for line in err.splitlines() if line.startswith("error: ")]
@@ -65,11 +65,11 @@ def by_image(results):
 
 
 def test_results_are_those_of_evaluation(detector, coco_folder, call):
-    """Against the json that train_net.py --eval-only leaves; batches of one are the same."""
+    """Against the json that train --eval-only leaves; batches of one are the same."""
     own = dataset_overrides(coco_folder)
     arguments = ["--config-file", detector.config, "--eval-only", *own]
     arguments += [f"train.init_checkpoint={detector.weights}"]
-    assert train_net.main([*arguments, f"train.output_dir={coco_folder}/run"]) == 0
+    assert main(["train", *arguments, f"train.output_dir={coco_folder}/run"]) == 0
     file = coco_folder / "run" / "inference" / "coco_instances_results.json"
     expected = json.loads(file.read_text())
     assert len(expected) > 10
@@ -153,10 +153,16 @@ def test_broken_inputs_are_named_and_the_rest_goes_on(photos, call):
 def test_nothing_starts_with_wrong_arguments(change, words, detector, photos, capfd):
     arguments = ["--config", detector.config, "--weights", detector.weights, str(photos / "a")]
     arguments += ["--output", str(photos / "out")]
-    assert command.main([*arguments, *change]) == 2
+    assert main(["predict", *arguments, *change]) == 2
     (line,) = [text for text in capfd.readouterr().err.splitlines() if "error" in text]
     assert re.search(words, line)
     assert not (photos / "out" / "results.json").exists()
+
+
+def test_module_is_the_same_command(detector, tmp_path, capfd):
+    arguments = ["--config", detector.config, "--weights", detector.weights]
+    assert predict_module([*arguments, "none.png", "--output", str(tmp_path / "out")]) == 2
+    assert "there is no image, video or folder 'none.png'" in capfd.readouterr().err
 
 
 def test_output_that_cannot_be_written(photos, call, tmp_path):

@@ -1,4 +1,4 @@
-"""train_net.py as its users call it, in process."""
+"""mvitv2-det train as its users call it, in process."""
 
 import json
 import re
@@ -10,6 +10,7 @@ from PIL import Image
 
 import train_net
 from mvitv2_det import get_config
+from mvitv2_det.commands import main
 from mvitv2_det.config import config_files
 
 NAME = "mask_rcnn_mvitv2_t_3x"
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("fresh_loggers")
 
 
 def call(*arguments, config=NAME):
-    return train_net.main(["--config-file", str(config_files()[config]), *arguments])
+    return main(["train", "--config-file", config, *arguments])
 
 
 @pytest.fixture
@@ -148,9 +149,9 @@ def test_no_gpu(overrides, capfd):
 
 
 def test_no_config_and_no_weights(overrides, capfd):
-    assert train_net.main([]) == 2
+    assert main(["train"]) == 2
     assert "--config-file is missing" in one_error(capfd)
-    assert train_net.main(["--config-file", "none.py"]) == 2
+    assert main(["train", "--config-file", "none.py"]) == 2
     assert "there is no config file 'none.py'" in one_error(capfd)
     assert call("--eval-only", *overrides) == 2
     assert "evaluation needs trained weights" in one_error(capfd)
@@ -196,3 +197,11 @@ def test_images_without_instances_and_crowds(overrides, coco_folder):
         file.write_text(json.dumps(content))
     assert call(*overrides) == 0
     assert "segm/AP" in metrics(coco_folder)[-1]
+
+
+def test_train_net_is_the_same_command(overrides, coco_folder):
+    """Overrides may stand before options, too; the config is given as a file."""
+    file = str(config_files()[NAME])
+    arguments = [*overrides, "train.max_iter=1", "train.eval_period=0"]
+    assert train_net.main([*arguments, "--config-file", file]) == 0
+    assert (coco_folder / "out" / "model_final.pth").exists()

@@ -1,0 +1,103 @@
+"""Trains, evaluates and applies MViTv2 detectors.
+
+The exit status is 0; 2 if there is something for the user to put right, which is then said in one
+line on standard error; 130 after Ctrl-C. 'mvitv2-det COMMAND --help' describes a command.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+
+from .. import __version__
+from ..errors import one_line
+
+COMMANDS = ("train", "predict", "export", "convert", "count", "draw", "look-inside")
+
+_INTERRUPTED = 130  # what a shell gives for a process that Ctrl-C ended: 128 + SIGINT
+_BROKEN_PIPE = 141  # the same for SIGPIPE
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs ``mvitv2-det COMMAND …``.
+
+    Args:
+        arguments: the command line; by default that of this process.
+
+    Returns:
+        the exit status.
+
+    Raises:
+        SystemExit: after ``--help`` and ``--version``, or if argparse refuses the command line.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in COMMANDS:
+        return run_command(arguments[0], arguments[1:])
+    # What remains is the list of commands, the version, or a mistake.
+    parser = argparse.ArgumentParser(
+        prog="mvitv2-det",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        commands.add_parser(name, help=_summary(_module(name)), add_help=False)
+    parser.parse_args(arguments)
+    parser.error("name the command first")
+
+
+def run_command(
+    name: str, arguments: Sequence[str] | None = None, *, prog: str | None = None
+) -> int:
+    """Reads the command line of one command, runs it, and reports errors in one line.
+
+    Args:
+        name: one of :data:`COMMANDS`.
+        arguments: the command line after the command's name; by default that of this process.
+        prog: what ``--help`` calls the program, if not ``mvitv2-det NAME``.
+
+    Returns:
+        the exit status.
+
+    Raises:
+        SystemExit: after ``--help``, or if argparse refuses the command line.
+    """
+    command = _module(name)
+    parser = argparse.ArgumentParser(
+        prog=prog or f"mvitv2-det {name}",
+        description=command.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_arguments(parser)
+    # Intermixed: files and overrides may stand before, between and after options.
+    args = parser.parse_intermixed_args(arguments)
+    try:
+        status = command.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has closed the pipe, as head does. Python flushes once more as it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except Exception as error:
+        line = one_line(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f".{name.replace('-', '_')}", __package__)
+
+
+def _summary(command: ModuleType) -> str:
+    """The first line of a command's docstring, as a line in the list of commands."""
+    first = (command.__doc__ or "").splitlines()[0]
+    return first[0].lower() + first[1:].rstrip(".:")

@@ -1,0 +1,93 @@
+"""Finds instances in images and videos: overlays, and results in COCO's format.
+
+    mvitv2-det predict --config output/RUN/config.yaml --weights output/RUN/model_final.pth \\
+        photos/ 'more/**/*.png' clip.mp4 --output found
+
+CONFIG is a file, or the name of a config of this project; the config.yaml that training has saved
+knows the classes of your own data. Written into the output folder:
+
+    overlays/      each image or video with what was found drawn over it
+    results.json   COCO's results format; each record also with file_name and, of videos, frame
+    images.json    the images predicted on, and the categories: the json that results.json refers to
+
+An input that cannot be read is named, and the rest goes on. The exit status is 0; 1 if some input
+could not be read; 2 if nothing could be started; 130 after Ctrl-C, which keeps what was found until
+then.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the inputs and the options."""
+    parser.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="image, video, folder or quoted pattern"
+    )
+    parser.add_argument("--config", required=True, help="file or name of a LazyConfig")
+    parser.add_argument(
+        "--weights", required=True, help="of a trained detector: a path, a URL, detectron2://…"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="folder, made if missing")
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.5,
+        help="instances must score higher (default: 0.5; evaluation takes the config's, 0.05)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=8,
+        help="images of one size that go through the model together, at most (default: 8)",
+    )
+    parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        metavar="{fp32,fp16,bf16}",
+        help="fp16 and bf16 are by autocast (default: fp32)",
+    )
+    parser.add_argument(
+        "--no-overlays", action="store_true", help="write the json files alone, which is faster"
+    )
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the config"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predicts on all inputs; returns 1 if some could not be read."""
+    _quieten_libraries()
+    from ..predict.files import predict_files
+
+    try:
+        failures = predict_files(
+            args.inputs,
+            args.output,
+            draws=not args.no_overlays,
+            config=args.config,
+            weights=args.weights,
+            overrides=args.opts,
+            device=args.device,
+            precision=args.precision,
+            score_threshold=args.score_threshold,
+            batch_size=args.batch_size,
+        )
+    except KeyboardInterrupt:
+        print(f"interrupted; {args.output} holds what was found until then", file=sys.stderr)
+        return 130
+    if failures:
+        print(f"error: {failures} of the inputs could not be read, see above", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _quieten_libraries() -> None:
+    """Silences reports about weights and videos: this command says in one line what is wrong."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("mvitv2_det.weights").setLevel(logging.ERROR)
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")

@@ -1,0 +1,117 @@
+"""Trains or evaluates an MViTv2 detector from a LazyConfig.
+
+    mvitv2-det train --config-file mask_rcnn_mvitv2_t_3x --num-gpus 8
+    mvitv2-det train --config-file CONFIG --eval-only train.init_checkpoint=model.pth
+    mvitv2-det train --config-file CONFIG --resume train.device=cpu train.max_iter=100
+
+CONFIG is a file, or the name of a config of this project. Everything of the form key=value is an
+override of the config, in Hydra's syntax. Your own data in COCO's format need four:
+
+    dataset.train_json=train.json dataset.train_images=train/
+    dataset.val_json=val.json dataset.val_images=val/
+"""
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of Detectron2's own training script, and ``--strict``."""
+    parser.add_argument(
+        "--config-file", default="", metavar="CONFIG", help="file or name of a LazyConfig"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the last checkpoint in train.output_dir, if there is one",
+    )
+    parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
+    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of each machine (default: 1)")
+    parser.add_argument("--num-machines", type=int, default=1, help="default: 1")
+    parser.add_argument(
+        "--machine-rank", type=int, default=0, help="number of this machine, from 0 on"
+    )
+    parser.add_argument(
+        "--dist-url",
+        default=f"tcp://127.0.0.1:{_port()}",
+        help="where the processes meet: any address of torch.distributed's init_method",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="stop if a tensor of the weights or of the model is left over that should not be",
+    )
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY=VALUE", help="override of the config; any number"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Starts one process for each GPU, and waits until they have trained or evaluated."""
+    cfg = _read_config(args)
+    from detectron2.engine import launch
+
+    launch(
+        _run_process,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args, cfg),
+    )
+    return 0
+
+
+def _port() -> int:
+    """A port that is the same for all runs of a user: processes left over from one are noticed."""
+    user = os.getuid() if hasattr(os, "getuid") else 1
+    return 2**15 + 2**14 + user % 2**14
+
+
+def _read_config(args: argparse.Namespace) -> "DictConfig":
+    """Reads the config with its overrides, and checks it against this machine and the data."""
+    if not args.config_file:
+        raise UserError("--config-file is missing: the configs are in configs/")
+    from ..config import config_files
+    from ..data import prepare_datasets
+    from ..engine import check_run
+    from ..trained import read_config
+
+    cfg = read_config(args.config_file, args.opts)
+    # Detectron2's set-up copies the file into the log.
+    args.config_file = str(config_files().get(args.config_file, args.config_file))
+    cfg.train.strict = args.strict or cfg.train.get("strict", False)
+    check_run(cfg, training=not args.eval_only)
+    prepare_datasets(cfg, training=not args.eval_only)
+    return cfg
+
+
+def _run_process(args: argparse.Namespace, cfg: "DictConfig") -> None:
+    """Trains or evaluates in one process of the job."""
+    import torch.distributed as dist
+    from detectron2.engine import default_setup
+    from detectron2.utils import comm
+    from detectron2.utils.logger import setup_logger
+
+    from ..data import prepare_datasets
+    from ..engine import evaluate_checkpoint, train
+
+    # The processes do not share Detectron2's catalogs of data sets.
+    prepare_datasets(cfg, training=not args.eval_only, check=False)
+    default_setup(cfg, args)
+    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mvitv2_det")
+    if args.eval_only:
+        evaluate_checkpoint(cfg)
+    else:
+        train(cfg, resume=args.resume)
+    if dist.is_initialized():
+        # A worker that exits while the others still need its connections would abort the job:
+        # only the first one evaluates and writes.
+        comm.synchronize()
+        dist.destroy_process_group()
