@@ -1,13 +1,15 @@
 # make demo   train, evaluate and look at a small detector, on any machine with Python
 # make test   run the tests
 # make lint   check style
+# make types  check types
+# make mutate MODULE=mvitv2_det/…  measure how well tests hold a module; see tools/mutate.py
 # make clean  remove what these made
 
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python -W ignore
 
-.PHONY: demo test lint clean setup
+.PHONY: demo test lint types mutate clean setup
 
 setup: $(VENV)/installed
 
@@ -30,6 +32,16 @@ test: setup
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+types: setup
+	$(VENV)/bin/mypy
+
+MINUTES ?= 15
+
+mutate: setup
+	@test -n "$(MODULE)" || { echo 'name a module: make mutate MODULE=mvitv2_det/costs.py'; exit 2; }
+	$(VENV)/bin/python -m pip install --quiet --editable '.[mutate]'
+	$(RUN) tools/mutate.py $(MODULE) $(TESTS) --minutes $(MINUTES)
 
 clean:
 	rm -rf $(VENV) output datasets build dist
