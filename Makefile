@@ -40,7 +40,6 @@ MINUTES ?= 15
 
 mutate: setup
 	@test -n "$(MODULE)" || { echo 'name a module: make mutate MODULE=mvitv2_det/costs.py'; exit 2; }
-	$(VENV)/bin/python -m pip install --quiet --editable '.[mutate]'
 	$(RUN) tools/mutate.py $(MODULE) $(TESTS) --minutes $(MINUTES)
 
 clean:

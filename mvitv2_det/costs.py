@@ -24,6 +24,7 @@ import torch
 from detectron2.config import instantiate
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.backbone.fpn import FPN
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from detectron2.structures import ImageList
@@ -140,7 +141,7 @@ def count_costs(
     size = _checked_size(image_size)
     _check_positive("proposals", proposals)
     _check_positive("detections", detections)
-    model = _on_meta(cfg_or_model)
+    model: GeneralizedRCNN = _on_meta(cfg_or_model)
     _check_detector(model)
     parts, features = _count_pyramid(model.backbone, size)
     parts.append(_count_rpn_head(model.proposal_generator, features))
@@ -243,7 +244,7 @@ def _count_box_heads(heads: StandardROIHeads, features: dict[str, Tensor], propo
         for head, predictor in stages:
             predictor(head(regions))
 
-    return _count("box heads", chain(*stages), run)[0]
+    return _count("box heads", chain.from_iterable(stages), run)[0]
 
 
 def _count_mask_head(heads: StandardROIHeads, features: dict[str, Tensor], detections: int) -> Cost:
@@ -258,7 +259,7 @@ def _count_mask_head(heads: StandardROIHeads, features: dict[str, Tensor], detec
 
 
 def _regions(
-    features: dict[str, Tensor], names: Sequence[str], pooler: nn.Module, number: int
+    features: dict[str, Tensor], names: Sequence[str], pooler: ROIPooler, number: int
 ) -> Tensor:
     """Makes a tensor of the shape of pooled regions: (number, C, pooled height, pooled width)."""
     return _meta(number, features[names[0]].shape[1], *pooler.output_size)
@@ -286,25 +287,29 @@ def _meta(*shape: int) -> Tensor:
 # The rules of fvcore for operations that PyTorch's counter does not count. That counter takes a
 # multiply-add for two operations, hence the factors of two.
 
+Shape = Sequence[int]
 
-def _layer_norm_flops(x_shape, normalized_shape, weight_shape, *_, **__) -> int:
+
+def _layer_norm_flops(
+    x_shape: Shape, normalized_shape: Shape, weight_shape: Shape | None, *_: Any, **__: Any
+) -> int:
     return 2 * prod(x_shape) * (4 if weight_shape is None else 5)
 
 
-def _batch_norm_flops(x_shape, weight_shape, *_, **__) -> int:
+def _batch_norm_flops(x_shape: Shape, weight_shape: Shape | None, *_: Any, **__: Any) -> int:
     """Counts a batch norm in evaluation, which does not compute statistics."""
     return 2 * prod(x_shape) * (1 if weight_shape is None else 2)
 
 
-def _group_norm_flops(x_shape, weight_shape, *_, **__) -> int:
+def _group_norm_flops(x_shape: Shape, weight_shape: Shape | None, *_: Any, **__: Any) -> int:
     return 2 * prod(x_shape) * (4 if weight_shape is None else 5)
 
 
-def _input_flops(x_shape, *_, **__) -> int:
+def _input_flops(x_shape: Shape, *_: Any, **__: Any) -> int:
     return 2 * prod(x_shape)
 
 
-def _output_flops(*_, out_shape, **__) -> int:
+def _output_flops(*_: Any, out_shape: Shape, **__: Any) -> int:
     return 2 * prod(out_shape)
 
 

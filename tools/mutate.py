@@ -12,6 +12,7 @@ functions with decorators are not mutated.
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -33,6 +34,8 @@ def main() -> None:
     parser.add_argument("tests", nargs="*", help="test files or folders; default: the module's own")
     parser.add_argument("--minutes", type=float, default=15, help="limit of the run (default: 15)")
     arguments = parser.parse_args()
+    if importlib.util.find_spec("mutmut") is None:
+        parser.error("mutmut is not installed: pip install --editable '.[mutate]'")
     module = Path(arguments.module)
     if module.suffix != ".py" or module.parts[0] != "mvitv2_det" or not (ROOT / module).is_file():
         parser.error(f"there is no module {arguments.module!r}: expected a .py file in mvitv2_det/")

@@ -1,4 +1,4 @@
-"""The drop-path rate of each block and which windows are shifted, read off the built networks."""
+"""The schedule of blocks, seen in the networks that are built from it: rates, shifts, errors."""
 
 import pytest
 import torch
@@ -57,3 +57,67 @@ def test_other_layouts_shift_no_window(window_layout):
 
 def test_every_second_block_of_a_plain_transformer_shifts_its_windows():
     assert shifts(vit(5, window_size=7, window_layout="shifted")) == [0, 3, 0, 3, 0]
+
+
+def test_a_plain_transformer_has_one_feature_map():
+    assert list(vit(3).output_shape()) == ["scale4"]
+
+
+def test_position_tables_of_a_plain_transformer_fit_its_windows_or_its_map():
+    """Rows: 2·7 - 1 for windows of 7 tokens, 2·14 - 1 for the 14 tokens of 224 pixels."""
+    model = vit(4, window_size=7, use_rel_pos=True, global_block_indexes=(0, 2))
+    assert [len(block.attn.rel_pos_h) for block in model.blocks] == [27, 13, 27, 13]
+
+
+def test_queries_are_pooled_in_every_block_unless_told_otherwise():
+    pooled = [block.attn.pool_q is not None for block in mvit((1, 2, 2, 2)).blocks]
+    assert pooled == [True] * 7
+
+
+def test_windows_of_one_token_are_allowed():
+    mvit((1, 1, 1, 1), adaptive_kv_stride=1, adaptive_window_size=(2, 1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: mvit((1, 1, 1, 1), adaptive_kv_stride=0), "^adaptive_kv_stride must be at least"),
+        (
+            lambda: mvit((1, 1, 1, 1), global_kv_stride_factor=0),
+            "^global_kv_stride_factor must be at least 1, got 0",
+        ),
+        (
+            lambda: mvit((1, 1, 1, 1), adaptive_window_size=-1),
+            "^adaptive_window_size must be at least 0, got -1",
+        ),
+        (
+            lambda: mvit(
+                (1, 1, 1, 1),
+                adaptive_window_size=18,
+                adaptive_kv_stride=1,
+                window_layout="fixed",
+            ),
+            "^adaptive_window_size must be divisible by 4 to be halved for scale5, got 18",
+        ),
+        (
+            lambda: mvit((1, 1, 1, 1), adaptive_window_size=8, adaptive_kv_stride=16),
+            "^the window of block 0 .scale2. must be divisible by its K/V stride, got window 8",
+        ),
+        (lambda: mvit((1, 1, 1)), r"of 4 stages, got 3: \(0, 1, 2\)"),
+        (lambda: mvit((1, 0, 1, 1)), r"rise from 0 on, got 0 after 0 in \(0, 0, 1, 2\)"),
+        (lambda: mvit((0, 1, 1, 1)), r"rise from 0 on, got -1 after -1 in \(-1, 0, 1, 2\)"),
+        (
+            lambda: MViT(depth=10, last_block_indexes=(0, 2, 7, 8)),
+            "must be depth - 1 = 9, got 8",
+        ),
+        (lambda: vit(0), "^depth must be at least 1, got 0"),
+        (lambda: vit(2, pooling=True, kv_stride=0), "^kv_stride must be at least 1, got 0"),
+        (
+            lambda: vit(2, window_size=7, global_block_indexes=(1, 2)),
+            r"^global_block_indexes must be in 0 .. 1, got \[2\]",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(build, words):
+    with pytest.raises(ValueError, match=words):
+        build()
