@@ -91,12 +91,8 @@ def test_windows_of_one_token_are_allowed():
             "^adaptive_window_size must be at least 0, got -1",
         ),
         (
-            lambda: mvit(
-                (1, 1, 1, 1),
-                adaptive_window_size=18,
-                adaptive_kv_stride=1,
-                window_layout="fixed",
-            ),
+            # Blocks before the first of scale5 are global, but for block 0.
+            lambda: mvit((1, 1, 1, 2), adaptive_window_size=18, adaptive_kv_stride=1),
             "^adaptive_window_size must be divisible by 4 to be halved for scale5, got 18",
         ),
         (
