@@ -27,15 +27,13 @@ MUTMUT = [sys.executable, "-m", "mutmut"]
 UNNOTICED = {"survived", "no tests"}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Runs mutmut on one module and prints what its tests do not notice."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("module", help="file in mvitv2_det/, from the checkout's root")
     parser.add_argument("tests", nargs="*", help="test files or folders; default: the module's own")
     parser.add_argument("--minutes", type=float, default=15, help="limit of the run (default: 15)")
-    arguments = parser.parse_args()
-    if importlib.util.find_spec("mutmut") is None:
-        parser.error("mutmut is not installed: pip install --editable '.[mutate]'")
+    arguments = parser.parse_args(argv)
     module = Path(arguments.module)
     if module.suffix != ".py" or module.parts[0] != "mvitv2_det" or not (ROOT / module).is_file():
         parser.error(f"there is no module {arguments.module!r}: expected a .py file in mvitv2_det/")
@@ -47,6 +45,8 @@ def main() -> None:
     for test in tests:
         if not (ROOT / test).exists():
             parser.error(f"there is no test file or folder {test!r}")
+    if importlib.util.find_spec("mutmut") is None:
+        parser.error("mutmut is not installed: pip install --editable '.[mutate]'")
     print(f"{module}, tested by {', '.join(tests)}", flush=True)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy_checkout(Path(folder), module, tests)
