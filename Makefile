@@ -3,13 +3,15 @@
 # make lint   check style
 # make docs   build the documentation into build/docs; a warning is an error
 # make check  lint, types, test and docs: what a change must pass
+# make types  check types
+# make mutate MODULE=mvitv2_det/…  measure how well tests hold a module; see tools/mutate.py
 # make clean  remove what these made
 
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python -W ignore
 
-.PHONY: demo test lint docs check clean setup
+.PHONY: demo test lint types docs check mutate clean setup
 
 setup: $(VENV)/installed
 
@@ -39,6 +41,15 @@ docs: setup
 	$(RUN) -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs
 
 check: lint types test docs
+
+types: setup
+	$(VENV)/bin/mypy
+
+MINUTES ?= 15
+
+mutate: setup
+	@test -n "$(MODULE)" || { echo 'name a module: make mutate MODULE=mvitv2_det/costs.py'; exit 2; }
+	$(RUN) tools/mutate.py $(MODULE) $(TESTS) --minutes $(MINUTES)
 
 clean:
 	rm -rf $(VENV) output datasets build dist docs/api

@@ -24,7 +24,7 @@ dataset.train_images = "datasets/digits/train"
 dataset.val_json = "datasets/digits/val.json"
 dataset.val_images = "datasets/digits/val"
 
-# No flips: a mirrored digit is none.
+# No flips, because a mirrored digit is not a digit.
 resize = L(T.ResizeShortestEdge)(short_edge_length=IMAGE_SIZE, max_size=2 * IMAGE_SIZE)
 dataloader.train.mapper.augmentations = [resize]
 dataloader.train.total_batch_size = 8

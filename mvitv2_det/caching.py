@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +16,10 @@ def cached_per_device(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
     The tensors are made outside of inference mode, so that training can use them too. What is
     made in compilation, in tracing or with fake tensors is not kept: it is a part of a graph.
     """
-    made: dict[tuple, Tensor] = {}
+    made: dict[tuple[Any, ...], Tensor] = {}
 
     @functools.wraps(build)
-    def get(*sizes, device: torch.device) -> Tensor:
+    def get(*sizes: Any, device: torch.device) -> Tensor:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return build(*sizes, device=device)
         key = (*sizes, device)
@@ -32,5 +33,5 @@ def cached_per_device(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
             made[key] = tensor
         return tensor
 
-    get.made = made
+    get.made = made  # type: ignore[attr-defined]
     return get

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -18,13 +19,13 @@ _PACKAGE = Path(__file__).parent
 
 
 def config_folder() -> Path:
-    """Where the configs are: inside an installed package, beside it in a checkout."""
+    """Returns the folder of the configs: inside an installed package, beside it in a checkout."""
     inside = _PACKAGE / "configs"
     return inside if inside.is_dir() else _PACKAGE.parent / "configs"
 
 
 def config_files() -> dict[str, Path]:
-    """Every config that can be trained, by name: ``mask_rcnn_mvitv2_t_3x`` and so on."""
+    """Lists the files of all configs that can be trained, by name, as ``mask_rcnn_mvitv2_t_3x``."""
     common = config_folder() / "common"
     files = sorted(config_folder().rglob("*.py"))
     return {file.stem: file for file in files if common not in file.parents}
@@ -37,7 +38,7 @@ def get_config(name: str) -> DictConfig:
         name: file name without ``.py``, such as ``cascade_mask_rcnn_mvitv2_b_3x``.
 
     Raises:
-        UserError: there is no such config; the message names the nearest.
+        UserError: there is no config of this name; the message suggests a similar name.
     """
     files = config_files()
     if name not in files:
@@ -46,10 +47,10 @@ def get_config(name: str) -> DictConfig:
 
 
 def load_config(file: str) -> DictConfig:
-    """Loads a LazyConfig from a ``.py`` file, or from a ``.yaml`` that a run has saved.
+    """Loads a LazyConfig from a ``.py`` file, or from a ``.yaml`` file that a run has saved.
 
     Raises:
-        UserError: the file is missing, or is no config.
+        UserError: the file is missing, or is not a config.
     """
     if not Path(file).is_file():
         raise UserError(f"there is no config file {file!r}")
@@ -70,14 +71,16 @@ def load_config(file: str) -> DictConfig:
 def apply_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """Applies ``key=value`` overrides in place, in Hydra's syntax.
 
-    A key must be in the config already, or name an argument of what the config calls there
-    (``model.backbone.bottom_up.use_act_checkpoint=true``); ``+key=value`` adds any other.
+    A key must exist in the config, or be an argument of the function or class that the config
+    calls there (``model.backbone.bottom_up.use_act_checkpoint=true``). ``+key=value`` adds any
+    other key.
 
     Returns:
         ``cfg``.
 
     Raises:
-        UserError: an override is malformed, names no key, or is no number where one stood.
+        UserError: an override is malformed, its key does not exist, or its value is of another
+            kind than the number or truth value that it replaces.
     """
     for text in overrides:
         _check_override(cfg, text)
@@ -113,7 +116,7 @@ def _check_override(cfg: DictConfig, text: str) -> None:
 
 
 def _check_kind(text: str, old: object, new: object) -> None:
-    """Numbers and switches are not replaced by each other or by words."""
+    """Checks that a number is replaced by a number, and a truth value by a truth value."""
     if not isinstance(old, (bool, int, float)) or not isinstance(new, (bool, int, float, str)):
         return
     is_boolean = isinstance(old, bool)
@@ -123,7 +126,7 @@ def _check_kind(text: str, old: object, new: object) -> None:
 
 
 def _arguments(call: DictConfig) -> set[str]:
-    """Names of the arguments of what a LazyCall calls."""
+    """Returns the argument names of the function or class that a LazyCall calls."""
     if "_target_" not in call:
         return set()
     target = locate(call._target_) if isinstance(call._target_, str) else call._target_
@@ -131,17 +134,19 @@ def _arguments(call: DictConfig) -> set[str]:
 
 
 def _keys(node: DictConfig | ListConfig, prefix: str = "") -> list[str]:
-    """Every key of the config, dotted."""
+    """Lists all keys of a config, with dots between their levels."""
     names = range(len(node)) if isinstance(node, ListConfig) else list(node)
     keys = []
     for name in names:
         keys.append(f"{prefix}{name}")
         child = node._get_node(name)
-        if OmegaConf.is_config(child) and not child._is_none() and not child._is_interpolation():
+        if not isinstance(child, DictConfig | ListConfig):
+            continue
+        if not child._is_none() and not child._is_interpolation():
             keys += _keys(child, f"{prefix}{name}.")
     return keys
 
 
-def _did_you_mean(name: str, known) -> str:
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -1,14 +1,16 @@
-"""Multiply-adds and parameters of detectors, the cost columns of the paper's Table 5.
+"""Counts of multiply-adds and parameters of detectors, the cost columns of the paper's Table 5.
 
-Counted by the rules of fvcore, as the paper does: one multiply-add is one operation; a layer
-norm costs 5 per element, a batch norm in evaluation 2, nearest upsampling and adaptive average
-pooling 1; activations, softmax, additions, max pooling, resizing of position tables and
-ROIAlign are free. A fused attention, which fvcore does not know, costs its two products.
-PyTorch's own counter does the work, on the meta device: nothing is computed and no weights are
-held, so that every size can be counted anywhere.
+The rules are those of fvcore, as in the paper. One multiply-add is one operation. A layer norm
+costs 5 operations per element, a batch norm in evaluation 2, nearest upsampling and adaptive
+average pooling 1. Activations, softmax, additions, max pooling, resizing of position tables and
+ROIAlign are free. A fused attention, which fvcore does not know, costs its two matrix products.
 
-A detector decides how much it does (non-maximum suppression), which no device without data can
-follow. Its parts are therefore run one by one on inputs of given sizes.
+PyTorch's own counter counts the operations on the meta device. No values are computed and no
+memory is needed for weights, so that every size can be counted on any machine.
+
+The work of a whole detector depends on its predictions (non-maximum suppression), which the meta
+device does not have. The parts of a detector are therefore run one by one on inputs of given
+sizes.
 """
 
 import copy
@@ -22,6 +24,7 @@ import torch
 from detectron2.config import instantiate
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.backbone.fpn import FPN
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from detectron2.structures import ImageList
@@ -46,13 +49,13 @@ BATCH_NORMS = (
 
 @dataclass(frozen=True)
 class Cost:
-    """What one part of a network costs for one image.
+    """The cost of one part of a network for one image.
 
     Attributes:
-        name: of the part.
-        macs: multiply-adds, without those of batch norm: Detectron2's counting ignores them.
-        batch_norm_macs: those of batch norm alone, as fvcore counts them.
-        parameters: number of trained and frozen weights.
+        name: name of the part.
+        macs: multiply-adds without those of batch norm, which Detectron2 does not count.
+        batch_norm_macs: multiply-adds of batch norm, as fvcore counts them.
+        parameters: number of weights, trained and frozen.
     """
 
     name: str
@@ -78,14 +81,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a detector costs for one image.
+    """The costs of a detector for one image.
 
     Attributes:
-        parts: in the order they run: ``bottom-up`` and ``FPN`` (or ``backbone`` where there is
-            no FPN), ``RPN head``, ``box heads`` and, where there is one, ``mask head``.
+        parts: costs of the parts in the order in which they run: ``bottom-up`` and ``FPN`` (or
+            ``backbone`` if there is no FPN), ``RPN head``, ``box heads`` and, if there is one,
+            ``mask head``.
         image_size: (H, W) of the image in pixels, before the detector pads it.
-        proposals: regions that each stage of the box heads sees.
-        detections: regions that the mask head sees.
+        proposals: number of regions in each stage of the box heads.
+        detections: number of regions in the mask head.
     """
 
     parts: tuple[Cost, ...]
@@ -104,10 +108,10 @@ class Costs:
         )
 
     def part(self, name: str) -> Cost:
-        """The part of that name.
+        """Returns the cost of the part with a name.
 
         Raises:
-            KeyError: there is none.
+            KeyError: there is no such part.
         """
         for part in self.parts:
             if part.name == name:
@@ -121,23 +125,23 @@ def count_costs(
     proposals: int = PROPOSALS,
     detections: int = DETECTIONS,
 ) -> Costs:
-    """Counts the parts of a detector; the defaults are the protocol that gives Table 5.
+    """Counts the costs of a detector; the defaults reproduce Table 5.
 
     Args:
-        cfg_or_model: a config with a ``model`` key, a LazyCall of a model, or a model, which is
-            left as it is.
+        cfg_or_model: a config with a ``model`` key, a LazyCall of a model, or a model. A model is
+            not changed.
         image_size: (H, W) of the image in pixels, before the detector pads it.
-        proposals: regions that each stage of the box heads sees.
-        detections: regions that the mask head sees.
+        proposals: number of regions in each stage of the box heads.
+        detections: number of regions in the mask head.
 
     Raises:
-        UserError: a number is not positive, or the model is no ``GeneralizedRCNN`` of an RPN and
-            ``StandardROIHeads`` or ``CascadeROIHeads``, or has parts that are not known here.
+        UserError: a number is not positive; the model is not a ``GeneralizedRCNN`` with an RPN and
+            with ``StandardROIHeads`` or ``CascadeROIHeads``; or it has further parts.
     """
     size = _checked_size(image_size)
     _check_positive("proposals", proposals)
     _check_positive("detections", detections)
-    model = _on_meta(cfg_or_model)
+    model: GeneralizedRCNN = _on_meta(cfg_or_model)
     _check_detector(model)
     parts, features = _count_pyramid(model.backbone, size)
     parts.append(_count_rpn_head(model.proposal_generator, features))
@@ -152,12 +156,12 @@ def count_costs(
 def count_backbone(
     cfg_or_backbone: DictConfig | nn.Module, image_size: Sequence[int], channels: int = 3
 ) -> Cost:
-    """Counts a bare backbone, or any other module that takes images.
+    """Counts the cost of a backbone, or of any other module that takes images.
 
     Args:
-        cfg_or_backbone: a LazyCall or a module, which is left as it is.
+        cfg_or_backbone: a LazyCall or a module. A module is not changed.
         image_size: (H, W) of the image in pixels.
-        channels: of the image.
+        channels: number of channels of the image.
 
     Raises:
         UserError: a number is not positive.
@@ -168,7 +172,7 @@ def count_backbone(
 
 
 def _on_meta(cfg_or_model: DictConfig | nn.Module) -> nn.Module:
-    """The model on the meta device, for evaluation; a given model keeps its own device."""
+    """Makes a model, or a copy of a given model, on the meta device in evaluation mode."""
     if isinstance(cfg_or_model, DictConfig):
         call = cfg_or_model if "_target_" in cfg_or_model else cfg_or_model.get("model")
         if not isinstance(call, DictConfig) or "_target_" not in call:
@@ -180,13 +184,13 @@ def _on_meta(cfg_or_model: DictConfig | nn.Module) -> nn.Module:
             # Detectron2's Swin reads values while it is built.
             return _on_meta(instantiate(call))
     weights = chain(cfg_or_model.parameters(), cfg_or_model.buffers())
-    # deepcopy leaves out what it finds copied already: no second set of weights is made.
+    # deepcopy uses the copies that it is given, so that no weights are copied.
     copied = {id(weight): torch.empty_like(weight, device="meta") for weight in weights}
     return copy.deepcopy(cfg_or_model, copied).eval()
 
 
 class _Counted(nn.Module):
-    """Stands in for a network within another, and keeps the cost of its last run."""
+    """Wrapper of a network within another network, which records the cost of its last run."""
 
     def __init__(self, name: str, network: nn.Module) -> None:
         super().__init__()
@@ -201,8 +205,8 @@ class _Counted(nn.Module):
 def _count_pyramid(
     backbone: nn.Module, image_size: tuple[int, int]
 ) -> tuple[list[Cost], dict[str, Tensor]]:
-    """The costs of the backbone, the FPN apart where there is one, and the feature maps."""
-    # The padding of GeneralizedRCNN.preprocess_image.
+    """Counts the backbone, and separately its FPN if it has one; also returns the feature maps."""
+    # Padded as in GeneralizedRCNN.preprocess_image.
     images = ImageList.from_tensors(
         [_meta(3, *image_size)],
         backbone.size_divisibility,
@@ -229,7 +233,7 @@ def _count_rpn_head(rpn: RPN, features: dict[str, Tensor]) -> Cost:
 
 
 def _count_box_heads(heads: StandardROIHeads, features: dict[str, Tensor], proposals: int) -> Cost:
-    """Every box head with its predictor: one, or one for each stage of the cascade."""
+    """Counts the box heads and their predictors, one of each for every stage of a cascade."""
     if isinstance(heads, CascadeROIHeads):
         stages = list(zip(heads.box_head, heads.box_predictor, strict=True))
     else:
@@ -240,7 +244,7 @@ def _count_box_heads(heads: StandardROIHeads, features: dict[str, Tensor], propo
         for head, predictor in stages:
             predictor(head(regions))
 
-    return _count("box heads", chain(*stages), run)[0]
+    return _count("box heads", chain.from_iterable(stages), run)[0]
 
 
 def _count_mask_head(heads: StandardROIHeads, features: dict[str, Tensor], detections: int) -> Cost:
@@ -250,19 +254,23 @@ def _count_mask_head(heads: StandardROIHeads, features: dict[str, Tensor], detec
             f"those of one with layers() that takes pooled regions"
         )
     regions = _regions(features, heads.mask_in_features, heads.mask_pooler, detections)
-    # layers() is the network alone: forward() also picks the mask of the predicted class.
+    # layers() runs only the network; forward() would also select the mask of a class.
     return _count("mask head", [heads.mask_head], lambda: heads.mask_head.layers(regions))[0]
 
 
 def _regions(
-    features: dict[str, Tensor], names: Sequence[str], pooler: nn.Module, number: int
+    features: dict[str, Tensor], names: Sequence[str], pooler: ROIPooler, number: int
 ) -> Tensor:
-    """What the pooler makes of the feature maps: (number, C, pooled height, pooled width)."""
+    """Makes a tensor of the shape of pooled regions: (number, C, pooled height, pooled width)."""
     return _meta(number, features[names[0]].shape[1], *pooler.output_size)
 
 
 def _count(name: str, modules: Iterable[nn.Module], run: Callable[[], Any]) -> tuple[Cost, Any]:
-    """The cost of what ``run`` does, with the parameters of ``modules``; and what it returns."""
+    """Counts the operations of ``run`` and the parameters of ``modules``.
+
+    Returns:
+        The cost, and the result of ``run``.
+    """
     with FlopCounterMode(display=False, custom_mapping=_RULES) as counter, torch.no_grad():
         result = run()
     operations = counter.get_flop_counts().get("Global", {})
@@ -276,28 +284,32 @@ def _meta(*shape: int) -> Tensor:
     return torch.empty(shape, device="meta")
 
 
-# fvcore's rules for what PyTorch's counter leaves out. That counter counts a multiply-add as two
-# operations, hence the factors of two.
+# The rules of fvcore for operations that PyTorch's counter does not count. That counter takes a
+# multiply-add for two operations, hence the factors of two.
+
+Shape = Sequence[int]
 
 
-def _layer_norm_flops(x_shape, normalized_shape, weight_shape, *_, **__) -> int:
+def _layer_norm_flops(
+    x_shape: Shape, normalized_shape: Shape, weight_shape: Shape | None, *_: Any, **__: Any
+) -> int:
     return 2 * prod(x_shape) * (4 if weight_shape is None else 5)
 
 
-def _batch_norm_flops(x_shape, weight_shape, *_, **__) -> int:
-    """In evaluation, where the statistics are given."""
+def _batch_norm_flops(x_shape: Shape, weight_shape: Shape | None, *_: Any, **__: Any) -> int:
+    """Counts a batch norm in evaluation, which does not compute statistics."""
     return 2 * prod(x_shape) * (1 if weight_shape is None else 2)
 
 
-def _group_norm_flops(x_shape, weight_shape, *_, **__) -> int:
+def _group_norm_flops(x_shape: Shape, weight_shape: Shape | None, *_: Any, **__: Any) -> int:
     return 2 * prod(x_shape) * (4 if weight_shape is None else 5)
 
 
-def _input_flops(x_shape, *_, **__) -> int:
+def _input_flops(x_shape: Shape, *_: Any, **__: Any) -> int:
     return 2 * prod(x_shape)
 
 
-def _output_flops(*_, out_shape, **__) -> int:
+def _output_flops(*_: Any, out_shape: Shape, **__: Any) -> int:
     return 2 * prod(out_shape)
 
 
@@ -342,7 +354,7 @@ def _check_detector(model: nn.Module) -> None:
 
 
 def _check_nothing_is_missed(model: nn.Module, costs: Costs) -> None:
-    """Weights outside of the parts would cost something that no part shows."""
+    """Checks that the parts have all weights of the model, so that no cost is left out."""
     expected, got = sum(weight.numel() for weight in model.parameters()), costs.total.parameters
     if expected != got:
         raise UserError(

@@ -1,12 +1,13 @@
-"""The five sizes of MViTv2 (Table 1 of the paper) and what MViTv1 does otherwise: the single
-source of their numbers.
+"""The five sizes of MViTv2 (Table 1 of the paper), and the options that make an MViTv1.
 
-Drop path rates are those of the public detection recipe (the released Detectron2
-configs), which trains T and S with 0.2 where the paper's appendix B.3 says 0.1 and 0.3.
+This module is the only place that has these numbers. The drop-path rates are those of the public
+detection recipe (the released Detectron2 configs), which uses 0.2 for T and S, whereas appendix
+B.3 of the paper says 0.1 and 0.3.
 """
 
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 NUM_STAGES = 4
 
@@ -16,10 +17,10 @@ class Variant:
     """One row of Table 1.
 
     Attributes:
-        embed_dim: channels of the first stage; each later stage doubles them.
+        embed_dim: channels of the first stage; every further stage doubles them.
         blocks: number of blocks in each of the four stages.
-        num_heads: attention heads of the first stage; each later stage doubles them.
-        drop_path_rate: stochastic depth of the last block in detection training.
+        num_heads: attention heads of the first stage; every further stage doubles them.
+        drop_path_rate: drop-path rate of the last block in detection training.
     """
 
     embed_dim: int
@@ -37,8 +38,8 @@ class Variant:
         """Index of the last block of each stage."""
         return tuple(end - 1 for end in accumulate(self.blocks))
 
-    def backbone_arguments(self) -> dict:
-        """The keywords of :class:`mvitv2_det.MViT` that make this size."""
+    def backbone_arguments(self) -> dict[str, Any]:
+        """Returns the arguments of :class:`mvitv2_det.MViT` that make this size."""
         return {
             "embed_dim": self.embed_dim,
             "depth": self.depth,
@@ -56,10 +57,10 @@ VARIANTS = {
     "H": Variant(embed_dim=192, blocks=(4, 8, 60, 8), num_heads=3, drop_path_rate=0.6),
 }
 
-# What makes an MViTv1 (Fan et al. 2021) of a size, for detection combined with Hwin (footnote 5):
-# absolute positions, no residual pooling, queries pooled only where a stage starts, and channels
-# that double in the MLP that ends a stage. Its K/V strides are those of its own paper, the same
-# in all blocks of a stage. Its class token has no part in detection.
+# Arguments that make a size an MViTv1 (Fan et al. 2021), which the paper combines with Hwin for
+# detection (footnote 5): absolute positions, no residual pooling, query pooling only where a stage
+# starts, and channels that double in the last MLP of a stage. All blocks of a stage have the same
+# K/V stride, as in the paper of MViTv1. Detection does not use its class token.
 MVITV1_ARGUMENTS = {
     "expand_in_attention": False,
     "residual_pooling": False,

@@ -3,7 +3,7 @@
     python train_net.py --config-file configs/ablations/mask_rcnn_swin_b.py --num-gpus 8
 
 Published: box AP 48.5 (paper, Table 8).
-The paper says that Swin is trained with the same recipe; drop path is a guess.
+The paper says that Swin is trained with the same recipe; the drop-path rate is a guess.
 """
 
 from detectron2.config import LazyCall as L

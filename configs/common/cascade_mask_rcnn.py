@@ -1,7 +1,7 @@
 """Cascade Mask R-CNN: three class-agnostic box heads of growing IoU, SyncBN in all heads.
 
-As in the public MViTv2 recipe: four convolutions and one linear layer per box head, two
-convolutions in the RPN's head.
+Each box head has four convolutions and one linear layer, and the RPN head has two convolutions,
+as in the public MViTv2 recipe.
 """
 
 from detectron2.config import LazyCall as L
@@ -16,8 +16,8 @@ from detectron2.modeling.roi_heads import (
 
 from .mask_rcnn import model
 
-# Synchronised over all workers, each weighted by its number of regions, none included; on one
-# process, GPU or CPU, it is plain batch norm.
+# Synchronises the statistics of all processes, weighted by their numbers of regions, which may be
+# zero. In a single process, on a GPU or a CPU, it is plain batch norm.
 HEAD_NORM = "naiveSyncBN_N"
 
 for single_head_key in ("box_head", "box_predictor", "proposal_matcher"):

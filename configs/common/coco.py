@@ -1,10 +1,10 @@
 """COCO 2017 loaders: multi-scale training with random crops, test at 800/1333.
 
-The paper's appendix B.3 names the multi-scale resizing alone; the public recipe, followed here,
-also crops half of the images, and draws the short side from eleven sizes.
+The paper's appendix B.3 mentions only the multi-scale resizing. The public recipe, which is
+followed here, also crops half of the images, and draws the short side from eleven sizes.
 
-To train on other data in COCO's format, give its four paths: classes and their names are read
-from the json.
+To train on other data in COCO's format, set the four paths of ``dataset``. The classes and their
+names are read from the json files.
 """
 
 import detectron2.data.transforms as T
@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from mvitv2_det.data import DatasetMapper
 
-# Your own data. Empty: COCO 2017 under $DETECTRON2_DATASETS.
+# Paths of your own data. Empty paths select COCO 2017 in $DETECTRON2_DATASETS.
 dataset = dict(train_json="", train_images="", val_json="", val_images="")
 
 dataloader = OmegaConf.create()
@@ -68,8 +68,8 @@ dataloader.test = L(build_detection_test_loader)(
 dataloader.evaluator = L(COCOEvaluator)(
     dataset_name="${..test.dataset.names}",
     output_dir="${train.output_dir}/inference",
-    # pycocotools, the reference, instead of Detectron2's compiled approximation of it.
+    # pycocotools is the reference; Detectron2's compiled evaluation only approximates it.
     use_fast_impl=False,
-    # The cached conversion of another dataset of this name would be taken for this one.
+    # Otherwise the cached conversion of another data set with the same name could be used.
     allow_cached_coco=False,
 )

@@ -14,5 +14,5 @@ dataloader.train.mapper.augmentations = [
     ),
     L(T.FixedSizeCrop)(crop_size=(IMAGE_SIZE, IMAGE_SIZE)),
 ]
-# A crop cuts objects: their boxes are taken from what is left of the masks.
+# Crops cut objects, so their boxes are computed from the cropped masks.
 dataloader.train.mapper.recompute_boxes = True

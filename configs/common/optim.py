@@ -8,9 +8,9 @@ from mvitv2_det.backbone.trunk import NO_WEIGHT_DECAY
 
 optimizer = L(AdamW)(
     params=L(get_default_optimizer_params)(
-        # ``model`` is set by the trainer.
+        # The trainer sets ``model``.
         base_lr="${..lr}",
-        # No weight decay for norms and positions; biases are decayed.
+        # Norms and positions have no weight decay; biases have.
         weight_decay_norm=0.0,
         overrides={name: {"weight_decay": 0.0} for name in NO_WEIGHT_DECAY},
     ),

@@ -1,5 +1,8 @@
-"""Learning rate schedules. The steps keep their place in the run when train.max_iter changes;
-the warm-up keeps its length in iterations."""
+"""Learning rate schedules.
+
+When train.max_iter changes, the steps move in proportion, and the warm-up keeps its number of
+iterations.
+"""
 
 from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
@@ -9,7 +12,11 @@ from mvitv2_det.engine import warmup_fraction
 
 
 def multistep(milestones):
-    """Steps to 0.1 and 0.01 at the first two of three milestones; the third is the run's end."""
+    """Makes a schedule that drops to 0.1 and 0.01 of the base rate.
+
+    Args:
+        milestones: iterations of the two drops, and of the end of the run.
+    """
     return L(WarmupParamScheduler)(
         scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1, 0.01], milestones=milestones),
         warmup_length=L(warmup_fraction)(iterations=250, max_iter="${train.max_iter}"),
@@ -21,6 +28,6 @@ def multistep(milestones):
 ITERATIONS_3X = 67500
 lr_multiplier_3x = multistep([52500, 62500, 67500])
 
-# 50 epochs. The paper trains L and H so; the public recipe trains H for 36.
+# 50 epochs, as the paper says for L and H; the public recipe trains H for 36 epochs.
 ITERATIONS_50EP = 184375 // 2
 lr_multiplier_50ep = multistep([163889 // 2, 177546 // 2, 184375 // 2])

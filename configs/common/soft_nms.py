@@ -1,7 +1,7 @@
-"""Soft-NMS in the box heads. The weights and the training stay as they are.
+"""Soft-NMS in the box heads; it changes neither weights nor training.
 
-The MViTv2 paper names no settings but follows Swin (appendix A.1), whose detectors in public
-configs use the linear method at IoU 0.3 and keep scores down to 0.001.
+The MViTv2 paper does not list its settings; it follows Swin (appendix A.1). The public configs of
+Swin's detectors use the linear method at IoU 0.3 and keep scores down to 0.001.
 """
 
 from omegaconf import DictConfig
@@ -11,7 +11,7 @@ from mvitv2_det.detection.soft_nms import SoftNMSOutputLayers
 
 SETTINGS = dict(
     _target_=SoftNMSOutputLayers,
-    # Or gaussian, with soft_nms_sigma.
+    # The alternative is "gaussian", with soft_nms_sigma.
     soft_nms_method="linear",
     soft_nms_sigma=0.5,
     test_nms_thresh=0.3,
@@ -21,7 +21,7 @@ SETTINGS = dict(
 
 
 def use_soft_nms(model: DictConfig) -> None:
-    """Changes the config of a Mask R-CNN or Cascade in place."""
+    """Adds Soft-NMS to the config of a Mask R-CNN or Cascade Mask R-CNN, in place."""
     heads = model.roi_heads
     if "box_predictors" not in heads:
         heads.box_predictor.update(**SETTINGS)

@@ -4,7 +4,7 @@ train = dict(
     output_dir="./output",
     # A path, a URL, detectron2://…, timm://mvitv2_tiny, or empty to train from scratch.
     init_checkpoint="",
-    # Stop if a tensor of init_checkpoint or of the model is left over that should not be.
+    # Stop if a tensor of init_checkpoint or of the model is unexpectedly left over.
     strict=False,
     max_iter=67500,
     # Mixed precision on GPUs; a CPU trains in float32. dtype: float16 or bfloat16.
@@ -18,6 +18,6 @@ train = dict(
     eval_period=5000,
     log_period=20,
     device="cuda",
-    # -1: another random seed in each run.
+    # -1 selects another random seed in each run.
     seed=-1,
 )

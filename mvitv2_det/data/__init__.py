@@ -1,4 +1,4 @@
-"""Data: checking and registering one's own, and reading it."""
+"""Checking, registering and reading of data sets."""
 
 from .datasets import prepare_datasets
 from .mapper import DatasetMapper, naming_unreadable_image

@@ -1,9 +1,10 @@
-"""Checks of data in COCO's format, made before anything is trained on it."""
+"""Checks of data sets in COCO's format, made before training starts."""
 
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -11,17 +12,17 @@ from ..errors import UserError
 from .mapper import naming_unreadable_image
 
 _EXIF_ORIENTATION = 0x0112
-_SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
+_SIDEWAYS = (5, 6, 7, 8)  # Exif orientations that swap width and height
 
 
 @dataclass(frozen=True)
 class CocoSummary:
-    """What training needs to know of a COCO json.
+    """The facts about a COCO json file that training needs.
 
     Attributes:
-        categories: name of each category id.
-        has_masks: whether every instance that is no crowd has a segmentation.
-        has_rle: whether some such segmentation is run-length encoded.
+        categories: names of the categories by id.
+        has_masks: whether every instance other than crowds has a segmentation.
+        has_rle: whether any of these segmentations is run-length encoded.
     """
 
     categories: dict[int, str]
@@ -30,11 +31,11 @@ class CocoSummary:
 
 
 def check_coco_data(json_file: str, image_folder: str) -> CocoSummary:
-    """Reads a COCO json and the headers of all of its images.
+    """Checks a COCO json file and the headers of all of its images.
 
     Raises:
-        UserError: a file is missing, the json is not COCO's, or an image cannot be read or has
-            another size than the json says.
+        UserError: a file is missing, the json file is not in COCO's format, an image cannot be
+            read, or the size of an image differs from its size in the json file.
     """
     content = _load(json_file)
     images = _records(json_file, content, "images", ("id", "file_name", "width", "height"))
@@ -63,10 +64,10 @@ def check_coco_data(json_file: str, image_folder: str) -> CocoSummary:
 def check_same_categories(
     train_json: str, train: CocoSummary, val_json: str, val: CocoSummary
 ) -> None:
-    """Both splits must list the same categories under the same ids.
+    """Checks that both splits list the same categories with the same ids.
 
     Raises:
-        UserError: names a category that one of them does not know.
+        UserError: one split does not list a category of the other; the message names it.
     """
     pairs = ((train_json, train, val_json, val), (val_json, val, train_json, train))
     for known_json, known, other_json, other in pairs:
@@ -78,7 +79,7 @@ def check_same_categories(
                 )
 
 
-def _load(json_file: str) -> dict:
+def _load(json_file: str) -> dict[str, Any]:
     try:
         with open(json_file, encoding="utf-8") as file:
             content = json.load(file)
@@ -94,8 +95,13 @@ def _load(json_file: str) -> dict:
     return content
 
 
-def _records(json_file: str, content: dict, key: str, fields: Iterable[str]) -> list[dict]:
-    """One of the lists of a COCO json, each record with the given fields and an id of its own."""
+def _records(
+    json_file: str, content: dict[str, Any], key: str, fields: Iterable[str]
+) -> list[dict[str, Any]]:
+    """Returns a list of a COCO json file, after a check that its records are complete.
+
+    Each record must have the given fields, and an ``id`` that no other record of the list has.
+    """
     records = content.get(key)
     if not isinstance(records, list):
         raise UserError(f"{json_file} is not in COCO's format: it has no list {key!r}")
@@ -112,7 +118,9 @@ def _records(json_file: str, content: dict, key: str, fields: Iterable[str]) -> 
     return records
 
 
-def _check_annotation(json_file: str, annotation: dict, image_ids: set, names: dict) -> None:
+def _check_annotation(
+    json_file: str, annotation: dict[str, Any], image_ids: set[Any], names: dict[int, str]
+) -> None:
     culprit = f"{json_file}: annotation {annotation['id']}"
     if annotation["image_id"] not in image_ids:
         raise UserError(f"{culprit} is of image {annotation['image_id']}, which is not listed")
@@ -131,7 +139,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _check_images(json_file: str, image_folder: str, images: list[dict]) -> None:
+def _check_images(json_file: str, image_folder: str, images: list[dict[str, Any]]) -> None:
     folder = Path(image_folder)
     if not folder.is_dir():
         raise UserError(f"there is no image folder {image_folder}, which {json_file} goes with")
@@ -146,7 +154,7 @@ def _check_images(json_file: str, image_folder: str, images: list[dict]) -> None
 
 
 def _image_size(path: Path) -> tuple[int, int]:
-    """(width, height) as Detectron2 will see them, after the turn that Exif asks for."""
+    """Reads (width, height) in pixels after the rotation that Exif asks for, as Detectron2 does."""
     with naming_unreadable_image(str(path)), Image.open(path) as image:
         sideways = image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
         return image.size[::-1] if sideways else image.size

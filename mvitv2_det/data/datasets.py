@@ -1,4 +1,4 @@
-"""Which data a run uses: the user's own in COCO's format, or a data set Detectron2 knows."""
+"""Selection of a run's data: the user's own in COCO's format, or a data set of Detectron2."""
 
 import os
 
@@ -11,15 +11,15 @@ from .coco_format import CocoSummary, check_coco_data, check_same_categories
 
 
 def prepare_datasets(cfg: DictConfig, *, training: bool, check: bool = True) -> None:
-    """Points a config at the user's own data, where ``cfg.dataset`` names some.
+    """Prepares a config for the user's own data, if ``cfg.dataset`` names any.
 
-    Registers both splits with Detectron2, sets the loaders' data sets, the number of classes and
-    the format of the masks.
+    Registers the splits with Detectron2, and sets the data sets of the loaders, the number of
+    classes and the format of the masks.
 
     Args:
-        cfg: changed in place.
-        training: whether the training split is needed as well.
-        check: whether json files and images are checked; processes of one run check once.
+        cfg: the config, which is changed in place.
+        training: whether the training split is needed in addition to the validation split.
+        check: whether to check the json files and images; one process of a run is enough.
 
     Raises:
         UserError: data are missing or wrong; see :mod:`mvitv2_det.data.coco_format`.
@@ -48,7 +48,7 @@ def _dataset_config(cfg: DictConfig, split: str) -> DictConfig:
 
 
 def _check_known(name: str) -> None:
-    """A data set of Detectron2's catalog must be known, and its files there."""
+    """Checks that Detectron2's catalog has a data set of this name, and that its files exist."""
     if name not in DatasetCatalog.list():
         raise UserError(
             f"there is no data set {name!r}: give dataset.train_json and the other paths"
@@ -68,7 +68,7 @@ def _check_own(cfg: DictConfig, split: str) -> CocoSummary:
 
 
 def _adapt(cfg: DictConfig, summaries: dict[str, CocoSummary]) -> None:
-    """Sets what the config must know of the data before the model is built."""
+    """Sets the values of the config that depend on the data, before the model is built."""
     val = summaries["val"]
     if "train" in summaries:
         train = summaries["train"]
@@ -82,14 +82,14 @@ def _adapt(cfg: DictConfig, summaries: dict[str, CocoSummary]) -> None:
             )
         if train.has_rle:
             mapper.instance_mask_format = "bitmask"
-    # Saved with the run: prediction names classes by it, wherever the json is then.
+    # Saved with the run, so that prediction can name the classes without the json file.
     cfg.dataset.categories = dict(val.categories)
     if OmegaConf.select(cfg, "model.roi_heads.num_classes") is not None:
         cfg.model.roi_heads.num_classes = len(val.categories)
 
 
 def _register(json_file: str, image_folder: str) -> str:
-    """Registers one split under its json's path, anew where that is registered already."""
+    """Registers a split under the path of its json file, and replaces an earlier registration."""
     if json_file in DatasetCatalog.list():
         DatasetCatalog.remove(json_file)
         MetadataCatalog.remove(json_file)

@@ -1,7 +1,8 @@
-"""Detectron2's dataset mapper, with an error that names the image that could not be read."""
+"""Detectron2's dataset mapper, with an error that names an image that cannot be read."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from detectron2 import data
 from detectron2.data.detection_utils import SizeMismatchError
@@ -11,26 +12,26 @@ from ..errors import UserError
 
 @contextmanager
 def naming_unreadable_image(file: str) -> Iterator[None]:
-    """Turns what goes wrong in reading an image into one line that names it.
+    """Turns errors in reading an image into an error of one line that names the image.
 
     Raises:
-        UserError: the file is missing, cut off, no image at all, or has another size than its
-            annotations say.
+        UserError: the file is missing, truncated or not an image, or its size differs from the
+            one in its annotations.
     """
     try:
         yield
-    except (OSError, SyntaxError, SizeMismatchError) as error:  # Pillow raises the first two
+    except (OSError, SyntaxError, SizeMismatchError) as error:  # Pillow raises the first two.
         raise UserError(f"cannot read image {file}: {' '.join(str(error).split())}") from error
 
 
 class DatasetMapper(data.DatasetMapper):
-    """As ``detectron2.data.DatasetMapper``.
+    """``detectron2.data.DatasetMapper``, with errors that name the image."""
 
-    Raises:
-        UserError: an image cannot be read; see :func:`naming_unreadable_image`.
-    """
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Turns a record in Detectron2's dataset format into an input of Detectron2's models.
 
-    def __call__(self, dataset_dict: dict) -> dict:
-        """One record in Detectron2's dataset format to one input of its models."""
+        Raises:
+            UserError: the image cannot be read; see :func:`naming_unreadable_image`.
+        """
         with naming_unreadable_image(dataset_dict["file_name"]):
             return super().__call__(dataset_dict)

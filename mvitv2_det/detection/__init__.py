@@ -1,4 +1,4 @@
-"""What stands between the backbone and Detectron2's detectors."""
+"""The parts of a detector beside the backbone: FPN, Soft-NMS and multi-scale testing."""
 
 from .box_inference import SoftNMSCascadeROIHeads
 from .build import add_mvitv2_config, build_mvitv2_backbone, build_mvitv2_fpn_backbone

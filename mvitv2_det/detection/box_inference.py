@@ -1,7 +1,7 @@
-"""Inference of the box heads in two steps: all boxes with their scores, then the selection.
+"""Inference of the box heads in two steps: prediction of boxes and scores, then selection by NMS.
 
-Detectron2 does both in one call, and Cascade R-CNN always with hard NMS. Soft-NMS changes the
-second step; multi-scale testing puts boxes of several images between the two.
+Detectron2 does both steps in one call, and Cascade R-CNN always with hard NMS. Soft-NMS changes
+the second step. Multi-scale testing merges the boxes of several views between the two steps.
 
 Axes: R regions of an image, K classes, D detections.
 """
@@ -17,16 +17,17 @@ from .soft_nms import SoftNMSOutputLayers
 def box_candidates(
     roi_heads: StandardROIHeads, features: dict[str, Tensor], proposals: list[Instances]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Boxes and scores that the heads give the proposals of each image, before any NMS.
+    """Predicts boxes and scores from the proposals of each image, before any NMS.
 
     Args:
         roi_heads: Detectron2's standard or cascaded heads.
-        features: maps of the batch, by name.
-        proposals: of each image, with ``proposal_boxes``.
+        features: feature maps (B, C, H, W) of the batch, by name.
+        proposals: the proposals of each image, with ``proposal_boxes``.
 
     Returns:
-        for each image, boxes (R, 4), or (R, K * 4) if each class has its own; and class
-        probabilities (R, K + 1), the background's last, averaged over the stages of a cascade.
+        For each image, the boxes (R, 4), or (R, K * 4) if each class has its own boxes, in
+        pixels; and the class probabilities (R, K + 1), with the background in the last column.
+        The probabilities of a cascade are averages over its stages.
     """
     if isinstance(roi_heads, CascadeROIHeads):
         return _cascade_candidates(roi_heads, features, proposals)
@@ -44,16 +45,16 @@ def select_detections(
     scores: list[Tensor],
     image_sizes: list[tuple[int, int]],
 ) -> list[Instances]:
-    """Detections by the heads' own NMS, hard or soft, with their thresholds and their limit.
+    """Selects detections by the NMS of the heads, hard or soft, with their thresholds and limit.
 
     Args:
-        roi_heads: see :func:`box_candidates`, like the next two.
-        boxes: of each image.
-        scores: of each image.
-        image_sizes: height and width, which boxes are clipped to.
+        roi_heads: Detectron2's standard or cascaded heads.
+        boxes: the boxes of each image, as :func:`box_candidates` returns them.
+        scores: the class probabilities of each image, as :func:`box_candidates` returns them.
+        image_sizes: height and width of each image in pixels, to which boxes are clipped.
 
     Returns:
-        for each image, D detections with ``pred_boxes``, ``scores`` and ``pred_classes``.
+        For each image, D detections with ``pred_boxes``, ``scores`` and ``pred_classes``.
     """
     predictor = selecting_predictor(roi_heads)
     if isinstance(predictor, SoftNMSOutputLayers):
@@ -70,18 +71,17 @@ def select_detections(
 
 
 def selecting_predictor(roi_heads: StandardROIHeads) -> FastRCNNOutputLayers:
-    """The box predictor whose test settings hold: the last one of a cascade."""
+    """Returns the box predictor whose thresholds apply in inference: the last of a cascade."""
     if isinstance(roi_heads, CascadeROIHeads):
         return roi_heads.box_predictor[-1]
     return roi_heads.box_predictor
 
 
 class SoftNMSCascadeROIHeads(CascadeROIHeads):
-    """Detectron2's cascade, where the last box predictor's way of selecting boxes is used.
+    """Detectron2's cascaded heads, with detections selected by the last box predictor.
 
-    That is Soft-NMS where ``box_predictors[-1]`` is a
-    :class:`~mvitv2_det.detection.soft_nms.SoftNMSOutputLayers`. Training and weights are the
-    parent's.
+    If ``box_predictors[-1]`` is a :class:`~mvitv2_det.detection.soft_nms.SoftNMSOutputLayers`,
+    detections are selected by Soft-NMS. Training and weights are those of the parent class.
     """
 
     def _forward_box(
@@ -90,7 +90,7 @@ class SoftNMSCascadeROIHeads(CascadeROIHeads):
         proposals: list[Instances],
         targets: list[Instances] | None = None,
     ) -> dict[str, Tensor] | list[Instances]:
-        """Losses of all stages in training, detections of each image in inference."""
+        """Returns the losses of all stages in training, the detections of each image otherwise."""
         if self.training:
             return super()._forward_box(features, proposals, targets)
         boxes, scores = box_candidates(self, features, proposals)
@@ -102,13 +102,14 @@ def _cascade_candidates(
 ) -> tuple[list[Tensor], list[Tensor]]:
     maps = [features[name] for name in roi_heads.box_in_features]
     image_sizes = [proposal.image_size for proposal in proposals]
-    boxes, scores = [], []
+    boxes: list[Tensor] = []
+    scores: list[list[Tensor]] = []
     for stage, predictor in enumerate(roi_heads.box_predictor):
         if stage > 0:
             proposals = roi_heads._create_proposals_from_boxes(boxes, image_sizes)
         predictions = roi_heads._run_stage(maps, proposals, stage)
         boxes = predictor.predict_boxes(predictions, proposals)
         scores.append(predictor.predict_probs(predictions, proposals))
-    # Summed, then scaled, as Detectron2 does: a mean would round in another way.
+    # Detectron2 sums and then scales; a mean would round differently.
     share = 1 / roi_heads.num_cascade_stages
     return list(boxes), [sum(of_stages) * share for of_stages in zip(*scores, strict=True)]

@@ -1,13 +1,15 @@
-"""Testing at several scales and mirrored, for models that are built from a LazyConfig.
+"""Multi-scale testing with horizontal flips, for models that are built from a LazyConfig.
 
-Every image is seen in several views: resized to each short side, as it is and mirrored. All boxes
-of all views go into one NMS, the detector's own; the masks of what is left are averaged over the
-views. One view alone gives exactly what the detector gives.
+The detector sees every image in several views: resized to each of several sizes, each plain and
+mirrored. The boxes of all views go through the detector's NMS together, and the masks of the
+resulting detections are averaged over the views. With a single view the results are exactly
+those of the detector.
 
 Axes: V views, R regions of an image, K classes, D detections, H × W pixels, M the side of a mask.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import detectron2.data.transforms as T
 import numpy as np
@@ -28,27 +30,28 @@ Size = tuple[int, int]
 
 
 class MultiScaleTest(nn.Module):
-    """A detector that looks at every image several times; stands in its place in evaluation.
+    """Detector that runs a given detector on several views of each image, for evaluation.
 
-    Boxes: those of all views above the detector's score threshold, from before its NMS, meet in
-    the frame of the first view and go once through the detector's NMS, hard or soft, with its
-    thresholds and limit. (Detectron2's ``GeneralizedRCNNWithTTA`` suppresses in each view and
-    again over all: scores of Soft-NMS would decay twice.) Masks: the probabilities for the merged
-    boxes, averaged over the views.
+    Boxes: the boxes of all views above the detector's score threshold are mapped to the first view
+    and go through the detector's NMS, hard or soft, once, with its thresholds and limit.
+    (Detectron2's ``GeneralizedRCNNWithTTA`` runs NMS in each view and again over all views, so that
+    Soft-NMS would reduce scores twice.) Masks: the probabilities for the merged boxes, averaged
+    over the views.
 
-    Memory does not grow with the number of views: the features of one view exist at a time. They
-    are computed again for the masks, since those of all views would be gigabytes; only the last
-    view's are used twice, so that V views cost 2 V - 1 passes through the backbone, and one view
-    no more than plain inference.
+    Memory does not grow with the number of views, because only the features of one view are held
+    at a time; those of all views would take gigabytes. The features are computed again for the
+    masks, except for the last view, whose features are still held. V views therefore cost
+    2 V - 1 passes through the backbone, and a single view costs as much as plain inference.
 
     Args:
-        model: a Mask R-CNN, Faster R-CNN or Cascade, in evaluation mode when called.
-        short_sides: lengths of the shorter side to resize to, in pixels.
-        max_side: the most that the longer side may have, in pixels.
-        flip: look at every scale mirrored as well.
+        model: a Mask R-CNN, Faster R-CNN or Cascade R-CNN. It must be in evaluation mode when the
+            module is called.
+        short_sides: lengths of the shorter side that images are resized to, in pixels.
+        max_side: upper limit of the longer side, in pixels.
+        flip: whether to add a mirrored view of every size.
 
     Raises:
-        UserError: the model is of another kind, or the sizes make no sense.
+        UserError: the model is of another kind, or a size is not positive.
     """
 
     def __init__(
@@ -69,27 +72,29 @@ class MultiScaleTest(nn.Module):
         ]
 
     @torch.no_grad()
-    def forward(self, batched_inputs: list[dict]) -> list[dict[str, Instances]]:
-        """Detections of each image.
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+        """Detects the instances of each image.
 
         Args:
-            batched_inputs: Detectron2's dicts. Views are resized from the original image: that
-                is ``image`` (3, H, W) where it has the record's ``height`` and ``width``, else the
-                file ``file_name``. A resized image without a file is resized again.
+            batched_inputs: records in Detectron2's input format. Views are resized from the
+                original image: from ``image`` (3, H, W) if its size is ``height`` × ``width``,
+                otherwise from the file ``file_name``. A resized image without a file name is
+                resized again.
 
         Returns:
-            for each image ``{"instances": …}`` at ``height`` × ``width``, as the detector gives.
+            For each image ``{"instances": …}`` at ``height`` × ``width``, like the detector.
 
         Raises:
             UserError: an image file cannot be read.
+            RuntimeError: the module is in training mode.
         """
         if self.training:
             raise RuntimeError("multi-scale testing is for evaluation: call .eval() first")
         originals = [self._original(record) for record in batched_inputs]
         boxes, scores, sizes = [], [], []
-        features = {}
+        features: dict[str, Tensor] = {}
         for view in self.views:
-            # One view's must go before the next one's are computed.
+            # Frees the features of the last view before those of the next are computed.
             features.clear()
             images, features = self._see(originals, view)
             view_boxes, view_scores = self._candidates(images, features)
@@ -114,8 +119,8 @@ class MultiScaleTest(nn.Module):
             for instances, record in zip(detections, batched_inputs, strict=True)
         ]
 
-    def _original(self, record: dict) -> np.ndarray:
-        """The image of a record as it was before any resizing, (H, W, C)."""
+    def _original(self, record: dict[str, Any]) -> np.ndarray:
+        """Returns the image of a record as it was before any resizing, (H, W, C)."""
         image = record["image"]
         if tuple(image.shape[-2:]) == _output_size(record) or "file_name" not in record:
             return image.permute(1, 2, 0).cpu().numpy()
@@ -127,7 +132,7 @@ class MultiScaleTest(nn.Module):
     def _see(
         self, originals: list[np.ndarray], view: tuple[T.ResizeShortestEdge, bool]
     ) -> tuple[ImageList, dict[str, Tensor]]:
-        """One view of all images, padded to a batch, and its feature maps."""
+        """Computes one view of all images, padded to a batch, and its feature maps."""
         resize, mirrored = view
         inputs = []
         for original in originals:
@@ -140,7 +145,12 @@ class MultiScaleTest(nn.Module):
     def _candidates(
         self, images: ImageList, features: dict[str, Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Boxes (R, 4 or K * 4) and scores (R, K + 1) that can become detections, by image."""
+        """Predicts the boxes and scores of each image, and drops those below the score threshold.
+
+        Returns:
+            For each image the boxes (R, 4 or K * 4), in pixels of the view; and the scores
+            (R, K + 1).
+        """
         proposals, _ = self.model.proposal_generator(images, features, None)
         boxes, scores = box_candidates(self.model.roi_heads, features, proposals)
         threshold = selecting_predictor(self.model.roi_heads).test_score_thresh
@@ -157,15 +167,15 @@ class MultiScaleTest(nn.Module):
         sizes: list[list[Size]],
         features: dict[str, Tensor],
     ) -> None:
-        """Sets ``pred_masks`` (D, 1, M, M), probabilities, of each image's detections.
+        """Sets the mask probabilities ``pred_masks`` (D, 1, M, M) of each image's detections.
 
         Args:
-            detections: in the frame of the first view.
-            originals: the images.
-            sizes: of each view, the sizes of its images.
-            features: of the last view; emptied, so that nobody keeps them alive.
+            detections: the detections of each image, in pixels of the first view.
+            originals: the original images.
+            sizes: for each view, the sizes of its images.
+            features: feature maps of the last view. The dict is emptied, to free their memory.
         """
-        totals = None
+        totals: list[Tensor] = []
         for view, view_sizes in zip(reversed(self.views), reversed(sizes), strict=True):
             if not features:
                 _, features = self._see(originals, view)
@@ -182,7 +192,7 @@ class MultiScaleTest(nn.Module):
             seen = self.model.roi_heads.forward_with_given_boxes(features, seen)
             features.clear()
             masks = [x.pred_masks.flip(-1) if view[1] else x.pred_masks for x in seen]
-            if totals is not None:
+            if totals:
                 masks = [total + mask for total, mask in zip(totals, masks, strict=True)]
             totals = masks
         for instances, total in zip(detections, totals, strict=True):
@@ -192,14 +202,14 @@ class MultiScaleTest(nn.Module):
 def _move(
     boxes: Tensor, size: Size, to: Size, *, mirrored_from: bool = False, mirrored_to: bool = False
 ) -> Tensor:
-    """Boxes (R, 4 or K * 4) of an image of one size, on the same image of another size.
+    """Maps boxes (R, 4 or K * 4) from one view of an image to another view.
 
     Args:
-        boxes: in pixels of ``size``.
-        size: of the image that the boxes are on.
-        to: of the other image.
-        mirrored_from: the first image is mirrored, the second is not.
-        mirrored_to: the second image is mirrored, the first is not.
+        boxes: boxes in pixels of the first view.
+        size: height and width of the first view.
+        to: height and width of the second view.
+        mirrored_from: whether the first view is mirrored and the second is not.
+        mirrored_to: whether the second view is mirrored and the first is not.
     """
     corners = boxes.reshape(-1, 4)
     if mirrored_from:
@@ -212,13 +222,13 @@ def _move(
 
 
 def _mirror(corners: Tensor, width: int) -> Tensor:
-    """Boxes (N, 4) on the mirrored image."""
+    """Mirrors boxes (N, 4) in an image of the given width."""
     x1, y1, x2, y2 = corners.unbind(dim=1)
     return torch.stack((width - x2, y1, width - x1, y2), dim=1)
 
 
-def _output_size(record: dict) -> Size:
-    """Height and width of the results for a record: the original image's."""
+def _output_size(record: dict[str, Any]) -> Size:
+    """Returns the height and width of the original image, which the results refer to."""
     height, width = record["image"].shape[-2:]
     return record.get("height", height), record.get("width", width)
 

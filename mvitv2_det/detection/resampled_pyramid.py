@@ -1,4 +1,4 @@
-"""A pyramid of one feature map, resampled (Table 9).
+"""Feature pyramid made by resampling one feature map (Table 9).
 
 Axes: B images, H × W pixels, C channels.
 """
@@ -11,18 +11,19 @@ FIRST_LEVEL, LAST_LEVEL = 2, 5
 
 
 class ResampledPyramid(Backbone):
-    """Four maps of strides 4 to 32, up- and down-sampled from a plain ViT's one.
+    """Four feature maps of strides 4 to 32, resampled from the single map of a plain ViT.
 
-    The paper adopts the scheme of XCiT (El-Nouby et al. 2021, its reference [50]): finer levels by
-    transposed convolutions of stride 2, two of them with a norm and GELU between for the finest,
-    coarser ones by max pooling; all keep the channels. An FPN on top makes them its own.
+    The paper adopts the scheme of XCiT (El-Nouby et al. 2021, its reference [50]). Transposed
+    convolutions of stride 2 make the finer levels; the finest takes two of them, with a norm and
+    a GELU in between. Max pooling makes the coarser level. All levels keep the number of
+    channels, which an FPN on top of this module then changes.
 
     Args:
         bottom_up: a backbone with one feature map, of stride 16.
-        norm: of the finest level, a name known to Detectron2, or ``""`` for none.
+        norm: norm of the finest level, a name known to Detectron2, or ``""`` for none.
 
     Raises:
-        ValueError: the backbone has several maps, or its stride is another.
+        ValueError: the backbone has several maps, or a map of another stride.
     """
 
     def __init__(self, bottom_up: Backbone, norm: str = "SyncBN") -> None:
@@ -52,11 +53,15 @@ class ResampledPyramid(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """That of the backbone."""
+        """The number of pixels that the sides of images must be divisible by."""
         return self.bottom_up.size_divisibility
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature maps of images (B, 3, H, W): for each scale of stride s, (B, C, H / s, W / s)."""
+        """Computes the feature maps of images (B, 3, H, W).
+
+        Returns:
+            Maps (B, C, H / s, W / s) of each stride s, named ``scale2`` to ``scale5``.
+        """
         x = self.bottom_up(images)[self._in_feature]
         return {
             "scale2": self.scale2(x),

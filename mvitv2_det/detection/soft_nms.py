@@ -1,11 +1,13 @@
-"""Soft-NMS: overlapping boxes lose score instead of being dropped.
+"""Soft-NMS, which reduces the scores of overlapping boxes instead of dropping the boxes.
 
 Bodla et al., "Soft-NMS: Improving Object Detection With One Line of Code", ICCV 2017, figure 2.
 The MViTv2 paper uses it in its system-level comparison (appendix A.1).
 
 Axes: R candidate boxes, G groups of candidates, S slots (candidates of the largest group), K
-classes, 4 corners x1, y1, x2, y2 in pixels.
+classes, D detections. The 4 numbers of a box are its corners x1, y1, x2, y2 in pixels.
 """
+
+from typing import Any
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -27,29 +29,33 @@ def soft_nms(
     score_threshold: float = 0.001,
     max_per_group: int = -1,
 ) -> tuple[Tensor, Tensor]:
-    """Soft-NMS within each group, in one loop over the detections of all groups at once.
+    """Runs Soft-NMS within each group of boxes, for all groups in the same steps.
 
-    The best box of every group becomes a detection, and the others of its group lose score by
-    their IoU with it: to ``score * (1 - IoU)`` where that IoU is above ``iou_threshold``
-    (``"linear"``), or to ``score * exp(-IoU² / sigma)`` (``"gaussian"``); and so on. Two limits
-    are hard NMS exactly. Linear, where no score exceeds ``score_threshold / (1 - iou_threshold)``:
-    whatever loses score is dropped. Gaussian, as sigma goes to 0: hard NMS at the IoU threshold 0.
+    In each step the box with the highest score of every group becomes a detection. The scores of
+    the other boxes of its group are reduced by their IoU with it: to ``score * (1 - IoU)`` if the
+    IoU exceeds ``iou_threshold`` (``"linear"``), or to ``score * exp(-IoU² / sigma)``
+    (``"gaussian"``).
 
-    Computed in float32 at least. Of equal scores the first one wins.
+    Two limits equal hard NMS. The linear method does if no score exceeds ``score_threshold /
+    (1 - iou_threshold)``, because every reduced score then falls below the threshold. The gaussian
+    method approaches hard NMS at the IoU threshold 0 as sigma goes to 0.
+
+    Scores are computed in float32 or a wider type. Of equal scores the first one is selected.
 
     Args:
-        boxes: (R, 4).
-        scores: (R,).
-        groups: (R,), integers; only boxes of the same group, such as a class, affect each other.
+        boxes: candidate boxes (R, 4).
+        scores: scores (R,) of the boxes.
+        groups: integers (R,); only boxes of the same group, for example of a class, affect each
+            other.
         method: ``"linear"`` or ``"gaussian"``.
-        sigma: of the gaussian, above 0.
-        iou_threshold: of the linear method, as that of hard NMS.
-        score_threshold: a detection has a score above it, what it lost included.
-        max_per_group: the most detections of a group, best first; negative for all.
+        sigma: width of the gaussian, above 0.
+        iou_threshold: IoU above which the linear method reduces a score.
+        score_threshold: lower limit of the reduced score of a detection, exclusive.
+        max_per_group: maximum number of detections of a group; negative for no limit.
 
     Returns:
-        indices (D,) of the detections among the candidates, by falling score; and these scores
-        (D,), of the type of ``scores``.
+        Indices (D,) of the detections among the candidates, by decreasing score; and their reduced
+        scores (D,), in the type of ``scores``.
 
     Raises:
         ValueError: the method is unknown, or sigma is not positive.
@@ -66,7 +72,7 @@ def soft_nms(
     found, found_scores = [], []
     for _ in range(steps):
         best = slot_scores.masked_fill(~alive, -torch.inf).argmax(dim=1, keepdim=True)
-        # -1 for a group that has none left.
+        # The index is -1 if the group has no candidate left.
         found.append(torch.where(alive, candidates, -1).gather(1, best)[:, 0])
         found_scores.append(slot_scores.gather(1, best)[:, 0])
         iou = _iou(slot_boxes.take_along_dim(best[..., None], dim=1), slot_boxes)
@@ -80,7 +86,7 @@ def soft_nms(
 
     indices, new_scores = torch.cat(found), torch.cat(found_scores)
     indices, new_scores = indices[indices >= 0], new_scores[indices >= 0]
-    # Two stable sorts: by falling score, and equal ones in the order of the candidates.
+    # Sorting twice puts equal scores in the order of the candidates.
     order = indices.argsort()
     order = order[new_scores[order].argsort(descending=True, stable=True)]
     return indices[order], new_scores[order].to(scores.dtype)
@@ -97,21 +103,24 @@ def soft_nms_inference(
     score_threshold: float,
     max_per_image: int,
 ) -> tuple[list[Instances], list[Tensor]]:
-    """Detections of a batch: ``fast_rcnn_inference`` of Detectron2 with Soft-NMS in it.
+    """Selects the detections of a batch: Detectron2's ``fast_rcnn_inference`` with Soft-NMS.
 
     Args:
-        boxes: for each image (R, 4), or (R, K * 4) with boxes of each class.
-        scores: for each image (R, K + 1), the last column being the background's.
-        image_sizes: height and width of each image; boxes are clipped to it.
-        method: as of :func:`soft_nms`, like the next three.
-        sigma: see there.
-        iou_threshold: see there.
-        score_threshold: see there.
-        max_per_image: the most detections of an image, best first; negative for all.
+        boxes: boxes of each image, (R, 4), or (R, K * 4) if each class has its own boxes.
+        scores: scores of each image, (R, K + 1), with the background in the last column.
+        image_sizes: height and width of each image in pixels, to which boxes are clipped.
+        method: see :func:`soft_nms`.
+        sigma: see :func:`soft_nms`.
+        iou_threshold: see :func:`soft_nms`.
+        score_threshold: see :func:`soft_nms`.
+        max_per_image: maximum number of detections of an image; negative for no limit.
 
     Returns:
-        for each image, its detections with ``pred_boxes``, ``scores`` and ``pred_classes``, by
-        falling score; and for each image the rows (D,) of its ``boxes`` they were made of.
+        For each image, its D detections with ``pred_boxes``, ``scores`` and ``pred_classes``, by
+        decreasing score; and for each image, the rows (D,) of ``boxes`` that they come from.
+
+    Raises:
+        ValueError: the method is unknown, or sigma is not positive.
     """
     images = range(len(boxes))
     parts = [_candidates(boxes[i], scores[i], image_sizes[i], score_threshold) for i in images]
@@ -126,7 +135,7 @@ def soft_nms_inference(
         sigma=sigma,
         iou_threshold=iou_threshold,
         score_threshold=score_threshold,
-        # No class can have more of an image's best.
+        # A class cannot have more detections than its image.
         max_per_group=max_per_image,
     )
     results, rows = [], []
@@ -145,16 +154,16 @@ def soft_nms_inference(
 class SoftNMSOutputLayers(FastRCNNOutputLayers):
     """Detectron2's box predictor with Soft-NMS in inference; training and weights are the same.
 
-    ``test_nms_thresh`` is the IoU threshold of the linear method, and ``test_score_thresh`` bounds
-    the scores that are left: set it far lower than for hard NMS, to 0.001 as the Soft-NMS paper's
-    code does. In Cascade R-CNN the ROI heads must be
-    :class:`~mvitv2_det.detection.box_inference.SoftNMSCascadeROIHeads`: Detectron2's own ask no
-    predictor to select boxes.
+    ``test_nms_thresh`` is the IoU threshold of the linear method. ``test_score_thresh`` is the
+    lower limit of the reduced scores; it should be far lower than for hard NMS, for example 0.001
+    as in the code of the Soft-NMS paper. Cascade R-CNN needs the ROI heads
+    :class:`~mvitv2_det.detection.box_inference.SoftNMSCascadeROIHeads`, because Detectron2's do
+    not let a predictor select the boxes.
 
     Args:
-        input_shape: as Detectron2's.
+        input_shape: shape of the box features, see ``FastRCNNOutputLayers``.
         soft_nms_method: ``"linear"`` or ``"gaussian"``.
-        soft_nms_sigma: of the gaussian.
+        soft_nms_sigma: width of the gaussian, above 0.
         **options: all other arguments of ``FastRCNNOutputLayers``.
 
     Raises:
@@ -167,7 +176,7 @@ class SoftNMSOutputLayers(FastRCNNOutputLayers):
         *,
         soft_nms_method: str = "gaussian",
         soft_nms_sigma: float = 0.5,
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__(input_shape, **options)
         _check_settings(soft_nms_method, soft_nms_sigma)
@@ -177,7 +186,11 @@ class SoftNMSOutputLayers(FastRCNNOutputLayers):
     def inference(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> tuple[list[Instances], list[Tensor]]:
-        """As the parent's: detections of each image, and the proposals they were made of."""
+        """Selects the detections of each image from the predictions for its proposals.
+
+        Returns:
+            For each image, its D detections; and the indices (D,) of their proposals.
+        """
         return self.select(
             self.predict_boxes(predictions, proposals),
             self.predict_probs(predictions, proposals),
@@ -187,7 +200,7 @@ class SoftNMSOutputLayers(FastRCNNOutputLayers):
     def select(
         self, boxes: list[Tensor], scores: list[Tensor], image_sizes: list[tuple[int, int]]
     ) -> tuple[list[Instances], list[Tensor]]:
-        """Detections from all boxes of each image; see :func:`soft_nms_inference`."""
+        """Selects the detections among the boxes of each image; see :func:`soft_nms_inference`."""
         return soft_nms_inference(
             boxes,
             scores,
@@ -210,7 +223,11 @@ def _check_settings(method: str, sigma: float) -> None:
 
 
 def _slots(groups: Tensor, valid: Tensor) -> Tensor:
-    """Indices (G, S) of the valid candidates, a row for each group; -1 where it has no more."""
+    """Lists the valid candidates of each group.
+
+    Returns:
+        Indices (G, S) of the candidates, one row for each group, filled up with -1.
+    """
     chosen = valid.nonzero()[:, 0]
     chosen = chosen[groups[chosen].argsort(stable=True)]
     _, row, counts = groups[chosen].unique_consecutive(return_inverse=True, return_counts=True)
@@ -223,7 +240,15 @@ def _slots(groups: Tensor, valid: Tensor) -> Tensor:
 
 
 def _iou(box: Tensor, boxes: Tensor) -> Tensor:
-    """IoU (G, S) of one box (G, 1, 4) with the boxes (G, S, 4) of each group; 0 of empty ones."""
+    """Computes the IoU of one box with all boxes of its group; that of two empty boxes is 0.
+
+    Args:
+        box: one box of each group, (G, 1, 4).
+        boxes: all boxes of each group, (G, S, 4).
+
+    Returns:
+        IoU (G, S).
+    """
     corner, opposite = torch.maximum(box, boxes)[..., :2], torch.minimum(box, boxes)[..., 2:]
     intersection = (opposite - corner).clamp(min=0).prod(dim=-1)
     area, areas = ((b[..., 2:] - b[..., :2]).prod(dim=-1) for b in (box, boxes))
@@ -234,7 +259,12 @@ def _iou(box: Tensor, boxes: Tensor) -> Tensor:
 def _candidates(
     boxes: Tensor, scores: Tensor, image_size: tuple[int, int], score_threshold: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What of one image can become a detection: boxes (C, 4), scores (C,), classes, rows (C,)."""
+    """Selects the pairs of a box and a class of one image whose score exceeds the threshold.
+
+    Returns:
+        For each of C pairs, the box (C, 4) clipped to the image, the score (C,), the class (C,)
+        and the row (C,) of ``boxes`` that it comes from.
+    """
     finite = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
     rows, classes = ((scores[:, :-1] > score_threshold) & finite[:, None]).nonzero().unbind(dim=1)
     by_class = boxes.unflatten(1, (-1, 4))

@@ -1,4 +1,4 @@
-"""Pictures of a finished run: curves of losses and AP, predictions beside the ground truth."""
+"""Pictures of a finished run: curves of losses and AP, and predictions beside the ground truth."""
 
 from .curves import ap_table, draw_curves, last_evaluated
 from .gallery import draw_gallery

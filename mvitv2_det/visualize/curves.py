@@ -1,4 +1,4 @@
-"""The AP of a run as a table, and its losses and AP as curves."""
+"""Table of a run's AP, and curves of its losses and AP."""
 
 import math
 import re
@@ -25,19 +25,19 @@ _LOSS_NAMES = {
     "loss_box_reg": "box",
     "loss_mask": "mask",
 }
-# Okabe and Ito's colours, told apart by colour-blind readers as well.
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
 _CURVE_COLORS = ("#000000", "#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7")
 _BOX_COLOR, _MASK_COLOR = "#0072b2", "#d55e00"
 
 
 def ap_table(records: list[dict[str, float]]) -> str:
-    """The last evaluation as a table in percent, one row for boxes and one for masks.
+    """Formats the last evaluation as a table in percent, one row for boxes and one for masks.
 
     Args:
-        records: of :func:`read_metrics`.
+        records: the records of :func:`read_metrics`.
 
     Raises:
-        UserError: nothing was evaluated.
+        UserError: the records hold no evaluation.
     """
     evaluated = evaluations(records)
     if not evaluated:
@@ -54,21 +54,21 @@ def ap_table(records: list[dict[str, float]]) -> str:
 
 
 def last_evaluated(records: list[dict[str, float]]) -> int:
-    """The iteration of the last evaluation.
+    """Returns the iteration of the last evaluation.
 
     Raises:
-        IndexError: nothing was evaluated.
+        IndexError: the records hold no evaluation.
     """
-    return evaluations(records)[-1]["iteration"]
+    return int(evaluations(records)[-1]["iteration"])
 
 
 def draw_curves(records: list[dict[str, float]], title: str, file: Path) -> None:
-    """Losses and, where there were evaluations, AP over the iterations.
+    """Draws the losses and the AP over the iterations.
 
     Args:
-        records: of :func:`read_metrics`.
-        title: of the picture.
-        file: PNG to write.
+        records: the records of :func:`read_metrics`, with or without evaluations.
+        title: title of the picture.
+        file: PNG file to write.
     """
     figure = Figure(figsize=(14, 5.6), dpi=100, layout="constrained")
     figure.suptitle(title)
@@ -84,13 +84,13 @@ def draw_curves(records: list[dict[str, float]], title: str, file: Path) -> None
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Centred running mean over a twentieth of the curve; short curves are left alone.
+    """Computes a centred running mean over a twentieth of a curve.
 
     Args:
-        values: (N,).
+        values: the curve (N,). Curves of fewer than 40 values are not smoothed.
 
     Returns:
-        (N,); near the ends the mean of what there is.
+        The means (N,). Near the ends they are taken over fewer values.
     """
     window = 2 * (len(values) // 40) + 1
     ones = np.ones(window)
@@ -99,12 +99,15 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _percent(value: float) -> str:
-    """Without a number where the data have no object of that size."""
+    """Formats an AP; it is not a number if the data have no object of that size."""
     return "-" if math.isnan(value) else f"{value:.1f}"
 
 
 def _draw_losses(axes: Axes, records: list[dict[str, float]]) -> None:
-    """Thin: as logged (Detectron2 logs medians of 20 iterations); thick: running mean."""
+    """Draws each loss as logged (thin) and its running mean (thick).
+
+    Detectron2 logs the median over 20 iterations.
+    """
     curves = _loss_curves(records)
     for index, (name, points) in enumerate(curves.items()):
         iterations, values = np.array(points).T
@@ -120,9 +123,9 @@ def _draw_losses(axes: Axes, records: list[dict[str, float]]) -> None:
         axes.legend(ncols=2)
 
 
-def _loss_curves(records: list[dict[str, float]]) -> dict[str, list[tuple[int, float]]]:
-    """(iteration, loss) points by name; the stages of a cascade are added up."""
-    curves = {name: [] for name in _LOSS_NAMES.values()}
+def _loss_curves(records: list[dict[str, float]]) -> dict[str, list[tuple[float, float]]]:
+    """Lists the points (iteration, loss) of each loss, summed over the stages of a cascade."""
+    curves: dict[str, list[tuple[float, float]]] = {name: [] for name in _LOSS_NAMES.values()}
     for record in records:
         sums: dict[str, float] = defaultdict(float)
         for key, value in record.items():

@@ -1,4 +1,4 @@
-"""Feature maps as pictures: how strong they are, and how they differ from place to place.
+"""Pictures of feature maps: the norms of the tokens, and their principal components as colours.
 
 Axes: C channels, H × W tokens.
 """
@@ -12,23 +12,25 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 _PANEL = 3.0  # inches
-_CLIPPED = (0.01, 0.99)  # quantiles, so that single tokens do not take all of the colours
+_CLIPPED = (0.01, 0.99)  # quantiles between which colours vary, so that outliers do not matter
 
 
 def norm_map(features: Tensor) -> Tensor:
-    """The length of each token's features: (C, H, W) to (H, W)."""
+    """Computes the norm of each token's features: (C, H, W) to (H, W)."""
     return features.norm(dim=0)
 
 
 def pca_colors(features: Tensor) -> Tensor:
-    """The three main components of the tokens' features, as RGB.
+    """Maps the three principal components of the tokens' features to red, green and blue.
 
     Args:
-        features: (C, H, W); with fewer than three channels or tokens the rest of the colours is 0.
+        features: feature map (C, H, W). With fewer than three channels or tokens, the remaining
+            colours are 0.
 
     Returns:
-        (H, W, 3) in [0, 1]; tokens of alike features have alike colours. The sign of a component
-        is set so that its largest channel is positive, which makes colours reproducible.
+        Colours (H, W, 3) in [0, 1]; tokens with similar features have similar colours. The sign
+        of a component is set so that its largest channel is positive, which makes the colours
+        reproducible.
     """
     tokens = features.flatten(1).T
     tokens = tokens - tokens.mean(0)
@@ -50,14 +52,15 @@ def draw_feature_maps(
     title: str,
     file: Path,
 ) -> None:
-    """Each map's norm and main components, beside the image.
+    """Draws the norm and the principal components of each feature map, beside the image.
 
     Args:
-        image: (H, W, 3) RGB, 0 to 255, as large as the network saw it before padding.
-        features: (C, H / stride, W / stride) by name, fine to coarse.
-        strides: of the maps, in pixels.
-        title: of the picture.
-        file: PNG to write.
+        image: RGB image (H, W, 3), values 0 to 255, in the size that the network saw before
+            padding.
+        features: feature maps (C, H / stride, W / stride) by name, fine to coarse.
+        strides: strides of the feature maps in pixels, by name.
+        title: title of the picture.
+        file: PNG file to write.
     """
     height, width = image.shape[:2]
     columns = len(features) + 1

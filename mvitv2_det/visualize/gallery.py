@@ -1,6 +1,7 @@
-"""Predictions of a run beside the ground truth."""
+"""Gallery of a run's predictions beside the ground truth."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
@@ -28,43 +29,45 @@ _TITLE_HEIGHT, _CAPTION_HEIGHT = 104, 36  # pixels
 
 def draw_gallery(
     dataset: str,
-    results: dict[int, list[dict]],
+    results: dict[int, list[dict[str, Any]]],
     folder: Path,
     *,
     title: str,
     images: int = 8,
     score_threshold: float = 0.5,
 ) -> list[Path]:
-    """Predictions beside the ground truth.
+    """Draws the predictions for some images of a data set beside the ground truth.
 
-    The images are no choice of anyone: the split is ordered by image id, cut into as many equal
-    parts as there are images to draw, and the one in the middle of each part is drawn.
+    The images are selected evenly, so that nobody can pick the best: the data set is ordered by
+    image id and divided into as many equal parts as there are images to draw, and the middle image
+    of each part is drawn.
 
     Args:
-        dataset: its name in Detectron2's catalogs.
-        results: of :func:`read_results`.
-        folder: for ``gallery.png``, ``gallery_2.png`` and so on, :data:`IMAGES_PER_PAGE` images
-            each; older ones go.
-        title: of each page.
-        images: how many to draw, at most.
-        score_threshold: predictions below it are not drawn.
+        dataset: name of the data set in Detectron2's catalogs.
+        results: the predictions of :func:`read_results`.
+        folder: folder for ``gallery.png``, ``gallery_2.png`` and so on, with
+            :data:`IMAGES_PER_PAGE` images each. Files of an earlier gallery are deleted.
+        title: title of each page.
+        images: maximum number of images.
+        score_threshold: lowest score of the predictions that are drawn.
 
     Returns:
-        the files.
+        The files.
 
     Raises:
-        UserError: an image cannot be read, or the predictions are of other data.
+        UserError: an image cannot be read, or the predictions belong to other data.
     """
     records, metadata = DatasetCatalog.get(dataset), MetadataCatalog.get(dataset)
     records = sorted(records, key=lambda record: record["image_id"])
     _check_results(results, records, metadata)
     chosen = [records[index] for index in spread(len(records), images)]
     if not any("segmentation" in result for found in results.values() for result in found):
-        chosen = [_without_masks(record) for record in chosen]  # boxes beside boxes
+        # Predictions without masks are compared with the boxes of the ground truth.
+        chosen = [_without_masks(record) for record in chosen]
     pairs = [_draw_pair(record, results, metadata, score_threshold) for record in chosen]
     for old in folder.glob("gallery*.png"):
         old.unlink()
-    files = []
+    files: list[Path] = []
     for first in range(0, len(pairs), IMAGES_PER_PAGE):
         page = len(files) + 1
         files.append(folder / ("gallery.png" if page == 1 else f"gallery_{page}.png"))
@@ -73,12 +76,14 @@ def draw_gallery(
 
 
 def spread(total: int, count: int) -> list[int]:
-    """Positions of ``count`` items evenly spaced over ``total``: the middle of each equal part."""
+    """Selects ``count`` of ``total`` positions evenly: the middle of each of equal parts."""
     count = min(count, total)
     return [(2 * part + 1) * total // (2 * count) for part in range(count)]
 
 
-def _check_results(results: dict[int, list[dict]], records: list[dict], metadata: Metadata) -> None:
+def _check_results(
+    results: dict[int, list[dict[str, Any]]], records: list[dict[str, Any]], metadata: Metadata
+) -> None:
     known = {record["image_id"] for record in records}
     categories = metadata.thing_dataset_id_to_contiguous_id
     for image_id, predictions in results.items():
@@ -96,9 +101,12 @@ def _check_results(results: dict[int, list[dict]], records: list[dict], metadata
 
 
 def _draw_pair(
-    record: dict, results: dict[int, list[dict]], metadata: Metadata, score_threshold: float
+    record: dict[str, Any],
+    results: dict[int, list[dict[str, Any]]],
+    metadata: Metadata,
+    score_threshold: float,
 ) -> list[tuple[str, np.ndarray]]:
-    """Caption and (H, W, 3) picture of the predictions, and the same of the ground truth."""
+    """Draws the predictions and the ground truth; returns caption and picture (H, W, 3) of each."""
     image = _read(record)
     height, width = image.shape[:2]
     scale = _LONGEST_SIDE / max(height, width)
@@ -131,15 +139,15 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def _read(record: dict) -> np.ndarray:
-    """(H, W, 3) RGB image of a record in Detectron2's dataset format."""
+def _read(record: dict[str, Any]) -> np.ndarray:
+    """Reads the RGB image (H, W, 3) of a record in Detectron2's dataset format."""
     with naming_unreadable_image(record["file_name"]):
         image = read_image(record["file_name"], "RGB")
         check_image_size(record, image)
     return image
 
 
-def _without_masks(record: dict) -> dict:
+def _without_masks(record: dict[str, Any]) -> dict[str, Any]:
     annotations = [
         {key: value for key, value in annotation.items() if key != "segmentation"}
         for annotation in record.get("annotations", [])
@@ -147,14 +155,14 @@ def _without_masks(record: dict) -> dict:
     return {**record, "annotations": annotations}
 
 
-def _as_annotation(result: dict, metadata: Metadata) -> dict:
-    """A record of COCO's results format in Detectron2's dataset format."""
+def _as_annotation(result: dict[str, Any], metadata: Metadata) -> dict[str, Any]:
+    """Converts a record of COCO's results format to Detectron2's dataset format."""
     category = metadata.thing_dataset_id_to_contiguous_id[result["category_id"]]
     return {**result, "category_id": category, "bbox_mode": BoxMode.XYWH_ABS}
 
 
 def _draw_page(pairs: list[list[tuple[str, np.ndarray]]], title: str, file: Path) -> None:
-    """Two pairs in a row, every picture at its own pixels."""
+    """Writes a page with two pairs in each row; pictures are not resampled."""
     columns = min(2, len(pairs))
     rows = [pairs[first : first + columns] for first in range(0, len(pairs), columns)]
     heights = [max(pair[0][1].shape[0] for pair in row) + _CAPTION_HEIGHT for row in rows]
@@ -164,7 +172,7 @@ def _draw_page(pairs: list[list[tuple[str, np.ndarray]]], title: str, file: Path
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
     FigureCanvasAgg(figure)
 
-    def write(x: float, y: float, text: str, **style) -> None:
+    def write(x: float, y: float, text: str, **style: Any) -> None:
         figure.text(x / width, 1 - y / height, text, va="center", **style)
 
     canvas = np.full((height, width, 3), 255, np.uint8)
@@ -185,7 +193,7 @@ def _draw_page(pairs: list[list[tuple[str, np.ndarray]]], title: str, file: Path
 
 
 def _lefts(columns: int) -> list[int]:
-    """Left edges in pixels of the pictures of a row of pairs."""
+    """Returns the left edges, in pixels, of the pictures in a row of pairs."""
     pair_width = 2 * _LONGEST_SIDE + _GAP + _PAIR_GAP
     starts = [_MARGIN + column * pair_width for column in range(columns)]
     return [left for start in starts for left in (start, start + _LONGEST_SIDE + _GAP)]

@@ -1,23 +1,25 @@
-"""Instances drawn over an image, with Detectron2's Visualizer."""
+"""Drawing of instances on an image, with Detectron2's Visualizer."""
 
 import colorsys
 import math
+from typing import Any
 
 import numpy as np
 from detectron2.structures import BoxMode
 from detectron2.utils.visualizer import GenericMask, Visualizer
 
-MAX_LABELLED = 30  # more names than this in one image cover what they name
+MAX_LABELLED = 30  # more labels than this would cover the instances of an image
 
-# In turns of the colour circle. The first hue, green, stands out on photographs and on stains.
+# Hues in turns of the colour circle. The first, green, stands out on photographs and on stains.
 _FIRST_HUE, _EVEN_HUES, _GOLDEN_ANGLE = 0.38, 12, (3 - math.sqrt(5)) / 2
 
 
 def class_colors(number: int) -> list[tuple[float, float, float]]:
-    """One RGB colour in [0, 1] per class, the same in every picture of the same data.
+    """Returns one RGB colour in [0, 1] for each class, always the same for the same number.
 
-    A few classes share the colour circle evenly. Many would get too near to their neighbours,
-    which are often of a kind (cat and dog): steps of the golden angle keep those apart.
+    A few classes divide the colour circle evenly. With many classes, neighbours would get similar
+    colours although they are often similar things (cat and dog), so their hues differ by the
+    golden angle.
     """
     step = 1 / number if number <= _EVEN_HUES else _GOLDEN_ANGLE
     return [
@@ -27,22 +29,21 @@ def class_colors(number: int) -> list[tuple[float, float, float]]:
 
 
 def draw_instances(
-    image: np.ndarray, annotations: list[dict], class_names: list[str]
+    image: np.ndarray, annotations: list[dict[str, Any]], class_names: list[str]
 ) -> np.ndarray:
     """Draws masks, boxes and labels, large instances first.
 
-    Labels are left out where there is one class alone, or more than :data:`MAX_LABELLED`
-    instances.
+    Labels are omitted if there is only one class, or more than :data:`MAX_LABELLED` instances.
 
     Args:
-        image: (H, W, 3), RGB, 0 to 255.
-        annotations: in Detectron2's dataset format, ``category_id`` counting from 0;
-            ``segmentation`` (polygons, RLE or an (H, W) mask), ``score`` and ``iscrowd`` may be
-            missing.
-        class_names: of all classes.
+        image: RGB image (H, W, 3), values 0 to 255.
+        annotations: annotations in Detectron2's dataset format, where ``category_id`` counts from
+            0; ``segmentation`` (polygons, RLE or a mask (H, W)), ``score`` and ``iscrowd`` are
+            optional.
+        class_names: names of all classes.
 
     Returns:
-        (H, W, 3) RGB, uint8.
+        RGB picture (H, W, 3), uint8.
     """
     height, width = image.shape[:2]
     crowded = len(annotations) > MAX_LABELLED
@@ -64,26 +65,28 @@ def draw_instances(
     return visualizer.get_output().get_image()
 
 
-def _xyxy(annotation: dict) -> list[float]:
+def _xyxy(annotation: dict[str, Any]) -> list[float]:
     return BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
 
 
-def _draw_mask(visualizer: Visualizer, mask: GenericMask, color: tuple) -> None:
-    """Fill and outline; the inside of an 8 or a 0 stays clear, unlike in overlay_instances."""
+def _draw_mask(
+    visualizer: Visualizer, mask: GenericMask, color: tuple[float, float, float]
+) -> None:
+    """Fills and outlines a mask, but not its holes, which ``overlay_instances`` would fill."""
     visualizer.draw_binary_mask(mask.mask, color, alpha=0.4, area_threshold=0)
-    if mask.has_holes:  # draw_binary_mask gives those no outline
+    if mask.has_holes:  # draw_binary_mask draws no outline of masks with holes.
         for polygon in mask.polygons:
             visualizer.draw_polygon(polygon.reshape(-1, 2), color, alpha=0)
 
 
 def _font_scale(instances: int) -> float:
-    """Of Visualizer's own size; the width of lines goes with it."""
+    """Returns the scale of fonts and line widths for a number of instances; 1 is Visualizer's."""
     if instances > MAX_LABELLED:
         return 0.6
     return 1.6 if instances <= 10 else 1.1
 
 
-def _label(annotation: dict, class_names: list[str]) -> str:
+def _label(annotation: dict[str, Any], class_names: list[str]) -> str:
     label = class_names[annotation["category_id"]]
     if "score" in annotation:
         return f"{label} {annotation['score']:.0%}"

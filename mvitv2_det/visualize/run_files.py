@@ -1,24 +1,25 @@
-"""What a run of train_net.py leaves behind: its metrics and its last predictions.
+"""Reading of the files of a training run: its metrics and its last predictions.
 
-The files are those of Detectron2's ``JSONWriter`` (``metrics.json``) and ``COCOEvaluator``
-(``coco_instances_results.json``).
+Detectron2's ``JSONWriter`` writes ``metrics.json``, and its ``COCOEvaluator`` writes
+``coco_instances_results.json``.
 """
 
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:
-    """What a run logged, one record per iteration, in order.
+    """Reads the metrics of a run, one record for each logged iteration, in order.
 
-    A run that was resumed or started anew in the same folder goes on at the end of the file: what
-    was logged of the iterations that it repeated is left out.
+    A run that is resumed or restarted in the same folder appends to the file. Only the last
+    record of a repeated iteration is returned.
 
     Raises:
-        UserError: the file is missing or not what ``JSONWriter`` writes.
+        UserError: the file is missing, or not in the format of ``JSONWriter``.
     """
     records: list[dict[str, float]] = []
     for number, line in enumerate(_read_text(file).splitlines(), start=1):
@@ -36,11 +37,11 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
     return records
 
 
-def read_results(file: Path) -> dict[int, list[dict]]:
-    """Predictions in COCO's results format, by image id.
+def read_results(file: Path) -> dict[int, list[dict[str, Any]]]:
+    """Reads predictions in COCO's results format, and groups them by image id.
 
     Raises:
-        UserError: the file is missing or not in that format.
+        UserError: the file is missing, or not in this format.
     """
     try:
         results = json.loads(_read_text(file))
@@ -55,7 +56,7 @@ def read_results(file: Path) -> dict[int, list[dict]]:
 
 
 def evaluations(records: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Those records of :func:`read_metrics` that hold AP."""
+    """Selects the records of :func:`read_metrics` that hold AP."""
     return [record for record in records if "bbox/AP" in record]
 
 

@@ -1,4 +1,4 @@
-"""Weights: from every place where MViTv2 weights live into a model, and back."""
+"""Loading MViTv2 weights of any source into a model, and converting them between formats."""
 
 from .convert import TARGETS, Conversion, convert_weights
 from .load import load_weights

@@ -1,4 +1,4 @@
-"""Converting weights from any source to the file formats of others."""
+"""Conversion of weights from any source to the file formats of other projects."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,13 @@ from .sources import Checkpoint, Source, read_source
 
 @dataclass(frozen=True)
 class _Target:
-    """A format to write: its table, or None for a detector's names; what the weights stand under
-    in a torch file; the endings of its files."""
+    """A format that can be written.
+
+    Attributes:
+        format: the table of its names; None keeps the names of a detector.
+        key: key of the weights in a torch file; None if the file holds nothing but weights.
+        endings: file name endings that the format may have.
+    """
 
     format: Format | None
     key: str | None
@@ -31,13 +36,13 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Conversion:
-    """What converting did.
+    """The result of a conversion.
 
     Attributes:
-        source: where the weights are from.
-        source_format, target_format: whose names they had and have.
-        written: names in the new file.
-        dropped: names in the source of what the target has no names for.
+        source: path, URL or description of the source.
+        source_format, target_format: formats of the names before and after.
+        written: names of the tensors in the new file.
+        dropped: names, in the source, of the tensors that the target format has no name for.
     """
 
     source: str
@@ -50,19 +55,20 @@ class Conversion:
 def convert_weights(
     source: Source, target: str | Path, to: str | None = None, strict: bool = False
 ) -> Conversion:
-    """Writes weights of any source under other names, into a file of another kind.
+    """Writes the weights of any source to a file, under the names of another format.
 
     Args:
-        source: as in :func:`mvitv2_det.load_weights`.
-        target: the file to write; its ending says its kind.
-        to: ``timm`` or ``mvit``: the backbone and classifier under their names; ``detectron2`` or
-            ``safetensors``: everything under a detector's. By default as the ending suggests:
-            ``mvit`` for ``.pyth``, ``safetensors`` for ``.safetensors``, else ``detectron2``.
-        strict: raise instead of dropping tensors that the target has no names for.
+        source: any source that :func:`mvitv2_det.load_weights` takes.
+        target: the file to write; its ending selects the kind of file.
+        to: ``timm`` or ``mvit`` writes the backbone and the classifier under the names of that
+            project; ``detectron2`` or ``safetensors`` writes all tensors under the names of a
+            detector. The default depends on the ending: ``mvit`` for ``.pyth``, ``safetensors``
+            for ``.safetensors``, otherwise ``detectron2``.
+        strict: raise an error instead of dropping tensors that the target has no name for.
 
     Raises:
-        UserError: the source cannot be read, the target cannot be written or not in that format,
-            or a tensor would be dropped.
+        UserError: the source cannot be read, the target cannot be written, its ending does not
+            belong to the format, or ``strict`` is set and a tensor would be dropped.
     """
     path = Path(target)
     check_target(path)
@@ -85,7 +91,7 @@ def convert_weights(
 
 
 def _renamed(checkpoint: Checkpoint, format: Format | None) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights under a format's names, and what is dropped under the source's."""
+    """Returns the weights under the names of a format, and the source's names of the dropped."""
     if format is None:
         return checkpoint.weights, []
     if checkpoint.layout is None:

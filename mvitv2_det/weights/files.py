@@ -1,7 +1,7 @@
-"""Checkpoint files: reading any kind safely, writing each kind.
+"""Safe reading and writing of checkpoint files of every kind.
 
-The kind is told by a file's first bytes, not by its name. Whatever is wrong with a file becomes
-one line that names it.
+Reading detects the kind from the first bytes of a file, not from its name. Every fault of a file
+becomes an error of one line that names the file.
 """
 
 import io
@@ -21,27 +21,29 @@ from torch import Tensor
 from ..errors import UserError
 from .unpickle import claimed_bytes, load_arrays
 
-# Where the weights are in a checkpoint: Detectron2 and this project; facebookresearch/mvit and
-# PySlowFast; timm's and others' training scripts. Otherwise the checkpoint is all weights.
+# Key of the weights in a checkpoint of, in this order: Detectron2 and this project;
+# facebookresearch/mvit and PySlowFast; the training scripts of timm and others. A checkpoint
+# without any of these keys holds nothing but weights.
 WEIGHT_KEYS = ("model", "model_state", "state_dict")
 
-# What torch writes first where it does not write a zip file (before torch 1.6).
+# First bytes of torch files that are not zip files (written by torch before 1.6).
 _LEGACY_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa850")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file, by name. No code of the file is run.
+    """Reads the tensors of a checkpoint file, without running any code in the file.
 
     Args:
         path: a torch file, a ``.safetensors`` file, or a pickle of NumPy arrays as in Detectron2's
             model zoo.
 
     Returns:
-        CPU tensors under the file's own names; optimiser state and other company is left out.
+        CPU tensors by the names that they have in the file, without optimiser state and other
+        contents.
 
     Raises:
-        UserError: there is no such file; it is cut off or no checkpoint; it wants to run code; it
-            claims tensors that are larger than itself.
+        UserError: the file does not exist, is truncated, is not a checkpoint, asks to run code,
+            or declares tensors that are larger than the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -50,7 +52,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         content = _read(path)
     except UserError as error:
         raise UserError(f"checkpoint {str(path)!r}: {error}") from error
-    except Exception as error:  # Unpicklers raise anything for bytes that are no pickle.
+    except Exception as error:  # Unpickling arbitrary bytes can raise any exception.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"checkpoint {str(path)!r} cannot be read; it is cut off or damaged: {reason}"
@@ -99,7 +101,7 @@ def _read_torch_zip(path: Path) -> object:
 
 def _read_legacy_torch(path: Path) -> object:
     content = io.BytesIO(path.read_bytes())
-    # Magic number, protocol and system come first, in pickles of their own.
+    # The file holds four pickles; magic number, protocol and system precede the tensors.
     claims = [claimed_bytes(content) for _ in range(4)][-1]
     claimed, size = sum(claims.values()), path.stat().st_size
     if claimed > size:
@@ -113,7 +115,7 @@ def _torch_load(path: Path) -> object:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's message is a page on how to read the file without care.
+        # torch's message is a page long and explains how to disable the safety check.
         reason = str(error).partition("WeightsUnpickler error: ")[2].strip() or str(error)
         if refused := re.search(r"(?:GLOBAL|[Uu]nsupported class) ([\w.]+)", reason):
             raise UserError(
@@ -124,21 +126,24 @@ def _torch_load(path: Path) -> object:
 
 
 def select_weights(content: object, max_bytes: int | None = None) -> dict[str, Tensor]:
-    """The tensors of what a checkpoint file held, or of any mapping.
+    """Selects the tensors among the contents of a checkpoint.
 
     Args:
-        content: a mapping of names to tensors or arrays, or one that has it under a key of
-            ``WEIGHT_KEYS``.
-        max_bytes: refuse larger tensors.
+        content: a mapping from names to tensors or arrays, or a mapping that holds such a mapping
+            under one of ``WEIGHT_KEYS``.
+        max_bytes: the largest size of a tensor that is accepted; None accepts any.
+
+    Returns:
+        The tensors by name, detached; arrays become tensors.
 
     Raises:
-        UserError: there are no weights in it, or one is larger.
+        UserError: ``content`` holds no tensor, or one that is too large.
     """
     if not isinstance(content, Mapping):
         raise UserError(f"it holds no weights but a {type(content).__name__}")
     for key in WEIGHT_KEYS:
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
+        if isinstance(nested := content.get(key), Mapping):
+            content = nested
             break
     weights = {}
     for name, value in content.items():
@@ -155,7 +160,7 @@ def select_weights(content: object, max_bytes: int | None = None) -> dict[str, T
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    """A tensor of its own, in this machine's byte order."""
+    """Copies an array into a tensor, in the byte order of this machine."""
     native = array.astype(array.dtype.newbyteorder("="), copy=True)
     if native.dtype.kind == "u" and native.dtype.itemsize > 1:
         native = native.astype(np.int64)
@@ -163,22 +168,23 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 
 def write_weights(weights: Mapping[str, Tensor], path: str | Path, key: str | None) -> None:
-    """Writes a checkpoint file, of the kind that its name's ending says.
+    """Writes a checkpoint file; the ending of its name selects the kind.
 
     Args:
         weights: tensors by name.
         path: ``.safetensors``; ``.pkl`` as in Detectron2's model zoo; ``.pth``, ``.pyth``, ``.pt``
             or ``.bin`` for torch files.
-        key: what the weights stand under in a torch file; None: the file is all weights.
+        key: key of the weights in a torch file; None writes a file of nothing but weights.
 
     Raises:
-        UserError: another ending, or the file cannot be written.
+        UserError: the ending is unknown, or the file cannot be written.
     """
     path = Path(path)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     check_target(path)
     try:
-        # A name of its own until it is whole: no half-written file is taken for a checkpoint.
+        # Written under a temporary name and then renamed, so that an interrupted run leaves no
+        # incomplete checkpoint.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
             unfinished = Path(folder) / path.name
             _write(weights, unfinished, key)
@@ -192,10 +198,10 @@ ENDINGS = (".safetensors", ".pkl", *TORCH_ENDINGS)
 
 
 def check_target(path: Path) -> None:
-    """Refuses a file name of no kind that can be written.
+    """Checks that weights can be written to a file of this name.
 
     Raises:
-        UserError: the name ends otherwise.
+        UserError: the ending of the name is not one of ``ENDINGS``.
     """
     if path.suffix not in ENDINGS:
         raise UserError(f"{str(path)!r} must end in {', '.join(ENDINGS)}")
@@ -203,7 +209,7 @@ def check_target(path: Path) -> None:
 
 def _write(weights: dict[str, Tensor], path: Path, key: str | None) -> None:
     if path.suffix == ".safetensors":
-        # That format has no tensors that share their memory.
+        # The format refuses tensors that share memory.
         save_file({name: tensor.clone() for name, tensor in weights.items()}, path)
     elif path.suffix == ".pkl":
         arrays = {name: _array(name, tensor) for name, tensor in weights.items()}

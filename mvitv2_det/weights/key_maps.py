@@ -1,7 +1,7 @@
-"""One key map per source of MViTv2 weights, each a table of names usable in both directions.
+"""Tables of tensor names, one for each source of MViTv2 weights, usable in both directions.
 
-A table is written out in full for a network's layout: no pattern decides what a name means. The
-names on the right of every table are those of :mod:`mvitv2_det.weights.layout`.
+A table lists every name of a network of a given layout, so that no pattern has to guess what a
+name means. It maps the names of the source to the names in :mod:`mvitv2_det.weights.layout`.
 
 Sources read for this: ``mvit/models/mvit_model.py`` and ``attention.py`` of facebookresearch/mvit,
 ``slowfast/models/video_model_builder.py`` of facebookresearch/SlowFast, ``models/mvitv2.py`` of
@@ -17,11 +17,11 @@ from torch import Tensor
 from ..errors import UserError
 from .layout import PATCHES, Layout
 
-# Where Detectron2 has the backbone in a detector with an FPN.
+# Prefix of the backbone's names in a detector of Detectron2 with an FPN.
 DETECTOR_PREFIX = "backbone.bottom_up."
-# Where a checkpoint may have it: nowhere else is looked.
+# Prefixes that the backbone's names may have in a checkpoint.
 PREFIXES = ("", DETECTOR_PREFIX, "bottom_up.", "backbone.")
-# What wrappers of torch put before every name.
+# Prefixes that torch's wrappers add to every name.
 WRAPPERS = ("module.", "_orig_mod.")
 
 FINAL_NORM = ("norm.weight", "norm.bias")
@@ -39,7 +39,7 @@ _BLOCK = (
 )
 _TEMPORAL = "attn.rel_pos_t"
 
-# torchvision's modules that have names of their own.
+# Modules of a block that torchvision names differently.
 _TORCHVISION_BLOCK = {
     "attn.project.0": "attn.proj",
     "mlp.0": "mlp.fc1",
@@ -53,7 +53,7 @@ _TORCHVISION_BLOCK = {
 
 
 def mvit_names(layout: Layout) -> dict[str, str]:
-    """facebookresearch/mvit and PySlowFast: the names that are used here."""
+    """Builds the table of facebookresearch/mvit and PySlowFast, whose names are used here too."""
     names = [*_STEM, *FINAL_NORM, *CLASSIFIER]
     for index in range(sum(layout.blocks)):
         names += [f"blocks.{index}.{name}" for name in (*_BLOCK, _TEMPORAL)]
@@ -61,7 +61,10 @@ def mvit_names(layout: Layout) -> dict[str, str]:
 
 
 def timm_names(layout: Layout) -> dict[str, str]:
-    """timm: blocks are numbered within their stage; projections say what they go around."""
+    """Builds the table of timm, where blocks are numbered within their stage.
+
+    The name of a skip connection's projection says whether it bypasses the attention or the MLP.
+    """
     projection = "shortcut_proj_attn" if layout.expand_in_attention else "shortcut_proj_mlp"
     table = {name: name for name in (*_STEM, *FINAL_NORM)}
     table |= {name.replace("projection", "fc"): name for name in CLASSIFIER}
@@ -77,7 +80,7 @@ def timm_names(layout: Layout) -> dict[str, str]:
 
 
 def torchvision_names(layout: Layout) -> dict[str, str]:
-    """torchvision's video networks."""
+    """Builds the table of torchvision's video networks."""
     theirs_of = {ours: theirs for theirs, ours in _TORCHVISION_BLOCK.items()}
     table = {f"conv_proj.{leaf}": f"patch_embed.proj.{leaf}" for leaf in ("weight", "bias")}
     table["pos_encoding.class_token"] = CLASS_TOKEN
@@ -93,14 +96,14 @@ def torchvision_names(layout: Layout) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Format:
-    """A source of weights.
+    """The tensor names of one source of weights.
 
     Attributes:
-        name: what it is called in reports and on the command line.
-        title: whose it is.
-        names: its table for a layout: its names to those used here.
-        patches: its name of the patch embedding's weight, which tells that weights are of it.
-        first_block: the same of the first block's first norm.
+        name: short name, for reports and the command line.
+        title: name of the project or projects that use the format.
+        names: builds the table from the names of the format to those used here, for a layout.
+        patches: name of the patch embedding's weight; it identifies the format.
+        first_block: name of the first block's first norm; it identifies the format too.
     """
 
     name: str
@@ -110,7 +113,7 @@ class Format:
     first_block: str = "blocks.0.norm1.weight"
 
     def fits(self, names: Iterable[str]) -> bool:
-        """Whether weights of these names are of this source."""
+        """Tells whether these are names of this format."""
         return {self.patches, self.first_block} <= set(names)
 
 
@@ -121,7 +124,7 @@ CLASSIFICATION_FORMATS = (MVIT, TIMM, TORCHVISION)
 
 
 def unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix of a wrapper that is before every name."""
+    """Removes the prefixes that wrappers have added to every name."""
     for wrapper in WRAPPERS:
         if all(name.startswith(wrapper) for name in weights):
             return unwrapped({name[len(wrapper) :]: value for name, value in weights.items()})
@@ -129,7 +132,7 @@ def unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def backbone_prefix(names: Iterable[str]) -> str | None:
-    """Which of ``PREFIXES`` the backbone's names have; None where there is no MViT."""
+    """Finds which of ``PREFIXES`` the backbone's names have; None if there is no MViT."""
     names = set(names)
     for prefix in PREFIXES:
         if {f"{prefix}{PATCHES}", f"{prefix}{MVIT.first_block}"} <= names:
@@ -138,7 +141,7 @@ def backbone_prefix(names: Iterable[str]) -> str | None:
 
 
 def without_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Those with the prefix, without it."""
+    """Selects the tensors whose names have a prefix, and removes it from their names."""
     return {
         name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)
     }
@@ -147,10 +150,14 @@ def without_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tens
 def from_source(
     weights: Mapping[str, Tensor], source: Format
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A classification network's weights under the names used here.
+    """Renames the weights of a classification network to the names used here.
 
     Returns:
-        the renamed, and those that the source's table does not have, under their own names.
+        The renamed tensors; and the tensors that the source's table does not list, under the
+        names that they had.
+
+    Raises:
+        UserError: see :func:`source_layout`.
     """
     table = source.names(source_layout(weights, source))
     renamed = {table[name]: value for name, value in weights.items() if name in table}
@@ -163,7 +170,7 @@ def from_source(
 def to_target(
     weights: Mapping[str, Tensor], target: Format
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The reverse of :func:`from_source`, for a backbone's weights."""
+    """Renames the weights of a backbone to the names of a format; reverses :func:`from_source`."""
     table = target.names(Layout.of(weights))
     theirs = {ours: name for name, ours in table.items()}
     renamed = {theirs[name]: value for name, value in weights.items() if name in theirs}
@@ -172,10 +179,10 @@ def to_target(
 
 
 def source_layout(weights: Mapping[str, Tensor], source: Format) -> Layout:
-    """The layout of a source's weights, which its table is made for.
+    """Finds the layout of a source's weights.
 
     Raises:
-        UserError: blocks are missing in the middle, or q, k and v are apart.
+        UserError: the numbers of the blocks have a gap, or q, k and v have separate projections.
     """
     if "blocks.0.attn.q.weight" in weights:
         raise UserError(
@@ -202,7 +209,7 @@ def source_layout(weights: Mapping[str, Tensor], source: Format) -> Layout:
 
 
 def _timm_layout(weights: Mapping[str, Tensor]) -> Layout:
-    blocks = []
+    blocks: list[int] = []
     while f"stages.{len(blocks)}.blocks.0.norm1.weight" in weights:
         stage, count = len(blocks), 0
         while f"stages.{stage}.blocks.{count}.norm1.weight" in weights:

@@ -1,7 +1,7 @@
-"""What network weights belong to, read off their shapes.
+"""The layout of a network (its width and blocks), found from the names and shapes of its weights.
 
-Weights here bear the names of facebookresearch/mvit, which are also those of this project's and
-Detectron2's ``MViT``: ``blocks.N.attn.qkv.weight`` and so on, N counted through all stages.
+Names are those of facebookresearch/mvit, which this project's and Detectron2's ``MViT`` share:
+``blocks.N.attn.qkv.weight`` and so on, where N counts the blocks of all stages.
 """
 
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ class Layout:
     Attributes:
         embed_dim: channels of the first stage.
         blocks: number of blocks in each stage.
-        expand_in_attention: whether channels double in a stage's first attention (appendix B.1)
-            rather than in the MLP that ends the stage before.
+        expand_in_attention: whether channels double in the first attention of a stage (appendix
+            B.1) or in the last MLP of the stage before.
     """
 
     embed_dim: int
@@ -32,7 +32,10 @@ class Layout:
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor]) -> "Layout":
-        """The layout of a backbone's weights, from where their skip connections are projected."""
+        """Finds the layout of a backbone's weights.
+
+        A stage starts where the skip connection of a block has a projection.
+        """
         depth = 0
         while f"blocks.{depth}.norm1.weight" in weights:
             depth += 1

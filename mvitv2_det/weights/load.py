@@ -1,4 +1,4 @@
-"""Loading weights of any source into a model, with a report."""
+"""Loading of weights from any source into a model, with a report."""
 
 import logging
 import math
@@ -32,30 +32,35 @@ from .sources import (
 
 logger = logging.getLogger(__name__)
 
-# A classification network has these, a detector's backbone has not.
+# Tensors of a classification network that the backbone of a detector does not have.
 _CLASSIFICATION_ONLY = {
     f"{DETECTOR_PREFIX}{name}" for name in (*FINAL_NORM, *CLASSIFIER, CLASS_TOKEN)
 }
-# Detectors keep these in their configs; old checkpoints have them as well.
+# Tensors that a detector takes from its config; old checkpoints hold them as well.
 _SET_BY_CONFIG = ("pixel_mean", "pixel_std", "proposal_generator.anchor_generator.cell_anchors.")
 
 
 def load_weights(model: nn.Module, source: Source, strict: bool = False) -> LoadReport:
-    """Loads MViTv2 weights from any source into a model, and logs what became of each tensor.
+    """Loads MViTv2 weights from any source into a model, and logs a report on each tensor.
 
-    A backbone's weights go into the backbone of a detector as well, and the other way about.
-    Position tables are resized to the model's as the forward pass resizes them (section 4.2). A
-    class token is dropped; its position stays where the model keeps one. Nothing is changed where
-    an error is raised.
+    The weights of a backbone can be loaded into a detector, and those of a detector into a
+    backbone. Position tables are resized to the size of the model's, with the interpolation of the
+    forward pass (section 4.2). A class token is dropped; its absolute position is kept if the
+    model has a place for it. If an error is raised, the model is left unchanged.
 
     Args:
-        model: an ``MViT``, one with its FPN, or a detector; wrapped for several processes or not.
-        source: a path, a URL, ``detectron2://…``, ``timm://mvitv2_tiny``; or named tensors, or a
-            module, such as one of timm's.
-        strict: raise if a tensor is left over that such weights should not leave over.
+        model: an ``MViT``, an ``MViT`` with an FPN, or a detector; it may be wrapped in
+            ``DistributedDataParallel`` or ``DataParallel``.
+        source: a path, a URL, ``detectron2://…`` or ``timm://mvitv2_tiny``; or a mapping from
+            names to tensors; or a module, for example one of timm.
+        strict: raise an error if a tensor of the source or of the model is left over that
+            weights of this kind do not normally leave over.
+
+    Returns:
+        The report, which names every tensor of the source and of the model.
 
     Raises:
-        UserError: the weights cannot be read, are another network's, or do not fit.
+        UserError: the weights cannot be read, belong to a network of another size, or do not fit.
     """
     checkpoint = read_source(source)
     while isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
@@ -79,7 +84,14 @@ def load_weights(model: nn.Module, source: Source, strict: bool = False) -> Load
 
 @dataclass(frozen=True)
 class _Target:
-    """A model's tensors under a detector's names, and its own names for them."""
+    """The tensors of the model that is loaded.
+
+    Attributes:
+        weights: tensors by the names that they have in a detector.
+        own_names: the model's names of the tensors, by the names in a detector.
+        layout: layout of the model's MViT; None if it has none.
+        keeps_class_position: whether the absolute positions include one for a class token.
+    """
 
     weights: dict[str, Tensor]
     own_names: dict[str, str]
@@ -113,7 +125,7 @@ class _Target:
 
 
 def _fit(checkpoint: Checkpoint, target: _Target) -> tuple[dict[str, Tensor], LoadReport]:
-    """What to copy where, and the report on it."""
+    """Returns the tensors to copy, by their names in a detector, and the report on them."""
     _check_layouts(checkpoint, target)
     fitted, resized, misfits = {}, {}, {}
     for name, value in checkpoint.weights.items():
@@ -181,7 +193,7 @@ def _report(
 
 
 def _part(name: str) -> str:
-    """Which part of a detector a name is in: the backbone, its pyramid, or a head."""
+    """Finds the part of a detector that a name belongs to: the backbone, the FPN, or a head."""
     return DETECTOR_PREFIX if name.startswith(DETECTOR_PREFIX) else name.partition(".")[0]
 
 
@@ -204,7 +216,7 @@ def _check_layouts(checkpoint: Checkpoint, target: _Target) -> None:
 
 
 def _resized(name: str, value: Tensor, target: _Target) -> Tensor:
-    """A position table as the model has it; other tensors as they are."""
+    """Resizes a position table to the size of the model's; returns other tensors unchanged."""
     wanted = target.weights[name]
     if name.rpartition(".")[2] in TABLE_NAMES and value.dim() == wanted.dim():
         return resize_table(_resizable(value, wanted), *wanted.shape[:-1])
@@ -214,16 +226,17 @@ def _resized(name: str, value: Tensor, target: _Target) -> Tensor:
 
 
 def _resizable(value: Tensor, wanted: Tensor) -> Tensor:
-    """Half precision is resized in float32."""
+    """Converts half precision to float32, in which it is resized; keeps other types."""
     if value.shape == wanted.shape:
         return value
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def _resized_absolute(value: Tensor, wanted: Tensor, keeps_class_position: bool) -> Tensor:
-    """Absolute positions (1, P, C), a class token's first if there is one, as the model's.
+    """Resizes absolute positions (1, P, C) to the model's.
 
-    Only one of P and P - 1 is a square: that tells whether there is a class token's.
+    The first position may be that of a class token. Only one of P and P - 1 can be a square
+    number, which tells whether it is.
     """
     rows = value.shape[1]
     has_class_position = math.isqrt(rows) ** 2 != rows
@@ -234,6 +247,6 @@ def _resized_absolute(value: Tensor, wanted: Tensor, keeps_class_position: bool)
     grid = resize_grid(grid.reshape(1, side, side, -1), (new_side, new_side)).flatten(1, 2)
     if not keeps_class_position:
         return grid
-    # Detection never reads this row; a network trained without one leaves it as it is.
+    # Detection never reads this row; without a class token in the source it stays unchanged.
     first = value[:, :1] if has_class_position else wanted[:, :1].to(grid)
     return torch.cat((first.to(grid.device), grid), dim=1)

@@ -1,4 +1,4 @@
-"""What loading did with every tensor."""
+"""The report on the loading of weights."""
 
 import re
 from collections.abc import Iterable
@@ -11,11 +11,11 @@ from ..errors import UserError
 
 @dataclass(frozen=True)
 class Reshaped:
-    """A tensor whose shapes in checkpoint and model differ.
+    """A tensor whose shape in the checkpoint differs from its shape in the model.
 
     Attributes:
-        name: its name in the model.
-        old, new: its shapes in the checkpoint and in the model.
+        name: name in the model.
+        old, new: shapes in the checkpoint and in the model.
     """
 
     name: str
@@ -25,20 +25,22 @@ class Reshaped:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What loading did, tensor by tensor.
+    """What loading did with each tensor.
 
     Attributes:
-        source: where the weights are from.
+        source: path, URL or description of the source.
         format: ``mvit``, ``timm``, ``torchvision``, ``pyslowfast`` or ``detectron2``.
-        loaded: names in the model of the tensors that were copied as they are.
-        resized: position tables that were resized on the way, and video filters cut to an image's.
-        misfits: tensors outside the backbone that were not copied because their shapes differ, as
-            those of another number of classes do; also among ``initialised`` and ``unexpected``.
-        initialised: names in the model of what stays as it was.
-        unused: names in the checkpoint of what the model has no place for.
-        unexpected: those of the last two that such weights should not leave over: not the output
-            norms and heads that are new in detection, nor the final norm, classifier and class
-            token of a classification network.
+        loaded: names, in the model, of the tensors that were copied unchanged.
+        resized: position tables that were resized, and video filters that were reduced to their
+            centre frame.
+        misfits: tensors outside the backbone that were not copied because their shapes differ,
+            for example those of another number of classes; they are also listed in
+            ``initialised`` and ``unexpected``.
+        initialised: names, in the model, of the tensors that were not loaded.
+        unused: names, in the checkpoint, of the tensors that the model does not have.
+        unexpected: the names in ``initialised`` and ``unused`` that point to a mistake. Output
+            norms and heads, which are new in detection, do not; neither do the final norm,
+            classifier and class token of a classification network.
     """
 
     source: str
@@ -51,7 +53,10 @@ class LoadReport:
     unexpected: tuple[str, ...]
 
     def table(self) -> str:
-        """A short table; tensors that differ in their block's number only share a line."""
+        """Formats the report as a short table.
+
+        Tensors whose names differ only in the number of their block share a line.
+        """
         rows = [("loaded", len(self.loaded), "as they are")] if self.loaded else []
         rows += _rows("resized", _sizes(self.resized))
         rows += _rows("of other shape", _sizes(self.misfits))
@@ -62,10 +67,10 @@ class LoadReport:
         return f"{title}\n{tabulate(rows, ('', 'tensors', 'which'))}"
 
     def check_strict(self) -> None:
-        """Refuses what is unexpected.
+        """Checks that no tensor is unexpected.
 
         Raises:
-            UserError: there is any; the message names all.
+            UserError: there are unexpected tensors; the message names them.
         """
         if self.unexpected:
             raise UserError(
@@ -75,7 +80,7 @@ class LoadReport:
 
 
 def shortened(names: Iterable[str]) -> list[str]:
-    """Names with their numbers, and their weight and bias, drawn together."""
+    """Shortens a list of names: those that differ only in numbers, or in weight and bias, merge."""
     return [f"{name} ({count})" if count > 1 else name for name, count in _groups(names).items()]
 
 
@@ -94,7 +99,7 @@ def _rows(kind: str, notes: dict[str, str]) -> list[tuple[str, int, str]]:
     by_note: dict[str, list[str]] = {}
     for name, note in notes.items():
         by_note.setdefault(note, []).append(name)
-    rows = []
+    rows: list[tuple[str, int, str]] = []
     for note, names in by_note.items():
         for group, count in _groups(names).items():
             rows.append(("" if rows else kind, count, f"{group} {note}".rstrip()))

@@ -1,12 +1,13 @@
-"""Where weights come from, and what they are: a checkpoint under one set of names.
+"""Reading weights of any source, and renaming them to the names of a detector.
 
-Beside paths, URLs and ``detectron2://``, Detectron2's path manager learns ``timm://NAME`` here.
+Importing this module adds ``timm://NAME`` to the addresses that Detectron2's path manager knows.
 """
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import timm
 from detectron2.utils.file_io import PathManager
@@ -31,21 +32,21 @@ from .report import Reshaped
 
 Source = str | Path | Mapping[str, Tensor] | nn.Module
 
-# A detector without an MViT has these parts at least.
+# Prefixes of the names in a detector without an MViT.
 _DETECTOR_PARTS = ("backbone.", "proposal_generator.", "roi_heads.")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights from any source.
+    """Weights of any source, renamed.
 
     Attributes:
-        source: where they are from.
-        format: whose names they had.
-        weights: tensors under a detector's names: the backbone's under ``backbone.bottom_up.``
-            and the names of :mod:`mvitv2_det.weights.layout`.
-        cut: video filters, already cut to their centre frame.
-        own_names: what each was called in the source.
+        source: path, URL or description of the source.
+        format: the format of the names in the source.
+        weights: tensors by their names in a detector; those of the backbone are
+            ``backbone.bottom_up.`` followed by a name of :mod:`mvitv2_det.weights.layout`.
+        cut: video filters, which ``weights`` holds reduced to their centre frame.
+        own_names: names in the source, by the names in ``weights``.
     """
 
     source: str
@@ -56,23 +57,24 @@ class Checkpoint:
 
     @property
     def backbone(self) -> dict[str, Tensor]:
-        """The backbone's tensors without their prefix."""
+        """The backbone's tensors, by their names without the prefix."""
         return without_prefix(self.weights, DETECTOR_PREFIX)
 
     @property
     def layout(self) -> Layout | None:
-        """The size of the MViT; None where there is none."""
+        """The layout of the MViT; None if there is no MViT."""
         return Layout.of(self.backbone) if backbone_prefix(self.weights) is not None else None
 
 
 def read_source(source: Source) -> Checkpoint:
-    """Reads weights and finds out what they are.
+    """Reads weights and finds out which network they belong to.
 
     Args:
-        source: a path, a URL, ``detectron2://…``, ``timm://NAME``, named tensors, or a module.
+        source: a path, a URL, ``detectron2://…``, ``timm://NAME``, a mapping from names to
+            tensors, or a module.
 
     Raises:
-        UserError: they cannot be read, or are not an MViT's or a detector's.
+        UserError: the weights cannot be read, or belong neither to an MViT nor to a detector.
     """
     if isinstance(source, nn.Module):
         title, source = type(source).__name__, source.state_dict()
@@ -88,10 +90,10 @@ def read_source(source: Source) -> Checkpoint:
 
 def _local_path(source: str) -> str:
     try:
-        path = PathManager.get_local_path(source)
+        path: str = PathManager.get_local_path(source)
     except UserError:
         raise
-    except Exception as error:  # Whatever a network, a hub or a disk can raise.
+    except Exception as error:  # Networks, hubs and disks raise exceptions of many types.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"checkpoint {source!r} cannot be fetched: {reason}") from error
     if "://" in path:
@@ -156,33 +158,41 @@ def _classification(source: str, weights: dict[str, Tensor], format: Format) -> 
 
 
 def centre_frame(weight: Tensor) -> Tensor:
-    """(C', C, T, H, W) filters to (C', C, H, W): the inverse of the inflation of section 4.3,
-    which puts an image network's filters into the centre frame; other tensors as they are."""
+    """Reduces video filters (C', C, T, H, W) to their centre frame (C', C, H, W).
+
+    This inverts the inflation of section 4.3, which puts the filters of an image network into the
+    centre frame. Other tensors are returned unchanged.
+    """
     return weight[:, :, weight.shape[2] // 2] if weight.dim() == 5 else weight
 
 
 def has_output_norms(names: Mapping[str, Tensor]) -> bool:
-    """Whether there are the norms that detection adds after each stage, in a backbone's names."""
+    """Tells whether a backbone's names include the norms that detection adds after each stage."""
     return any(is_output_norm(name) for name in names)
 
 
 def is_output_norm(name: str) -> bool:
-    """Whether a backbone's name is ``scaleN_norm.weight`` or ``.bias``."""
+    """Tells whether a backbone's name is ``scaleN_norm.weight`` or ``scaleN_norm.bias``."""
     module, _, _ = name.partition(".")
     return module.startswith("scale") and module.endswith("_norm")
 
 
 def detector_name(name: str, prefix: str) -> str:
-    """A name in a whole detector, of one in a model whose backbone has that prefix."""
+    """Turns a name in a model into the name in a detector.
+
+    Args:
+        name: a name in the model.
+        prefix: prefix of the backbone's names in the model.
+    """
     if name.startswith(prefix):
         return DETECTOR_PREFIX + name[len(prefix) :]
     return f"backbone.{name}" if prefix == "bottom_up." else name
 
 
 class TimmHandler(PathHandler):
-    """``timm://mvitv2_tiny``: pre-trained weights as ``timm.create_model`` finds them.
+    """Handler of ``timm://NAME``, the pre-trained weights that ``timm.create_model`` finds.
 
-    They come through timm's hub and cache, and are kept as a ``.safetensors`` file in iopath's.
+    timm downloads the weights. A copy is kept as a ``.safetensors`` file in iopath's cache.
     """
 
     PREFIX = "timm://"
@@ -190,7 +200,7 @@ class TimmHandler(PathHandler):
     def _get_supported_prefixes(self) -> list[str]:
         return [self.PREFIX]
 
-    def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         name = path.removeprefix(self.PREFIX)
         if not timm.is_model(name) or not name.startswith("mvitv2_"):
             known = ", ".join(timm.list_models("mvitv2_*"))
@@ -201,13 +211,13 @@ class TimmHandler(PathHandler):
             if force or not file.is_file():
                 try:
                     model = timm.create_model(name, pretrained=True)
-                except Exception as error:  # Whatever timm's hub can raise.
+                except Exception as error:  # timm's hub raises exceptions of many types.
                     reason = " ".join(str(error).split())[:200] or type(error).__name__
                     raise UserError(f"{path!r}: timm cannot get it: {reason}") from error
                 write_weights(model.state_dict(), file, key=None)
         return os.fspath(file)
 
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs):
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
         return open(self._get_local_path(path), mode, buffering)
 
 

@@ -1,7 +1,8 @@
-"""Reading pickles of strangers: nothing is imported and nothing is called but what stands here.
+"""Safe reading of untrusted pickles.
 
-Detectron2's model zoo has ``.pkl`` files of NumPy arrays. A pickle is a program; this unpickler
-runs it with a fixed vocabulary of arrays and plain containers.
+Detectron2's model zoo has ``.pkl`` files of NumPy arrays. A pickle is a program that may import
+and call anything. The unpicklers here only let it use the functions and classes of this module
+and plain containers.
 """
 
 import io
@@ -9,73 +10,86 @@ import pickle
 import pickletools
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 
 from ..errors import UserError
 
-# Booleans, integers and floats, in NumPy's short names.
+# Booleans, integers and floats, by NumPy's short names.
 _NUMBERS = frozenset(["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"])
 
 
 class _Dtype:
-    """Stands for ``numpy.dtype`` while unpickling: numbers only, so no array holds objects."""
+    """Replacement of ``numpy.dtype``, for numbers only: no array can hold objects."""
 
     def __init__(self, code: object, align: object = False, copy: object = True) -> None:
         if not isinstance(code, str) or code not in _NUMBERS:
             raise pickle.UnpicklingError(f"it has an array of {code!r}, which are no numbers")
-        self.dtype = np.dtype(code)
+        self.dtype: np.dtype[Any] = np.dtype(code)
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         if state[1] in ("<", ">"):
             self.dtype = self.dtype.newbyteorder(state[1])
 
 
 class _Array:
-    """Stands for ``numpy.ndarray`` while unpickling: allocates nothing but what the file holds."""
+    """Replacement of ``numpy.ndarray``, which allocates no memory beyond the bytes of the file."""
 
     def __init__(self, *_: object) -> None:
         self.array: np.ndarray | None = None
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, is_fortran, data = state
-        self.array = _frombuffer(data, dtype, shape, "F" if is_fortran else "C").array
+        self.array = _view(data, dtype, shape, "F" if is_fortran else "C")
 
 
-def _frombuffer(data: bytes | str, dtype: _Dtype, shape: tuple, order: str) -> _Array:
-    """An array over the bytes of the file, which must be as many as its shape says."""
-    if isinstance(data, str):  # Python 2 wrote bytes as text.
+def _view(
+    data: bytes | str, dtype: _Dtype, shape: tuple[int, ...], order: Literal["C", "F"]
+) -> np.ndarray:
+    """Returns an array over bytes of the file; their number must match the shape."""
+    if isinstance(data, str):  # Python 2 pickled bytes as text.
         data = data.encode("latin1")
+    return np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
+
+
+def _frombuffer(
+    data: bytes | str, dtype: _Dtype, shape: tuple[int, ...], order: Literal["C", "F"]
+) -> _Array:
+    """Replacement of NumPy's ``_frombuffer``."""
     result = _Array()
-    result.array = np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
+    result.array = _view(data, dtype, shape, order)
     return result
 
 
 def _scalar(dtype: _Dtype, data: bytes) -> int | float | bool:
-    return _frombuffer(data, dtype, (), "C").array.item()
+    value: int | float | bool = _view(data, dtype, (), "C").item()
+    return value
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """How pickles of protocol 2 carry bytes."""
+    """Replacement of ``codecs.encode``, with which pickles of protocol 2 make bytes of text."""
     return text.encode("latin1")
 
 
 def _no_bytes() -> bytes:
-    """What pickles of protocol 2 call for empty bytes; with an argument it would allocate."""
+    """Replacement of ``bytes``, which pickles of protocol 2 call for empty bytes.
+
+    It takes no argument, because ``bytes(number)`` would allocate that much memory.
+    """
     return b""
 
 
-def _allowed() -> dict[str, Callable]:
-    """Global names that a pickle may use, and what they are here; NumPy 1 and 2 name modules
-    differently."""
-    names = {
+def _allowed() -> dict[str, Callable[..., Any]]:
+    """Maps the global names that a pickle may use to their replacements."""
+    names: dict[str, Callable[..., Any]] = {
         "collections.OrderedDict": OrderedDict,
         "_codecs.encode": _encode,
         "__builtin__.bytes": _no_bytes,
         "numpy.dtype": _Dtype,
         "numpy.ndarray": _Array,
     }
-    for core in ("numpy.core", "numpy._core"):
+    for core in ("numpy.core", "numpy._core"):  # NumPy 1 and NumPy 2.
         names[f"{core}.multiarray._reconstruct"] = _Array
         names[f"{core}.multiarray.scalar"] = _scalar
         names[f"{core}.numeric._frombuffer"] = _frombuffer
@@ -86,7 +100,7 @@ _ALLOWED = _allowed()
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Callable:
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
         full_name = f"{module}.{name}"
         if full_name not in _ALLOWED:
             raise UserError(
@@ -103,27 +117,28 @@ def load_arrays(content: bytes) -> object:
         content: the whole pickle.
 
     Returns:
-        what it holds; arrays as :class:`numpy.ndarray` without a copy of their bytes where
-        possible.
+        The unpickled object. Its arrays are :class:`numpy.ndarray`, which share the memory of
+        ``content`` where possible.
 
     Raises:
-        UserError: the pickle wants anything else; the message names it.
-        ValueError, pickle.UnpicklingError: it is cut off or is no pickle.
+        UserError: the pickle asks for any other class or function; the message names it.
+        ValueError, pickle.UnpicklingError: the content is truncated or is not a pickle.
     """
     check_opcodes(io.BytesIO(content))
     return _plain(_ArrayUnpickler(io.BytesIO(content), encoding="latin1").load())
 
 
 def check_opcodes(content: io.BytesIO) -> None:
-    """Refuses lengths beyond the end of a pickle, for which the unpickler would allocate first.
+    """Checks the lengths in a pickle, for which the unpickler would allocate memory at once.
 
     Args:
-        content: at the start of a pickle; where it was, afterwards.
+        content: a stream at the start of a pickle. Its position is restored.
 
     Raises:
-        ValueError: as above, or the pickle is cut off.
+        ValueError: a length exceeds that of the whole content, or the pickle is truncated.
     """
     start, size = content.tell(), len(content.getbuffer())
+    argument: Any
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name == "LONG_BINPUT" and argument > size:
             raise ValueError(f"memo {argument} in a pickle of {size} bytes")
@@ -131,7 +146,7 @@ def check_opcodes(content: io.BytesIO) -> None:
 
 
 def _plain(value: object) -> object:
-    """The same with arrays for what stood for them."""
+    """Replaces each :class:`_Array` in a nested container with its array."""
     if isinstance(value, _Array):
         return value.array
     if isinstance(value, dict):
@@ -142,15 +157,16 @@ def _plain(value: object) -> object:
 
 
 def claimed_bytes(content: io.BytesIO) -> dict[str, int]:
-    """The bytes that each storage of a torch pickle is said to have, by its key in the file.
-
-    Builds nothing of what the pickle describes.
+    """Finds the sizes that a torch pickle declares for its storages, without allocating them.
 
     Args:
-        content: at the start of the pickle; at its end, afterwards.
+        content: a stream at the start of the pickle. It is left at the end of the pickle.
+
+    Returns:
+        The size of each storage in bytes, by its key in the file.
 
     Raises:
-        ValueError, pickle.UnpicklingError: it is cut off or is no pickle.
+        ValueError, pickle.UnpicklingError: the content is truncated or is not a pickle.
     """
     check_opcodes(content)
     claims = _Claims(content)
@@ -159,6 +175,8 @@ def claimed_bytes(content: io.BytesIO) -> dict[str, int]:
 
 
 class _Claims(pickle.Unpickler):
+    """Unpickler that records the declared storages, and builds nothing else."""
+
     def __init__(self, content: io.BytesIO) -> None:
         super().__init__(content, encoding="latin1")
         self.storages: dict[str, int] = {}
@@ -185,7 +203,7 @@ _ELEMENT_BYTES = {
 
 
 class _Nothing:
-    """Takes any argument, state, item or key, and keeps none."""
+    """Object that accepts any argument, state, item or key, and keeps none."""
 
     def __init__(self, *_: object) -> None:
         pass

@@ -40,6 +40,12 @@ def test_crowds_may_be_run_length_encoded_among_polygons(data):
     assert not check().has_rle
 
 
+def test_a_box_may_hold_whole_numbers_and_fractions(data):
+    content, check, _ = data
+    content["annotations"][0].update(bbox=[20, 10.5, 29.25, 20])
+    check()
+
+
 CHANGES = {
     "no list": (lambda c: c.pop("images"), "it has no list 'images'"),
     "no field": (lambda c: c["annotations"][1].pop("area"), r"annotations\[1\] has no 'area'"),
@@ -48,6 +54,14 @@ CHANGES = {
     "image": (lambda c: c["annotations"][0].update(image_id=9), "annotation 1 is of image 9"),
     "category": (lambda c: c["annotations"][0].update(category_id=9), "is of category 9, which"),
     "box": (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), r"but \[1, 2, 3\]"),
+    "box of truth values": (
+        lambda c: c["annotations"][0].update(bbox=[1, 2, 3, True]),
+        r"no box .* but \[1, 2, 3, True\]",
+    ),
+    "box of words": (
+        lambda c: c["annotations"][0].update(bbox=[1, 2, 3, "4"]),
+        r"no box .* but \[1, 2, 3, '4'\]",
+    ),
     "ignore": (lambda c: c["annotations"][0].update(ignore=1), "has 'ignore'"),
     "empty": (lambda c: [c[k].clear() for k in ("images", "annotations")], "nothing to train on"),
     "size": (lambda c: c["images"][0].update(width=60), "is 64×48, but .* says 60×48"),
@@ -63,8 +77,9 @@ def test_wrong_content(data, case):
     content, check, _ = data
     change, words = CHANGES[case]
     change(content)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as caught:
         check()
+    assert "train.json" in str(caught.value) or case == "file"
 
 
 @pytest.mark.parametrize(
@@ -82,7 +97,7 @@ def test_missing_files(data):
     _, _, folder = data
     with pytest.raises(UserError, match=r"cannot read .*none\.json: No such file"):
         check_coco_data(str(folder / "none.json"), str(folder / "train"))
-    with pytest.raises(UserError, match="there is no image folder"):
+    with pytest.raises(UserError, match=r"there is no image folder .*none, which .*train\.json"):
         check_coco_data(str(folder / "train.json"), str(folder / "none"))
 
 

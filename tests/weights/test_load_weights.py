@@ -205,6 +205,22 @@ def test_tables_of_1024():
     assert torch.equal(absolute_embedding(large.pos_embed, True, (256, 256)), at_run_time)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_resized_in_float32(dtype):
+    """Positions of half precision, resized: exactly what their float32 values give."""
+    half = without_windows(use_abs_pos=True, pretrain_img_size=160, img_size=160).to(dtype)
+    state = half.state_dict()
+    from_half, from_float = (without_windows(use_abs_pos=True) for _ in range(2))
+    report = load_weights(from_half, state, strict=True)
+    load_weights(from_float, {name: weight.float() for name, weight in state.items()}, strict=True)
+    resized = {reshaped.name for reshaped in report.resized}
+    assert {"pos_embed", "blocks.0.attn.rel_pos_h"} <= resized
+    assert_same_weights(from_half.state_dict(), from_float.state_dict())
+    # Resized in half precision, every value would be one that half precision can hold.
+    table = from_half.state_dict()["blocks.0.attn.rel_pos_h"]
+    assert not torch.equal(table, table.to(dtype).float())
+
+
 @pytest.mark.parametrize("source_has", [True, False])
 @pytest.mark.parametrize("model_keeps", [True, False])
 def test_class_position(source_has, model_keeps):
