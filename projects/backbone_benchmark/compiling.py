@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from mvitv2_det.measure import OutOfMemory, Timing, interleave, resident
 from projects.backbone_benchmark import networks
 from projects.backbone_benchmark.networks import Setting
+from projects.common.memory import OutOfMemory
+from projects.common.timing import Timing, interleave, resident
 
 # Sides of 800/1333 test images after padding to 32: common ones of COCO, both ways up.
 SIZES = ((800, 1088), (800, 1216), (1088, 800), (800, 800), (800, 1344), (1216, 800), (672, 1344))

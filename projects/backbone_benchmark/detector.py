@@ -11,9 +11,10 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from mvitv2_det import get_config
-from mvitv2_det.measure import OutOfMemory, Timing, attempt, interleave, resident
 from projects.backbone_benchmark.networks import Setting
 from projects.backbone_benchmark.profiling import profiler
+from projects.common.memory import OutOfMemory, attempt
+from projects.common.timing import Timing, interleave, resident
 
 OBJECTS = 7
 PARTS = ("backbone", "FPN", "proposals", "box and mask heads", "rest")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mvitv2_det.measure import saved_for_backward
 from projects.backbone_benchmark import networks
 from projects.backbone_benchmark.networks import Setting
+from projects.common.memory import saved_for_backward
 
 
 @dataclass(frozen=True)

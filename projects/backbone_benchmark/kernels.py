@@ -21,7 +21,6 @@ from mvitv2_det.attention.position import relative_embedding
 from mvitv2_det.attention.position.decomposed import query_terms
 from mvitv2_det.fused.head_pool import HeadPool
 from mvitv2_det.fused.sdpa import windowed_sdpa
-from mvitv2_det.measure import OutOfMemory, attempt
 from projects.backbone_benchmark import networks
 from projects.backbone_benchmark.device_time import seconds_of
 from projects.backbone_benchmark.floors import (
@@ -35,6 +34,7 @@ from projects.backbone_benchmark.floors import (
 )
 from projects.backbone_benchmark.networks import DTYPES, Setting
 from projects.backbone_benchmark.stages import Rates, measure_rates
+from projects.common.memory import OutOfMemory, attempt
 
 TRITON = "triton"
 

@@ -9,9 +9,9 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from mvitv2_det.measure import OutOfMemory, attempt, synchronize
 from projects.backbone_benchmark import networks
 from projects.backbone_benchmark.networks import Setting
+from projects.common.memory import OutOfMemory, attempt, synchronize
 
 TOP = 15  # operations of a table
 

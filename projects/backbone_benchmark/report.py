@@ -11,7 +11,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from tabulate import tabulate
 
-from mvitv2_det.measure import GIB, OutOfMemory, Spread, Timing
 from projects.backbone_benchmark import compiling, detector, scaling, speed
 from projects.backbone_benchmark.compiling import Compiled
 from projects.backbone_benchmark.detector import Detector
@@ -24,6 +23,8 @@ from projects.backbone_benchmark.profiling import Operation
 from projects.backbone_benchmark.scaling import Point
 from projects.backbone_benchmark.speed import Result
 from projects.backbone_benchmark.stages import Stage
+from projects.common.memory import GIB, OutOfMemory
+from projects.common.timing import Spread, Timing
 
 Table = list[dict[str, object]]
 _LONGEST_NAME = 90  # of a GPU's kernel, which C++ templates make long

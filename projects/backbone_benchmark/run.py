@@ -37,7 +37,6 @@ import torch
 from mvitv2_det import VARIANTS
 from mvitv2_det.errors import UserError, one_line
 from mvitv2_det.fused import choice as backends
-from mvitv2_det.measure import check_measurable, command_line, describe_machine, limited_memory
 from projects.backbone_benchmark import (
     compiling,
     detector,
@@ -54,6 +53,8 @@ from projects.backbone_benchmark import (
 )
 from projects.backbone_benchmark.networks import DTYPES, Setting
 from projects.backbone_benchmark.presets import Step
+from projects.common.memory import limited_memory
+from projects.common.results import check_measurable, command_line, describe_machine
 
 SCRIPT = "projects/backbone_benchmark/run.py"
 SIZES = ("800x1088", "1024x1024")

@@ -5,16 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mvitv2_det.measure import (
-    OutOfMemory,
-    Timing,
-    attempt,
-    interleave,
-    peak_memory,
-    resident,
-)
 from projects.backbone_benchmark import networks
 from projects.backbone_benchmark.networks import Setting
+from projects.common.memory import OutOfMemory, attempt, peak_memory
+from projects.common.timing import Timing, interleave, resident
 
 SIDES = (224, 320, 448, 640, 896, 1024, 1280, 1536, 2048)
 

@@ -6,18 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from mvitv2_det.measure import (
-    OutOfMemory,
-    Spread,
-    Timing,
-    attempt,
-    interleave,
-    peak_memory,
-    resident,
-    saved_for_backward,
-)
 from projects.backbone_benchmark import networks
 from projects.backbone_benchmark.networks import Setting
+from projects.common.memory import OutOfMemory, attempt, peak_memory, saved_for_backward
+from projects.common.timing import Spread, Timing, interleave, resident
 
 REFERENCE = "Detectron2"
 OURS = "ours"

@@ -18,11 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mvitv2_det import VARIANTS, MViT
 from mvitv2_det.fused.norm_linear import dense
-from mvitv2_det.measure import synchronize
 from projects.backbone_benchmark import networks
 from projects.backbone_benchmark.device_time import seconds_of
 from projects.backbone_benchmark.floors import stages_of
 from projects.backbone_benchmark.networks import DTYPES, Setting
+from projects.common.memory import synchronize
 
 PATCHES = "patch embedding"
 _SIDES = {"cpu": 2048, "cuda": 8192}  # of the matrices whose product is timed

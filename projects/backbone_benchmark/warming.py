@@ -13,9 +13,9 @@ from multiprocessing import get_context
 import torch
 
 from mvitv2_det import VARIANTS, MViT
-from mvitv2_det.measure import synchronize
 from projects.backbone_benchmark.floors import Work, stages_of, work_of, works
 from projects.backbone_benchmark.networks import DTYPES, NORM, Setting
+from projects.common.memory import synchronize
 
 PROCESSES = 8  # each holds half a gigabyte of the GPU, and what one block needs
 
