@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 HERE = Path(__file__).resolve().parents[2]
 
@@ -25,10 +24,6 @@ class Process:
     Args:
         checkout: folder that has the package ``mvitv2_det``.
         setting, options: arguments of :class:`speed.Networks`.
-
-    Raises:
-        UserError: the process has ended, for example because its package cannot be imported; it
-            has printed why.
     """
 
     def __init__(self, checkout: Path, *arguments: object) -> None:
@@ -38,7 +33,7 @@ class Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        self._answer_to(arguments)
+        self._send(arguments)
 
     def __enter__(self) -> "Process":
         return self
@@ -47,16 +42,18 @@ class Process:
         self._process.communicate()
 
     def call(self, method: str, *arguments: str) -> object:
-        """Calls a method of the networks in the process, and waits for its result."""
-        return self._answer_to((method, *arguments))
+        """Calls a method of the networks in the process, and waits for its result.
 
-    def _answer_to(self, request: tuple) -> object:
+        Raises:
+            UserError: the process has ended, for example because its package cannot be imported;
+                it has printed why.
+            MemoryError: memory ran out in the process, which goes on.
+        """
         from mvitv2_det.errors import UserError
         from projects.common.memory import OutOfMemory
 
         try:
-            pickle.dump(request, self._process.stdin)
-            self._process.stdin.flush()
+            self._send((method, *arguments))
             answer = pickle.load(self._process.stdout)
         except (EOFError, BrokenPipeError):
             status = self._process.wait()
@@ -67,6 +64,10 @@ class Process:
         if isinstance(answer, OutOfMemory):
             raise MemoryError(answer.message)
         return answer
+
+    def _send(self, request: tuple) -> None:
+        pickle.dump(request, self._process.stdin)
+        self._process.stdin.flush()
 
 
 def serve(checkout: str) -> None:
@@ -87,9 +88,9 @@ def serve(checkout: str) -> None:
     setting, options = next(requests)
     with limited_memory(setting.device):
         networks = Networks(setting, options)
-        _answer(answers, None)
         for request in requests:
-            _answer(answers, attempt(lambda call=request: networks.call(*call)))
+            pickle.dump(attempt(lambda call=request: networks.call(*call)), answers)
+            answers.flush()
 
 
 def _requests() -> Iterator[tuple]:
@@ -98,11 +99,6 @@ def _requests() -> Iterator[tuple]:
             yield pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-
-
-def _answer(answers: BinaryIO, result: object) -> None:
-    pickle.dump(result, answers)
-    answers.flush()
 
 
 if __name__ == "__main__":
