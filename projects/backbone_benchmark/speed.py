@@ -115,10 +115,12 @@ class Networks:
     def compare(self, name: str) -> tuple[float | None, str]:
         """Returns the error and the backends of a network, as in :class:`Result`."""
         model = self.candidates[name].model
+        error = self._error(model)
         if not self.options.names_backends:
-            return self._error(model), ""
+            return error, ""
+        # In a pass of its own, because hooks may change what computes a block.
         with networks.noted_backends(model) as taken:
-            error = self._error(model)
+            self.run("inference", name)
         return error, ", ".join(sorted(taken))
 
     def memory(self, name: str) -> tuple[int | OutOfMemory, int | OutOfMemory]:
