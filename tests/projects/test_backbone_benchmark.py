@@ -377,7 +377,7 @@ def test_a_process_says_what_went_wrong(tmp_path, capfd):
         assert side.call("run", "inference", "ours") is None
     (tmp_path / "mvitv2_det").mkdir()
     (tmp_path / "mvitv2_det" / "__init__.py").write_text("raise ImportError('too old')")
-    with Process(tmp_path, SMALL, speed.Options()) as side:
-        with pytest.raises(UserError, match=f"measures {tmp_path.name} has ended with status 1"):
-            side.call("names")
+    words = f"measures {tmp_path.name} has ended with status 1"
+    with Process(tmp_path, SMALL, speed.Options()) as side, pytest.raises(UserError, match=words):
+        side.call("names")
     assert "too old" in capfd.readouterr().err
