@@ -22,7 +22,6 @@ _NEED_DETECTRON2 = (
     "detection",
     "engine",
     "export",
-    "measure",
     "predict.classes",
     "predict.images",
     "predict.outputs",

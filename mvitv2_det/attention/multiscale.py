@@ -60,11 +60,10 @@ class MultiScaleAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C_in) to (B, H / stride_q, W / stride_q, C_out), sizes rounded up."""
         q, k, v = self.project_and_pool(x)
-        attend = self._attend_in_windows if self.spec.window_size else self._attend
-        z = attend(q, k, v)
+        z = self.attend(q, k, v)
         if self.spec.residual_pooling:
             z = z + q
-        return self.proj(self._merge_heads(z))
+        return self.proj(self.merge_heads(z))
 
     def project_and_pool(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, H, W, C_in) to the pooled and normalised q, k and v, each (N, H', W', D)."""
@@ -112,22 +111,31 @@ class MultiScaleAttention(nn.Module):
         terms += positions.key_terms(k, self.position_tables("k"), q.shape[1:-1])
         return attention_logits(q, k, self.spec.scale, [*terms, *masks])
 
-    def _attend_in_windows(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """As :meth:`_attend`, within windows."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Softmax product within windows, or over the whole map (Eq. 3).
+
+        Args:
+            q: (N, Q_h, Q_w, D), pooled, of whole maps.
+            k, v: (N, K_h, K_w, D).
+
+        Returns:
+            (N, Q_h, Q_w, D), without the residual query.
+        """
+        if not self.spec.window_size:
+            return self._attend(q, k, v)
         queries, keys = self.window_grids(q.shape[1:3], k.shape[1:3])
         q, k, v = queries.partition(q), keys.partition(k), keys.partition(v)
         masks = mask_terms(queries, keys, q, mask_padding=self.spec.mask_window_padding)
         return queries.unpartition(self._attend(q, k, v, masks))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, masks: Sequence[Tensor] = ()) -> Tensor:
-        """q (N, Q_h, Q_w, D), k and v (N, K_h, K_w, D) to (N, Q_h, Q_w, D)."""
         attention = softmax_over_keys(self.logits(q, k, masks))
         z = weighted_values(attention, v)
         if tables := self.position_tables("v"):
             z = z + RELATIVE[self.spec.rel_pos_kind].value_term(attention, tables)
         return z
 
-    def _merge_heads(self, z: Tensor) -> Tensor:
+    def merge_heads(self, z: Tensor) -> Tensor:
         """(N, H, W, D) to (B, H, W, C)."""
         return z.unflatten(0, (-1, self.spec.num_heads)).permute(0, 2, 3, 1, 4).flatten(3)
 

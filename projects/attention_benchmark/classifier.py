@@ -31,7 +31,7 @@ class Classifier(nn.Module):
 
 
 def classifier_of(backbone: DictConfig) -> DictConfig:
-    """The LazyCall of a classifier from that of a detection backbone, which is left as it is.
+    """Makes the LazyCall of a classifier from that of a detection backbone, which stays unchanged.
 
     In classification MViTv2 has no windows, and all blocks of a stage have the same K/V stride.
     """

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from omegaconf import DictConfig
 from torch import nn
 
-from mvitv2_det.attention.multiscale import MultiScaleAttention
 from mvitv2_det.costs import IMAGE_SIZE, Cost, count_backbone, count_costs
-from mvitv2_det.measure import GIB, OutOfMemory, Timing, attempt, interleave, peak_memory
+from mvitv2_det.fused.block import FusedBlock
 from projects.attention_benchmark.tables import Row, Table, model_of
 from projects.attention_benchmark.workloads import Settings, Workload
+from projects.common.memory import GIB, OutOfMemory, attempt, peak_memory
+from projects.common.timing import Timing, interleave
 
 CLASSIFICATION_SIZE = (224, 224)
 Report = Callable[[str], None]
@@ -18,15 +19,15 @@ Report = Callable[[str], None]
 
 @dataclass
 class Measured:
-    """What is known of a row; None is not measured.
+    """Costs of a row; those that were not measured are None.
 
     Attributes:
         cost: counted at the paper's protocol, whatever the size of the measurement.
-        memory: most bytes while training.
-        saved: bytes that a forward pass keeps for its backward pass, the part of ``memory`` that
-            attention decides; on small images weights and the optimizer outweigh it.
+        memory: peak bytes of training.
+        saved: bytes of activations saved for the backward pass, the part of ``memory`` that
+            attention decides; weights and the optimizer outweigh it on small images.
         train, test: seconds of an iteration over a batch.
-        backend: what computes the attention.
+        backend: name of the attention backend that was asked for.
     """
 
     row: Row
@@ -40,7 +41,7 @@ class Measured:
 
 
 def count(table: Table, row: Row) -> Cost:
-    """Multiply-adds and parameters: a detector at 800×1280, a classifier at 224×224."""
+    """Counts multiply-adds and parameters, of a detector at 800×1280 or a classifier at 224×224."""
     model: DictConfig | nn.Module = model_of(row, table.task)
     if table.task == "classification":
         return count_backbone(model, CLASSIFICATION_SIZE)
@@ -57,9 +58,9 @@ def measure(
     """Counts every row of a table and, with ``settings``, measures it.
 
     Args:
-        rounds: turns of each row, for training and for inference.
-        iterations: timed in each turn; by default 1 on a CPU, 10 on a GPU.
-        report: called with lines of progress.
+        rounds: number of turns of each row, for training and for inference.
+        iterations: number of timed iterations in each turn; by default 1 on a CPU, 10 on a GPU.
+        report: called with each line of progress.
     """
     report(table.title)
     results = []
@@ -100,7 +101,7 @@ def _measure_times(
     iterations: int | None,
     report: Report,
 ) -> None:
-    """Training of those that fit, then inference of all that could be built."""
+    """Times training of the rows that fit, then inference of all rows that could be built."""
     on_gpu = settings.device == "cuda"
     built = {result.row.name: result for result in results if result.workload is not None}
     for kind in ("train", "test"):
@@ -124,10 +125,6 @@ def _measure_times(
 
 
 def backend_of(model: nn.Module) -> str:
-    """What was asked to compute the attention of a network."""
-    names = {
-        module.attention_backend
-        for module in model.modules()
-        if isinstance(module, MultiScaleAttention)
-    }
+    """Names the backends that a network's blocks were asked to use."""
+    names = {block.backend for block in model.modules() if isinstance(block, FusedBlock)}
     return ", ".join(sorted(names)) or "Detectron2's own"

@@ -14,10 +14,10 @@ from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from mvitv2_det.measure import Spread
 from projects.attention_benchmark.measurement import Measured
 from projects.attention_benchmark.results_files import KINDS, MEMORIES, default_of, ratio
 from projects.attention_benchmark.tables import Table
+from projects.common.timing import Spread
 
 # Okabe and Ito's colours, told apart by colour-blind readers as well: one per kind of network.
 _COLORS = {"ViT": "#d55e00", "Swin": "#009e73", "MViTv1": "#cc79a7", "": "#0072b2"}
@@ -26,7 +26,7 @@ _COST_NAMES = {
     "train": "time of a training iteration",
     "test": "time of an inference",
     "memory": "peak training memory",
-    "saved": "memory kept for backward",
+    "saved": "saved activations",
 }
 _DISTANCES = (9, 18, 30, 44, 60, 78)  # of a label from its point, in points
 # What is better avoided in placing a label, in pixels that it hides of an error bar: being a point
@@ -159,7 +159,7 @@ def _label(kind: str, source: str) -> str:
 
 
 def _draw_points(axes: Axes, points: list[tuple[Costs, Spread | None, float | None]]) -> None:
-    """Points with the quartiles of x; their names are kept as the label of each."""
+    """Draws points with the quartiles of x; the name of each is its line's id."""
     for row, x, y in points:
         if x is None or y is None:
             continue
@@ -241,7 +241,7 @@ def _is_nearer_to_another(axes: Axes, box: Bbox, own: Line2D, points: list[Line2
 
 
 def _position(line: Line2D) -> tuple[float, float]:
-    """Of a point, in the numbers of its axes."""
+    """Returns the (x, y) of a point in the units of its axes."""
     return line.get_xdata()[0], line.get_ydata()[0]
 
 
@@ -256,5 +256,5 @@ def _overlap(box: Bbox, taken: list[Bbox], inside: Bbox) -> float:
     shared = [Bbox.intersection(box, other) for other in taken]
     area = sum(part.width * part.height for part in shared if part is not None)
     within = Bbox.intersection(box, inside)
-    kept = 0 if within is None else within.width * within.height
-    return area + box.width * box.height - kept
+    visible = 0 if within is None else within.width * within.height
+    return area + box.width * box.height - visible

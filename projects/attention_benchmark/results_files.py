@@ -1,20 +1,18 @@
-"""Writes what was measured as CSV and Markdown, beside what the paper says."""
+"""Makes tables of the measured costs beside the paper's: records for CSV, and Markdown."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from tabulate import tabulate
-
-from mvitv2_det.measure import GIB, OutOfMemory, Spread, Timing
 from projects.attention_benchmark.measurement import Measured
 from projects.attention_benchmark.tables import OUT_OF_MEMORY, Row, Table
+from projects.common import results as files
+from projects.common.memory import GIB, OutOfMemory
+from projects.common.timing import Spread, Timing
 
 Cell = str | float | None
 # Kinds of costs whose absolute values depend on the machine, or on the size of the images.
 KINDS = ("train", "test", "memory", "saved")
-# What is kept for backward stands beside the paper's peak memory, most of which it is there.
+# Saved activations are compared with the paper's peak memory, because they are most of it there.
 PAPER_NAMES = {"saved": "memory"}
 MEMORIES = ("memory", "saved")
 
@@ -34,7 +32,7 @@ class Ratio:
 
 
 def ratio(kind: str, result: Measured, default: Measured) -> Ratio:
-    """Of one of ``KINDS``; above 1 is faster, or more memory."""
+    """Compares a cost with the default row's; above 1 is faster, or more memory."""
     own, base = getattr(result, kind), getattr(default, kind)
     measured = None
     if isinstance(own, OutOfMemory) or isinstance(base, OutOfMemory):
@@ -55,12 +53,12 @@ def _paper_ratio(kind: str, row: Row, default: Row) -> float | str | None:
 
 
 def default_of(results: Sequence[Measured]) -> Measured:
-    """The result that the others are compared with."""
+    """Returns the result that the others are compared with."""
     return next(result for result in results if result.row.is_default)
 
 
 def records(results: Sequence[Measured]) -> list[dict[str, Cell]]:
-    """One flat record per row, with all that is known, for the CSV."""
+    """Makes one flat record per row with all its numbers, for the CSV."""
     default = default_of(results)
     made = []
     for result in results:
@@ -116,7 +114,7 @@ def _word(value: OutOfMemory | None) -> str | None:
 
 
 def markdown(table: Table, results: Sequence[Measured], head: Mapping[str, str]) -> str:
-    """The table for readers: measured beside the paper's, ratios to the default row."""
+    """Formats the measured costs beside the paper's, with ratios to the default row."""
     default = default_of(results)
     columns: dict[str, list[str]] = {
         "row": [
@@ -133,7 +131,7 @@ def markdown(table: Table, results: Sequence[Measured], head: Mapping[str, str])
         "train": ("train (it/s)", "speed"),
         "test": ("test (im/s)", "speed"),
         "memory": ("peak memory (GiB)", "memory"),
-        "saved": ("kept for backward (GiB)", "memory"),
+        "saved": ("saved activations (GiB)", "memory"),
     }
     batch = int(head.get("batch", "1"))
     for kind, (heading, what) in headings.items():
@@ -144,12 +142,11 @@ def markdown(table: Table, results: Sequence[Measured], head: Mapping[str, str])
             columns[f"{kind}: paper ×"] = [_times(c.paper) for c in compared]
     columns["backend"] = [result.backend for result in results]
     columns = {name: cells for name, cells in columns.items() if any(cells)}
-    lines = [f"# {table.title}", ""]
-    lines += [f"- {name}: {text}" for name, text in head.items()]
-    lines += ["", tabulate(columns, headers="keys", tablefmt="github", disable_numparse=True), ""]
-    lines += [_explanation(table, columns), ""]
-    lines += [f"- {result.row.name}: {result.row.note}" for result in results if result.row.note]
-    return "\n".join(lines).rstrip() + "\n"
+    notes = [_explanation(table, columns)]
+    of_rows = [f"- {result.row.name}: {result.row.note}" for result in results if result.row.note]
+    if of_rows:
+        notes.append("\n".join(of_rows))
+    return files.markdown(table.title, head, columns, notes)
 
 
 def _explanation(table: Table, columns: Mapping[str, list[str]]) -> str:
@@ -190,13 +187,3 @@ def _times(value: Spread | float | str | None) -> str:
     if value.lower == value.upper:
         return f"{value.median:.2f}"
     return f"{value.median:.2f} ({value.lower:.2f} to {value.upper:.2f})"
-
-
-def write_csv(results: Sequence[Measured], head: Mapping[str, str], file: Path) -> None:
-    """The records, under lines of comment that hold the head."""
-    made = records(results)
-    with open(file, "w", encoding="utf-8", newline="") as out:
-        out.writelines(f"# {name}: {text}\n" for name, text in head.items())
-        writer = csv.DictWriter(out, list(made[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(made)

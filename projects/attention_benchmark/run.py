@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures the rows of the paper's comparisons, and puts them beside what the paper says.
+"""Measures the rows of the paper's comparisons beside the paper's numbers.
 
     python projects/attention_benchmark/run.py --table 4b --count-only
     python projects/attention_benchmark/run.py --table 4b --image-size 448 448
@@ -12,7 +12,6 @@ picture for each table. A row that runs out of memory is reported so, and the ot
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for projects and mvitv2_det
@@ -20,21 +19,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for projects and
 import torch
 
 from mvitv2_det.costs import IMAGE_SIZE
-from mvitv2_det.errors import UserError, one_line
-from mvitv2_det.fused import choice as backends
-from mvitv2_det.measure import GIB, check_measurable, command_line, describe_machine, limited_memory
+from mvitv2_det.errors import UserError
+from mvitv2_det.fused import BACKENDS
 from projects.attention_benchmark.measurement import CLASSIFICATION_SIZE, measure
 from projects.attention_benchmark.plots import draw
-from projects.attention_benchmark.results_files import markdown, write_csv
+from projects.attention_benchmark.results_files import markdown, records
 from projects.attention_benchmark.tables import Table, read_tables
-from projects.attention_benchmark.workloads import DTYPES, Settings
+from projects.attention_benchmark.workloads import Settings
+from projects.common import results as files
+from projects.common.memory import GIB, limited_memory
+from projects.common.results import DTYPES, Progress, check_measurable, describe_machine
 
 SCRIPT = "projects/attention_benchmark/run.py"
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Reads the options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,7 +44,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     which.add_argument("--all", action="store_true", help="every table")
     parser.add_argument("--task", choices=("detection", "classification"), help="one alone")
     parser.add_argument("--count-only", action="store_true", help="measure nothing, count alone")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=_default_device())
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=files.default_device())
     parser.add_argument("--batch", type=int, default=1, help="images (default: 1)")
     parser.add_argument(
         "--image-size", nargs=2, type=int, default=IMAGE_SIZE, metavar=("HEIGHT", "WIDTH"),
@@ -51,7 +52,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--precision", choices=tuple(DTYPES), default="fp32")
     parser.add_argument(
-        "--backend", choices=backends.names(), default=backends.REFERENCE,
+        "--backend", choices=BACKENDS, default="reference",
         help="what computes attention, of all rows (default: reference)",
     )  # fmt: skip
     parser.add_argument("--threads", type=int, help="of a CPU (default: one for each core)")
@@ -70,15 +71,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def check(args: argparse.Namespace) -> None:
-    """Refuses what cannot be measured.
+    """Refuses options that cannot be measured.
 
     Raises:
-        UserError: an option does not fit this machine or the others.
+        UserError: an option does not suit this machine or another option.
     """
     counts = {name: getattr(args, name) for name in ("batch", "rounds", "iterations", "threads")}
     check_measurable(args.device, args.precision, **counts)
@@ -89,7 +86,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def settings_of(args: argparse.Namespace, table: Table) -> Settings | None:
-    """What to measure the table at; None: nothing."""
+    """Chooses the settings of a table's measurement; None where it is only counted."""
     if args.count_only:
         return None
     size = CLASSIFICATION_SIZE if table.task == "classification" else tuple(args.image_size)
@@ -97,7 +94,7 @@ def settings_of(args: argparse.Namespace, table: Table) -> Settings | None:
 
 
 def head_of(settings: Settings | None, args: argparse.Namespace, command: str) -> dict[str, str]:
-    """What stands above a result."""
+    """Makes the head of a result: hardware, versions, command and settings."""
     if settings is None:
         return {"command": command}
     height, width = settings.image_size
@@ -112,23 +109,23 @@ def head_of(settings: Settings | None, args: argparse.Namespace, command: str) -
 
 
 def run(args: argparse.Namespace, command: str) -> None:
-    """Counts, measures and writes every table that was asked for."""
+    """Counts, measures and writes every selected table."""
     check(args)
     tables = read_tables(args.table, args.task)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     output = args.output or RESULTS / _kind(args)
     output.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
+    progress = Progress()
     limit = None if args.memory_limit is None else int(args.memory_limit * GIB)
     for table in tables:
         settings = settings_of(args, table)
         with limited_memory(args.device, limit):
-            results = measure(table, settings, args.rounds, args.iterations, _report(start))
+            results = measure(table, settings, args.rounds, args.iterations, progress)
         head = head_of(settings, args, command)
         text = markdown(table, results, head)
         (output / f"{table.slug}.md").write_text(text, encoding="utf-8")
-        write_csv(results, head, output / f"{table.slug}.csv")
+        files.write_csv(output / f"{table.slug}.csv", head, records(results))
         draw(table, results, head, output / f"{table.slug}.png")
         print(f"\n{text}\nwritten: {table.slug}.md, .csv and .png in {output}\n", flush=True)
 
@@ -137,23 +134,9 @@ def _kind(args: argparse.Namespace) -> str:
     return "counts" if args.count_only else args.device
 
 
-def _report(start: float):
-    def report(line: str) -> None:
-        print(f"[{time.perf_counter() - start:6.0f} s] {line}", flush=True)
-
-    return report
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit status, 2 where the user has something to put right."""
-    args = parse(arguments)
-    command = command_line(SCRIPT, sys.argv[1:] if arguments is None else arguments)
-    try:
-        run(args, command)
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    """Runs the benchmark and returns the exit status."""
+    return files.main(SCRIPT, parse, run, arguments)
 
 
 if __name__ == "__main__":

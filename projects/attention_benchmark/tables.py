@@ -2,7 +2,7 @@
 
 Columns of paper.csv: box AP on COCO or top-1 accuracy on ImageNet-1K in percent (``accuracy``), 10⁶
 parameters, 10⁹ multiply-adds (``giga``), training iterations/s, test images/s, GB of peak training
-memory (V100), and what of it cannot be reproduced (``note``).
+memory (V100), and which of these cannot be reproduced (``note``).
 """
 
 import csv
@@ -39,10 +39,10 @@ class Row:
     Attributes:
         name: of the row.
         config: of the detector, for :func:`mvitv2_det.get_config`, or a file of ``configs/`` here.
-        is_default: whether the paper prints it in gray: ratios are to this row.
-        paper: what the paper says, by the names of ``NUMBERS``; ``"OOM"`` stands for out of
-            memory, and what it leaves out is missing.
-        note: what of it cannot be reproduced, and why.
+        is_default: whether the paper prints the row in gray. Ratios are to this row.
+        paper: the paper's numbers by the names of ``NUMBERS``, without those that it leaves
+            out; ``"OOM"`` stands for out of memory.
+        note: which number cannot be reproduced, and why.
     """
 
     name: str
@@ -67,29 +67,29 @@ class Table:
 
     @cached_property
     def default(self) -> Row:
-        """The row that ratios are to."""
+        """Returns the row that the others are compared with."""
         (row,) = (row for row in self.rows if row.is_default)
         return row
 
     @property
     def accuracy_name(self) -> str:
-        """Of the paper's accuracies."""
+        """Names the measure of the paper's accuracies on this task."""
         return "box AP" if self.task == "detection" else "top-1 (%)"
 
     @property
     def title(self) -> str:
-        """For the head of a result."""
+        """Returns the title of the table's results."""
         task = "Mask R-CNN" if self.task == "detection" else "classification"
         return f"Table {self.number}: {TITLES[self.number]} ({task})"
 
     @property
     def slug(self) -> str:
-        """For names of files."""
+        """Returns the name of the table's files."""
         return f"table_{self.number.lower().replace('.', '')}_{self.task}"
 
 
 def read_tables(number: str | None = None, task: str | None = None) -> list[Table]:
-    """The tables of a number and task; of all numbers and both tasks by default.
+    """Reads the tables of a number and a task, by default of all numbers and both tasks.
 
     Raises:
         UserError: there is no such table.
@@ -123,7 +123,7 @@ def _row(line: dict[str, str]) -> Row:
 
 
 def model_of(row: Row, task: str) -> DictConfig:
-    """The LazyCall of the row's detector, or of its backbone as a classifier."""
+    """Makes the LazyCall of the row's detector, or of its backbone as a classifier."""
     if row.config not in config_files():
         return load_config(str(FOLDER / "configs" / f"{row.config}.py")).model
     model = get_config(row.config).model

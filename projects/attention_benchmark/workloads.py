@@ -1,9 +1,9 @@
-"""What is timed: training steps and inference of a row's network, on images made here.
+"""Training steps and inference of a row's network on synthetic images, to be timed.
 
-Images are noise with seven objects each, as many as a COCO image has; what a step costs does not
-depend on what they show. How much a detector's heads do is held fixed, as in the counted costs: on
-random weights every proposal is a confident candidate of one class, so that non-maximum
-suppression and the mask head have the work of a trained detector.
+Images are noise with seven objects each, as many as a COCO image has; the cost of a step does not
+depend on their content. The work of a detector's heads is fixed, as in the counted costs: every
+proposal is made a confident candidate of one class, so that non-maximum suppression and the mask
+head have the work of a trained detector despite random weights.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,58 +20,57 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from mvitv2_det import get_config
-from mvitv2_det.attention.multiscale import MultiScaleAttention
 from mvitv2_det.costs import DETECTIONS, IMAGE_SIZE, PROPOSALS
-from mvitv2_det.fused.choice import REFERENCE
-from mvitv2_det.measure import Step, saved_for_backward
+from mvitv2_det.fused import accelerate
+from projects.common.memory import saved_for_backward
+from projects.common.results import DTYPES
+from projects.common.timing import Step
 
 OBJECTS = 7
-CONFIDENT = 10.0  # logit of the one class that every region is taken for
+CONFIDENT = 10.0  # logit of the class that every region gets
 NUM_CLASSES = 1000
-# Too small to change a weight: all iterations do the same.
+# Too small to change a weight, so that all iterations do the same.
 LEARNING_RATE = 1e-12
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """At what size and precision to run.
+    """Size, precision and device of a measurement.
 
     Attributes:
         device: ``"cpu"`` or ``"cuda"``.
         batch: images in a training step and in an inference.
         image_size: (H, W) in pixels.
         precision: one of ``DTYPES``: float32, or autocast to one of the others.
-        backend: what computes attention; the same for all rows, so that the attention kinds are
-            compared and not their programs. ``"auto"`` takes the fastest for each.
+        backend: attention backend, the same for all rows, so that kinds of attention are
+            compared and not their implementations. ``"auto"`` takes the fastest for each.
     """
 
     device: str
     batch: int
     image_size: tuple[int, int]
     precision: str
-    backend: str = REFERENCE
+    backend: str = "reference"
 
     @property
     def region_scale(self) -> float:
-        """Share of the protocol's proposals and detections: that of the image's area, up to 1.
+        """Share of the protocol's proposals and detections, as large as that of its area.
 
         On a small image the heads would otherwise outweigh the backbone.
         """
         return min(1.0, np.prod(self.image_size) / np.prod(IMAGE_SIZE))
 
     def autocast(self) -> torch.autocast:
-        """The context that a forward pass runs in."""
+        """Makes the context that a forward pass runs in."""
         dtype = DTYPES[self.precision]
         return torch.autocast(self.device, dtype, enabled=self.precision != "fp32")
 
 
 class Workload:
-    """A network and what it is fed: between its turns it keeps its weights alone, on the CPU.
+    """A network with its input. Between its turns only its weights exist, on the CPU.
 
     Args:
-        model: a LazyCall; of a detector or of an image classifier.
+        model: the LazyCall of a detector or of an image classifier.
         task: ``"detection"`` or ``"classification"``.
         settings: size and precision.
     """
@@ -91,13 +90,11 @@ class Workload:
             labels = torch.arange(settings.batch, device=settings.device) % NUM_CLASSES
             self.compute_loss = lambda: F.cross_entropy(self.model(images), labels)
             self.infer = lambda: self.model(images)
-        for module in self.model.modules():
-            if isinstance(module, MultiScaleAttention):
-                module.attention_backend = settings.backend
+        accelerate(self.model, settings.backend)
 
     @contextmanager
     def training(self) -> Iterator[Step]:
-        """Gives a training step: forward, backward, AdamW."""
+        """Yields a training step: forward, backward, AdamW."""
         model = self.model.to(self.settings.device).train()
         optimizer = _optimizer(model)
         scaler = torch.amp.GradScaler(
@@ -121,7 +118,7 @@ class Workload:
             model.to("cpu")
 
     def saved_for_backward(self) -> int:
-        """Bytes that a training step's forward pass keeps, without the weights."""
+        """Measures the bytes that a training step's forward pass saves, without the weights."""
         model = self.model.to(self.settings.device).train()
         weights = [*model.parameters(), *model.buffers()]
         with EventStorage(), self.settings.autocast():
@@ -131,7 +128,7 @@ class Workload:
 
     @contextmanager
     def testing(self) -> Iterator[Step]:
-        """Gives an inference."""
+        """Yields an inference step."""
         model = self.model.to(self.settings.device).eval()
 
         def step() -> None:
@@ -145,7 +142,7 @@ class Workload:
 
 
 def make_detection_images(batch: int, image_size: tuple[int, int]) -> list[dict]:
-    """Images in Detectron2's format, with ground truth of quadrangles; the same each time."""
+    """Makes the same images each time in Detectron2's format, with quadrangles as ground truth."""
     height, width = image_size
     rng = np.random.default_rng(0)
     made = []
@@ -168,7 +165,7 @@ def make_detection_images(batch: int, image_size: tuple[int, int]) -> list[dict]
 
 
 def _with_scaled_regions(model: DictConfig, scale: float) -> DictConfig:
-    """The detector's LazyCall with its numbers of regions scaled; the given one is changed."""
+    """Scales the numbers of regions of a detector's LazyCall in place, and returns it."""
 
     def scaled(number: int) -> int:
         return max(1, round(scale * number))
@@ -188,7 +185,7 @@ def _make_every_proposal_a_candidate(model: nn.Module) -> None:
 
 
 def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    """The recipe's AdamW, of whichever network."""
+    """Makes the recipe's AdamW for a network."""
     optimizer = get_config("mask_rcnn_mvitv2_t_3x").optimizer
     optimizer.params.model = model
     optimizer.lr = LEARNING_RATE

@@ -1,43 +1,22 @@
-"""``MViT.compile_blocks`` over COCO's sizes: how often it compiles, and what it gains."""
+"""``compile_blocks`` over COCO's sizes: how often it compiles, and what it gains."""
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from torch import nn
 from torch._dynamo.utils import counters
 
-from mvitv2_det.measure import OutOfMemory, Timing, interleave, resident
+from mvitv2_det import compile_blocks
 from projects.backbone_benchmark import networks
-from projects.backbone_benchmark.networks import Setting
+from projects.backbone_benchmark.networks import STEPS, Setting
+from projects.backbone_benchmark.tables import ratio, seconds_cell, speed_over
+from projects.common.memory import synchronize
+from projects.common.timing import interleave, resident
 
 # Sides of 800/1333 test images after padding to 32: common ones of COCO, both ways up.
 SIZES = ((800, 1088), (800, 1216), (1088, 800), (800, 800), (800, 1344), (1216, 800), (672, 1344))
-REFERENCE, EAGER, COMPILED = "Detectron2", "ours", "ours, compiled"
-STEPS: dict[str, Callable[[nn.Module, Setting], Callable]] = {
-    "inference": networks.inference,
-    "training": networks.training,
-}
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """What compiling ours did.
-
-    Attributes:
-        step: one of :data:`STEPS`.
-        sizes: in the order they came.
-        graphs: compiled by the time each size was done.
-        seconds: of the first pass of each size.
-        times: of later passes at ``sizes[0]``, Detectron2's and ours without compilation and with.
-    """
-
-    step: str
-    sizes: Sequence[tuple[int, int]]
-    graphs: list[int]
-    seconds: list[float]
-    times: dict[str, Timing | OutOfMemory]
+COMPILED = "ours, compiled"
 
 
 def measure(
@@ -46,35 +25,47 @@ def measure(
     sizes: Sequence[tuple[int, int]] = SIZES,
     report: Callable[[str], None] = print,
     **options,
-) -> list[Compiled]:
-    """Compiles ours for each step anew, and shows it one size after the other.
+) -> tuple[list[dict], str]:
+    """Compiles our network for inference and for training, and runs it on one size after another.
 
     Args:
         options: of :func:`torch.compile`.
+
+    Returns:
+        a row for each step and size, and sentences that compare later passes at the first size
+        with those of Detectron2's network and of ours, both uncompiled.
     """
-    reference = networks.detectron2_network(setting)
-    found = []
+    uncompiled = networks.both_networks(setting)
+    rows, sentences = [], []
     for name, make in STEPS.items():
         torch._dynamo.reset()
         counters.clear()
-        compiled = networks.our_network(setting, reference, "auto")
-        compiled.compile_blocks(**options)
-        graphs, seconds = [], []
-        for size in sizes:
+        compiled = networks.our_network(setting, uncompiled["Detectron2"], "auto")
+        compile_blocks(compiled, **options)
+        for height, width in sizes:
             start = time.perf_counter()
-            make(compiled, replace(setting, size=size))()
-            if setting.device == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
-            graphs.append(counters["stats"]["unique_graphs"])
-            report(f"compile {name} {size}: {seconds[-1]:.1f} s, {graphs[-1]} graphs")
-        models = {
-            REFERENCE: reference,
-            EAGER: networks.our_network(setting, reference, "auto"),
-            COMPILED: compiled,
-        }
+            make(compiled, replace(setting, size=(height, width)))()
+            synchronize(setting.device)
+            seconds = f"{time.perf_counter() - start:.1f}"
+            graphs = str(counters["stats"]["unique_graphs"])
+            image = f"{height}×{width}"
+            report(f"compile {name} {image}: {seconds} s, {graphs} graphs")
+            rows.append(
+                {
+                    "step": name,
+                    "image": image,
+                    "first pass s": seconds,
+                    "graphs compiled so far": graphs,
+                }
+            )
         here = replace(setting, size=sizes[0])
-        steps = {network: resident(make(model, here)) for network, model in models.items()}
-        times = interleave(steps, rounds=rounds, device=setting.device)
-        found.append(Compiled(name, sizes, graphs, seconds, times))
-    return found
+        models = {**uncompiled, COMPILED: compiled}
+        tasks = {network: resident(make(model, here)) for network, model in models.items()}
+        times = interleave(tasks, rounds=rounds, device=setting.device)
+        found = [f"{network} {seconds_cell(timing)} s" for network, timing in times.items()]
+        gains = [f"{ratio(speed_over(times[COMPILED], times[n]))} over {n}" for n in uncompiled]
+        sentences.append(
+            f"Later passes of {name} at {'×'.join(map(str, sizes[0]))}: {', '.join(found)}; "
+            f"speed-up by compilation {', '.join(gains)}."
+        )
+    return rows, " ".join(sentences)

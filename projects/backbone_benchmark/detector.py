@@ -1,7 +1,6 @@
-"""The whole Mask R-CNN: images a second with Detectron2's backbone and with ours, and a profile."""
+"""Speed of the whole Mask R-CNN with Detectron2's backbone and with ours, and of its parts."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from detectron2.config import instantiate
@@ -11,29 +10,20 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from mvitv2_det import get_config
-from mvitv2_det.measure import OutOfMemory, Timing, attempt, interleave, resident
 from projects.backbone_benchmark.networks import Setting
 from projects.backbone_benchmark.profiling import profiler
+from projects.backbone_benchmark.tables import per_second, ratio, speed_over
+from projects.common.memory import OutOfMemory, attempt
+from projects.common.timing import interleave, resident
 
 OBJECTS = 7
 PARTS = ("backbone", "FPN", "proposals", "box and mask heads", "rest")
 
 
-@dataclass(frozen=True)
-class Detector:
-    """Seconds of a Mask R-CNN, and where they go: percent of each of :data:`PARTS`, or nothing."""
-
-    setting: Setting
-    network: str
-    inference: Timing | OutOfMemory
-    training: Timing | OutOfMemory
-    parts: dict[str, float]
-
-
 def build(setting: Setting, backbone: type[nn.Module] | None = None) -> nn.Module:
-    """The published Mask R-CNN of the size; with another class of backbone."""
+    """Makes the published Mask R-CNN of the size, with another class of backbone where given."""
     call = get_config(f"mask_rcnn_mvitv2_{setting.variant.lower()}_3x").model
-    call.roi_heads.box_predictor.test_score_thresh = 0.0  # random weights are sure of nothing
+    call.roi_heads.box_predictor.test_score_thresh = 0.0  # scores of random weights are low
     call.backbone.bottom_up.drop_path_rate = 0.0
     if backbone is not None:
         call.backbone.bottom_up._target_ = backbone
@@ -42,7 +32,7 @@ def build(setting: Setting, backbone: type[nn.Module] | None = None) -> nn.Modul
 
 
 def inputs(setting: Setting) -> list[dict]:
-    """Images of noise with seven objects each."""
+    """Makes images of noise with seven objects each."""
     height, width = setting.size
     generator = torch.Generator().manual_seed(0)
     made = []
@@ -50,14 +40,13 @@ def inputs(setting: Setting) -> list[dict]:
         corner = torch.rand(OBJECTS, 2, generator=generator) * torch.tensor([width, height]) * 0.6
         side = 20 + torch.rand(OBJECTS, 2, generator=generator) * min(height, width) * 0.3
         boxes = torch.cat((corner, corner + side), dim=1)
-        instances = Instances(setting.size)
-        instances.gt_boxes = Boxes(boxes)
-        instances.gt_classes = torch.arange(OBJECTS)
-        instances.gt_masks = BitMasks(_filled(boxes, setting.size))
+        masks = torch.zeros(OBJECTS, height, width, dtype=torch.bool)
+        for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
+            mask[top:bottom, left:right] = True
         made.append(
             {
                 "image": (image.cpu() * 50 + 120).clamp(0, 255),
-                "instances": instances,
+                "instances": annotated(boxes, masks),
                 "height": height,
                 "width": width,
             }
@@ -65,15 +54,17 @@ def inputs(setting: Setting) -> list[dict]:
     return made
 
 
-def _filled(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
-    for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
-        mask[top:bottom, left:right] = True
-    return masks
+def annotated(boxes: Tensor, masks: Tensor) -> Instances:
+    """Makes ground truth of (N, 4) boxes and (N, H, W) masks, each of another class."""
+    instances = Instances(tuple(masks.shape[1:]))
+    instances.gt_boxes = Boxes(boxes)
+    instances.gt_classes = torch.arange(len(boxes))
+    instances.gt_masks = BitMasks(masks)
+    return instances
 
 
 def inference(model: nn.Module, setting: Setting) -> Callable[[], object]:
-    """Images to detections."""
+    """Makes a step from images to detections."""
     batch = inputs(setting)
 
     def step() -> object:
@@ -85,7 +76,7 @@ def inference(model: nn.Module, setting: Setting) -> Callable[[], object]:
 
 
 def training(model: nn.Module, setting: Setting) -> Callable[[], None]:
-    """Losses and gradients."""
+    """Makes a step of losses and their gradients."""
     batch = inputs(setting)
 
     def step() -> None:
@@ -98,38 +89,37 @@ def training(model: nn.Module, setting: Setting) -> Callable[[], None]:
     return step
 
 
-def measure(setting: Setting, rounds: int, report: Callable[[str], None] = print) -> list[Detector]:
-    """Both detectors in turns."""
+def measure(setting: Setting, rounds: int, report: Callable[[str], None] = print) -> list[dict]:
+    """Times both detectors in turns.
+
+    Returns:
+        a row for each, with its speed-up over the one with Detectron2's backbone.
+    """
     models = {"Detectron2": build(setting, Detectron2MViT), "ours": build(setting)}
     models["ours"].load_state_dict(models["Detectron2"].state_dict())
     times = {}
     for kind, make in (("inference", inference), ("training", training)):
-        tasks = {name: resident(make(model, setting)) for name, model in models.items()}
         times[kind] = interleave(
-            tasks,
+            {name: resident(make(model, setting)) for name, model in models.items()},
             rounds=rounds,
             device=setting.device,
             progress=lambda line, kind=kind: report(f"detector {setting.full_name} {kind} {line}"),
         )
-    return [
-        Detector(
-            setting,
-            name,
-            times["inference"][name],
-            times["training"][name],
-            _shares_or_none(model, setting),
-        )
-        for name, model in models.items()
-    ]
-
-
-def _shares_or_none(model: nn.Module, setting: Setting) -> dict[str, float]:
-    percent = attempt(lambda: shares(model, setting))
-    return {} if isinstance(percent, OutOfMemory) else percent
+    rows = []
+    for name, model in models.items():
+        row = {**setting.columns, "backbone": name}
+        for kind, heading in (("inference", "images/s"), ("training", "training images/s")):
+            own, base = times[kind][name], times[kind]["Detectron2"]
+            row[heading] = per_second(own, setting.batch)
+            row[f"{kind} speed-up"] = ratio(speed_over(own, base))
+        percent = attempt(lambda model=model: shares(model, setting))
+        known = {} if isinstance(percent, OutOfMemory) else percent
+        rows.append(row | {f"{p} %": f"{known[p]:.0f}" if known else "" for p in PARTS})
+    return rows
 
 
 def shares(model: nn.Module, setting: Setting) -> dict[str, float]:
-    """Percent of inference that each part of the detector takes, by the profiler."""
+    """Measures the percentage of inference that each part takes, with the profiler."""
     parts = {
         "backbone": model.backbone.bottom_up,
         "backbone and FPN": model.backbone,
@@ -153,7 +143,7 @@ def shares(model: nn.Module, setting: Setting) -> dict[str, float]:
 
 
 def _labelled(name: str, module: nn.Module) -> list:
-    """Puts a module's forward pass into the profile under a name."""
+    """Adds a module's forward pass to the profile under a name."""
     open_ranges = []
 
     def begin(module: nn.Module, _) -> None:

@@ -1,63 +1,58 @@
-"""Pooling and attention of each block over their byte floors: our kernels, SDPA and plain PyTorch.
+"""Pooling and attention of each block by our kernels, SDPA and plain PyTorch, over their roofline.
 
-All get the same projected q, k and v, as they come from the linear layer in the setting's
-precision, and give the same gradients. Linear layers are left out.
+All of them get the same projected q, k and v in the setting's precision, and compute the same
+gradients. Linear layers are left out.
 
-Axes: B images, H × W tokens of C = h·d channels of h heads, N = B·h maps.
+Axes: B images, H × W tokens of C = h·d channels of h heads, N = B·h.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from mvitv2_det.attention.attend import attend
 from mvitv2_det.attention.multiscale import MultiScaleAttention
-from mvitv2_det.attention.pooling import pool_map
-from mvitv2_det.attention.position import relative_embedding
-from mvitv2_det.attention.position.decomposed import query_terms
-from mvitv2_det.fused.head_pool import HeadPool
+from mvitv2_det.fused.attention import pools_and_shape, relative_embeddings
 from mvitv2_det.fused.sdpa import windowed_sdpa
-from mvitv2_det.measure import OutOfMemory, attempt
-from projects.backbone_benchmark import networks
-from projects.backbone_benchmark.device_time import seconds_of
-from projects.backbone_benchmark.floors import (
+from mvitv2_det.fused.shape import AttentionShape
+from projects.backbone_benchmark.networks import Setting, both_networks
+from projects.backbone_benchmark.rates import measure_rates, seconds_of
+from projects.backbone_benchmark.roofline import (
     FAMILIES,
     Work,
+    block_of,
     least_bytes,
     multiply_adds,
-    stages_of,
-    work_of,
     works,
 )
-from projects.backbone_benchmark.networks import DTYPES, Setting
-from projects.backbone_benchmark.stages import Rates, measure_rates
+from projects.common.memory import OutOfMemory, attempt
+from projects.common.results import DTYPES
 
 TRITON = "triton"
 
 
 @dataclass
 class KernelTimes:
-    """One family of kernels on one kind of block.
+    """Times of one family of kernels on one kind of block.
 
     Attributes:
-        count: blocks of the network that do this.
-        least_bytes: of one block.
-        byte_floor, product_floor: seconds that those bytes, and the products, take at the
-            machine's rates.
-        seconds: of one block, by what computes it.
+        count: number of such blocks in the network.
+        least_bytes: bytes that one block has to move.
+        move, multiply: seconds that those bytes, and the block's products, take at the machine's
+            rates.
+        seconds: measured seconds of one block by implementation.
     """
 
-    setting: Setting
     work: Work
     family: str
     count: int
     least_bytes: int
-    byte_floor: float
-    product_floor: float
+    move: float
+    multiply: float
     seconds: dict[str, float | OutOfMemory]
 
 
@@ -65,42 +60,34 @@ class Pieces(Protocol):
     """Pooling and attention of one module on one input, with their gradients."""
 
     def run(self, family: str) -> Callable[[], object]:
-        """What computes a family of :data:`floors.FAMILIES`."""
+        """Prepares the computation of a family of :data:`roofline.FAMILIES`."""
 
 
 class Eager:
-    """Plain operations, as in ``MultiScaleAttention.reference``: maps of single heads."""
+    """The operations of the plain model."""
 
     def __init__(self, attention: MultiScaleAttention, qkv: Tensor) -> None:
-        self.attention, self.qkv = attention, qkv
-        self.pools = _modules(attention)
-        self.parameters = [p for pool in self.pools for p in pool.parameters()]
-        self.positions = list(attention.position_tables())
-
-    def pool(self, qkv: Tensor) -> list[Tensor]:
-        """(B, H, W, 3·C) to three (N, H', W', d)."""
-        parts = qkv.unflatten(-1, (3, self.attention.num_heads, -1))
-        parts = parts.permute(3, 0, 4, 1, 2, 5).flatten(1, 2).unbind(0)
-        return [
-            norm(pool_map(part, pool)) for part, (pool, norm) in zip(parts, self.pools, strict=True)
+        self.qkv = qkv
+        self.attention = copy.deepcopy(attention)
+        self.attention.qkv = torch.nn.Identity()  # what is given is projected already
+        names = ("pool_q", "norm_q", "pool_k", "norm_k", "pool_v", "norm_v")
+        self.parameters = [
+            parameter
+            for name in names
+            for parameter in self.attention.get_submodule(name).parameters()
         ]
+        self.positions = list(self.attention.position_tables("q"))
+
+    def pool(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        """(B, H, W, 3·C) to three (N, H', W', d)."""
+        return self.attention.project_and_pool(qkv)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Pooled maps to (B, Hq, Wq, C), q added."""
-        attention, tables = self.attention, self.positions
-        windowed = [q, k, v]
-        if attention.window_size:
-            queries, keys = attention.window_grids(q.shape[1:3], k.shape[1:3])
-            windowed = [queries.partition(q), keys.partition(k), keys.partition(v)]
-        terms = query_terms(windowed[0], tables, windowed[1].shape[1:3])
-        z = attend(*windowed, attention.scale, terms)
-        if attention.window_size:
-            z = queries.unpartition(z)
-        z = (z + q).unflatten(0, (-1, attention.num_heads))
-        return z.permute(0, 2, 3, 1, 4).flatten(3)
+        """Pooled maps to (B, Hq, Wq, C), with q added."""
+        return self.attention.merge_heads(self.attention.attend(q, k, v) + q)
 
     def run(self, family: str) -> Callable[[], object]:
-        """As :class:`Pieces`; gradients are autograd's, of what one forward pass has kept."""
+        """Prepares a family; backward runs autograd on one forward pass's saved activations."""
         pieces, kind = family.split()
         if pieces == "pooling":
             inputs, parameters, compute = [self.qkv], self.parameters, self.pool
@@ -119,43 +106,34 @@ class Eager:
 
 
 class Sdpa(Eager):
-    """What the ``sdpa`` backend does: maps with heads side by side, PyTorch's fused attention."""
+    """PyTorch's fused attention as in the ``sdpa`` backend, on maps with heads side by side."""
 
-    def __init__(self, attention: MultiScaleAttention, qkv: Tensor, work: Work) -> None:
+    def __init__(self, attention: MultiScaleAttention, qkv: Tensor) -> None:
         super().__init__(attention, qkv)
-        self.work = work
-        self.head_pools = head_pools(attention)
-        self.positions = embeddings(attention, work)
+        self.head_pools, self.shape = pools_and_shape(self.attention, qkv)
+        self.positions = embeddings(self.attention, self.shape)
 
-    def pool(self, qkv: Tensor) -> list[Tensor]:
+    def pool(self, qkv: Tensor) -> tuple[Tensor, ...]:
         """(B, H, W, 3·C) to three (B, H', W', C)."""
-        return [
-            pool.run(part, *pool.parameters)
-            for part, pool in zip(qkv.chunk(3, dim=-1), self.head_pools, strict=True)
-        ]
+        parts = qkv.chunk(3, dim=-1)
+        return tuple(pool(part) for part, pool in zip(parts, self.head_pools, strict=True))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Pooled maps to (B, Hq, Wq, C), q added."""
-        heads, scale = self.attention.num_heads, self.attention.scale
-        windows = self.work.window_q, self.work.window_kv
-        return windowed_sdpa(q, k, v, self.positions, heads, scale, *windows) + q
+        """Pooled maps to (B, Hq, Wq, C), with q added."""
+        return windowed_sdpa(q, k, v, self.positions, self.shape) + q
 
 
 class Triton:
-    """Our kernels."""
+    """Our Triton kernels."""
 
-    def __init__(self, attention: MultiScaleAttention, qkv: Tensor, work: Work) -> None:
-        from mvitv2_det.fused.triton.attention import AttentionShape
-
-        self.qkv, self.pools = qkv, head_pools(attention)
-        self.positions = [e.detach().to(qkv.dtype) for e in embeddings(attention, work)]
-        self.shape = AttentionShape(
-            attention.num_heads, attention.scale, work.window_q, work.window_kv, residual=True
-        )
+    def __init__(self, attention: MultiScaleAttention, qkv: Tensor) -> None:
+        self.qkv = qkv
+        self.pools, self.shape = pools_and_shape(attention, qkv)
+        self.positions = [e.detach().to(qkv.dtype) for e in embeddings(attention, self.shape)]
 
     @torch.no_grad()
     def run(self, family: str) -> Callable[[], object]:
-        """As :class:`Pieces`."""
+        """Prepares a family, without autograd."""
         from mvitv2_det.fused.triton.attention import attention_forward
         from mvitv2_det.fused.triton.attention_backward import attention_backward
         from mvitv2_det.fused.triton.pooling import pool_backward, pool_forward
@@ -174,26 +152,10 @@ class Triton:
         return lambda: attention_backward(grad, *given, out, lse, self.shape)
 
 
-def _modules(attention: MultiScaleAttention) -> list[torch.nn.Sequential]:
-    """Convolution and norm of q, k and v."""
-    return [
-        torch.nn.Sequential(getattr(attention, f"pool_{part}"), getattr(attention, f"norm_{part}"))
-        for part in "qkv"
-    ]
-
-
-def head_pools(attention: MultiScaleAttention) -> list[HeadPool]:
-    """The same of all heads at once."""
-    return [HeadPool.of(*pair, attention.num_heads) for pair in _modules(attention)]
-
-
-def embeddings(attention: MultiScaleAttention, work: Work) -> tuple[Tensor, ...]:
-    """R of Eq. 4 of each axis, (Q_a, K_a, d), which backends compute once for a forward pass."""
+def embeddings(attention: MultiScaleAttention, shape: AttentionShape) -> tuple[Tensor, ...]:
+    """Computes R of Eq. 4 of each axis, (Q_a, K_a, d), as backends do once for a forward pass."""
     return tuple(
-        relative_embedding(table, queries, keys).detach().requires_grad_()
-        for table, queries, keys in zip(
-            attention.position_tables(), work.window_q, work.window_kv, strict=True
-        )
+        embedding.detach().requires_grad_() for embedding in relative_embeddings(attention, shape)
     )
 
 
@@ -206,37 +168,37 @@ def _like(outputs: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
 def pieces_of(
     attention: MultiScaleAttention, work: Work, setting: Setting
 ) -> Iterator[tuple[str, Pieces]]:
-    """What is compared on one block; our kernels on GPUs alone."""
+    """Yields the implementations that are compared on one block; our kernels only on GPUs."""
     generator = torch.Generator().manual_seed(0)
     shape = (work.batch, *work.size, 3 * work.channels)
     qkv = torch.randn(shape, generator=generator).to(setting.device, DTYPES[setting.precision])
     if setting.device == "cuda":
-        yield TRITON, Triton(attention, qkv, work)
-    yield "sdpa", Sdpa(attention, qkv, work)
+        yield TRITON, Triton(attention, qkv)
+    yield "sdpa", Sdpa(attention, qkv)
     yield "eager", Eager(attention, qkv)
 
 
-def measure(
-    setting: Setting, rounds: int, report: Callable[[str], None] = print
-) -> list[KernelTimes]:
-    """Every kind of block of a network, each family of kernels by all that compute it."""
-    rates = measure_rates(setting.precision, setting.device)
-    network = networks.our_network(setting, networks.detectron2_network(setting), "auto")
-    results = []
+def measure(setting: Setting, rounds: int, report: Callable[[str], None] = print) -> list[dict]:
+    """Times each family of kernels on every kind of block of a network, by all implementations.
+
+    Returns:
+        a row for each kind of block and family, then one for each family on all blocks, and one
+        for everything.
+    """
+    times = []
+    network = both_networks(setting)["ours"]
     for work, count in works(setting).items():
         report(f"kernels {setting.name}, {work.name}")
-        attention = _module_of(network, work, setting)
-        times = {name: {} for name in FAMILIES}
+        seconds = {family: {} for family in FAMILIES}
+        attention = block_of(network, setting, work).attn
         for name, pieces in pieces_of(attention, work, setting):
             for family in FAMILIES:
-                times[family][name] = attempt(
+                seconds[family][name] = attempt(
                     lambda p=pieces, f=family: _seconds(p, f, setting, rounds)
                 )
             del pieces
-        results += [
-            _with_floors(setting, work, family, count, rates, times[family]) for family in FAMILIES
-        ]
-    return results
+        times += [_timed(setting, work, family, count, seconds[family]) for family in FAMILIES]
+    return table(setting, times)
 
 
 def _seconds(pieces: Pieces, family: str, setting: Setting, rounds: int) -> float:
@@ -244,18 +206,38 @@ def _seconds(pieces: Pieces, family: str, setting: Setting, rounds: int) -> floa
         return median(seconds_of(pieces.run(family), setting.device, rounds))
 
 
-def _module_of(network: torch.nn.Module, work: Work, setting: Setting) -> MultiScaleAttention:
-    """The attention of the first block that does this work."""
-    for stage, block in zip(stages_of(setting.variant), network.blocks, strict=True):
-        if work_of(block.attn, stage, work.batch, work.size) == work:
-            return block.attn
-    raise LookupError(work.name)
-
-
-def _with_floors(
-    setting: Setting, work: Work, family: str, count: int, rates: Rates, seconds: dict
-) -> KernelTimes:
+def _timed(setting: Setting, work: Work, family: str, count: int, seconds: dict) -> KernelTimes:
+    rates = measure_rates(setting.precision, setting.device)
     moved = least_bytes(work, family, DTYPES[setting.precision].itemsize)
-    products = multiply_adds(work, family)
-    floors = moved / rates.bytes, products / rates.multiply_adds
-    return KernelTimes(setting, work, family, count, moved, *floors, seconds)
+    multiply = multiply_adds(work, family) / rates.multiply_adds
+    return KernelTimes(work, family, count, moved, moved / rates.bytes, multiply, seconds)
+
+
+def table(setting: Setting, times: Sequence[KernelTimes]) -> list[dict]:
+    """Makes the rows of :func:`measure`."""
+    rows = [_row(f"{t.count} × {t.work.name}", t.family, [replace(t, count=1)]) for t in times]
+    for family in FAMILIES:
+        rows.append(_row("all blocks", family, [t for t in times if t.family == family]))
+    rows.append(_row("all blocks", "all", times))
+    return [setting.columns | row for row in rows]
+
+
+def _row(blocks: str, family: str, parts: Sequence[KernelTimes]) -> dict[str, str]:
+    """Sums over blocks, each of which has a roofline of its own."""
+    bandwidth = sum(part.count * part.move for part in parts)
+    roofline = sum(part.count * max(part.move, part.multiply) for part in parts)
+    row = {
+        "blocks": blocks,
+        "kernels": family,
+        "least MB": f"{sum(part.count * part.least_bytes for part in parts) / 1e6:.1f}",
+        "bandwidth bound ms": f"{1e3 * bandwidth:.4f}",
+        "roofline ms": f"{1e3 * roofline:.4f}",
+    }
+    for name in parts[0].seconds:
+        seconds = [part.seconds[name] for part in parts]
+        fits = not any(isinstance(one, OutOfMemory) for one in seconds)
+        total = sum(p.count * s for p, s in zip(parts, seconds, strict=True)) if fits else 0.0
+        row[f"{name} ms"] = f"{1e3 * total:.4f}" if fits else "out of memory"
+        for bound, least in (("bandwidth bound", bandwidth), ("roofline", roofline)):
+            row[f"{name} over {bound}"] = f"{total / least:.2f}" if fits else ""
+    return row

@@ -1,10 +1,10 @@
-"""The networks that are compared: ours, Detectron2's and timm's, all with the same weights.
+"""Networks that are compared: ours, Detectron2's and timm's, all with the same weights.
 
 Axes: B images, H × W pixels.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,24 +14,24 @@ from detectron2.modeling import MViT as Detectron2MViT
 from torch import Tensor, nn
 
 from mvitv2_det import VARIANTS, MViT
-from mvitv2_det.attention.multiscale import MultiScaleAttention
+from projects.common.results import DTYPES
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NORM = partial(nn.LayerNorm, eps=1e-6)
 TIMM_NAMES = {"T": "mvitv2_tiny", "S": "mvitv2_small", "B": "mvitv2_base", "L": "mvitv2_large"}
-# What makes our backbone the classification network that timm has: no windows, no K/V doubling.
+# Makes our backbone the classification network that timm has: no windows, no K/V doubling.
 AS_TIMM = {"adaptive_window_size": 0, "global_kv_stride_factor": 1}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: a size of network on a batch of images.
+    """Network size and input of a measurement.
 
     Attributes:
-        variant: of :data:`mvitv2_det.VARIANTS`.
+        variant: one of :data:`mvitv2_det.VARIANTS`.
         size: (H, W) in pixels.
         batch: B.
-        precision: one of :data:`DTYPES`; other than fp32 is autocast, as in training.
+        precision: one of :data:`DTYPES`; those other than fp32 are autocast, as in training.
+        device: ``"cpu"`` or ``"cuda"``.
     """
 
     variant: str
@@ -42,34 +42,34 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """For tables."""
+        """Variant and size, as in tables."""
         height, width = self.size
         return f"{self.variant} {height}×{width}"
 
     @property
     def full_name(self) -> str:
-        """For progress and pictures."""
+        """Everything but the device, as in progress and pictures."""
         return f"{self.name}, batch {self.batch}, {self.precision}"
 
     @property
     def columns(self) -> dict[str, str]:
-        """For tables."""
+        """First columns of each table."""
         return {"setting": self.name, "batch": str(self.batch), "precision": self.precision}
 
     def images(self) -> Tensor:
-        """(B, 3, H, W), the same each time."""
+        """Makes the same (B, 3, H, W) images each time."""
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(self.batch, 3, *self.size, generator=generator)
         return images.to(self.device)
 
     def autocast(self) -> AbstractContextManager:
-        """The precision of the forward pass."""
+        """Makes the context that a forward pass runs in."""
         enabled = self.precision != "fp32"
         return torch.autocast(self.device, DTYPES[self.precision], enabled=enabled)
 
 
 def detectron2_network(setting: Setting, seed: int = 0) -> nn.Module:
-    """Detectron2's MViT; none of its weights, norms and tables is trivial."""
+    """Makes Detectron2's MViT, with weights, norms and tables that are all random."""
     model = Detectron2MViT(
         **VARIANTS[setting.variant].backbone_arguments() | {"drop_path_rate": 0.0},
         norm_layer=NORM,
@@ -83,7 +83,7 @@ def detectron2_network(setting: Setting, seed: int = 0) -> nn.Module:
 
 
 def our_network(setting: Setting, weights: nn.Module, backend: str, **options) -> MViT:
-    """Ours with the weights of Detectron2's."""
+    """Makes our MViT with the weights of Detectron2's."""
     model = MViT(
         **VARIANTS[setting.variant].backbone_arguments() | {"drop_path_rate": 0.0},
         norm_layer=NORM,
@@ -94,28 +94,32 @@ def our_network(setting: Setting, weights: nn.Module, backend: str, **options) -
     return model.to(setting.device)
 
 
-@contextmanager
-def noted_backends(model: nn.Module) -> Iterator[set[str]]:
-    """Fills a set with the names of what computes attention in the passes run meanwhile."""
-    taken = set()
-    handles = [
-        module.register_forward_pre_hook(lambda m, inputs: taken.add(m.backend(inputs[0]).name))
-        for module in model.modules()
-        if isinstance(module, MultiScaleAttention)
-    ]
-    try:
-        yield taken
-    finally:
-        for handle in handles:
-            handle.remove()
+def both_networks(setting: Setting) -> dict[str, nn.Module]:
+    """Makes Detectron2's MViT and ours, with the same weights."""
+    reference = detectron2_network(setting)
+    return {"Detectron2": reference, "ours": our_network(setting, reference, "auto")}
+
+
+def stages_of(variant: str) -> list[str]:
+    """Names the stage of every block."""
+    blocks = VARIANTS[variant].blocks
+    return [f"scale{2 + stage}" for stage, number in enumerate(blocks) for _ in range(number)]
+
+
+def backends_of(model: nn.Module, setting: Setting) -> list[str]:
+    """Names what computes the blocks of ours in a pass without gradients."""
+    from mvitv2_det import explain
+
+    with torch.inference_mode(), setting.autocast():
+        return sorted({str(line.choice) for line in explain(model.eval(), setting.images())})
 
 
 class TimmBackbone(nn.Module):
-    """timm's MViTv2 as a backbone: the maps of its four stages."""
+    """timm's MViTv2 as a backbone: the maps of its four stages, attention over whole maps."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
-        # It makes tables for square images alone; on others it reads a part of their rows.
+        # Its tables are made for square images; on other images it reads a part of their rows.
         self.network = timm.create_model(
             TIMM_NAMES[setting.variant],
             img_size=max(setting.size),
@@ -129,13 +133,8 @@ class TimmBackbone(nn.Module):
         return {f"scale{2 + stage}": one for stage, one in enumerate(maps)}
 
 
-def timm_network(setting: Setting) -> nn.Module:
-    """timm's, which attends over whole maps."""
-    return TimmBackbone(setting).to(setting.device)
-
-
 def inference(model: nn.Module, setting: Setting) -> Callable[[], dict[str, Tensor]]:
-    """A forward pass without gradients."""
+    """Makes a step of a forward pass without gradients."""
     images = setting.images()
 
     def step() -> dict[str, Tensor]:
@@ -147,24 +146,30 @@ def inference(model: nn.Module, setting: Setting) -> Callable[[], dict[str, Tens
 
 
 def training(model: nn.Module, setting: Setting) -> Callable[[], None]:
-    """A forward and a backward pass; the optimizer is the same for all and is left out."""
-    images = setting.images()
+    """Makes a step of a forward and a backward pass, without an optimizer."""
+    forward = forward_for_backward(model, setting)
 
     def step() -> None:
-        model.train()
-        _loss(model, images, setting).backward()
+        forward().backward()
         model.zero_grad(set_to_none=True)
 
     return step
 
 
 def forward_for_backward(model: nn.Module, setting: Setting) -> Callable[[], Tensor]:
-    """The forward pass of training alone."""
+    """Makes a step of training's forward pass, which returns a loss."""
     images = setting.images()
-    return lambda: _loss(model.train(), images, setting)
+
+    def step() -> Tensor:
+        model.train()
+        with setting.autocast():
+            features = model(images)
+        return sum(feature.float().square().mean() for feature in features.values())
+
+    return step
 
 
-def _loss(model: nn.Module, images: Tensor, setting: Setting) -> Tensor:
-    with setting.autocast():
-        features = model(images)
-    return sum(feature.float().square().mean() for feature in features.values())
+STEPS: dict[str, Callable[[nn.Module, Setting], Callable]] = {
+    "inference": inference,
+    "training": training,
+}

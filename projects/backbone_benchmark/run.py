@@ -1,121 +1,180 @@
 #!/usr/bin/env python3
-"""Measures the backbone against Detectron2's MViT: same weights, same outputs, how much faster.
+"""Measures the backbone against Detectron2's MViT with the same weights and outputs.
 
     python projects/backbone_benchmark/run.py
     python projects/backbone_benchmark/run.py --preset gpu
     python projects/backbone_benchmark/run.py --device cuda --precision bf16 --batch 1 8
     python projects/backbone_benchmark/run.py --parts scaling stages --variants T
+    python projects/backbone_benchmark/run.py --sizes 800x1088 --against ../other-checkout
 
-Parts: speed (speed and memory of inference and training, also against timm's and a compiled
-reference), kernels (pooling and attention over their byte floors, beside SDPA and plain PyTorch),
-profile (the operations that take the most time), stages (time of each stage over its floor),
-kept (bytes that each block keeps for backward), scaling (against image area), compile
-(torch.compile over COCO's sizes), detector (the whole Mask R-CNN) and loss (the same training with
-both backbones). Each writes a table as CSV and Markdown, most of them a picture as well, after
-every setting, so that a call that is cut off keeps what it has measured.
+Parts:
+  speed              inference and training, also against timm's network, a compiled reference and
+                     another checkout of this project
+  kernels            pooling and attention over their roofline, beside SDPA and plain PyTorch
+  profile            operations that take the most time
+  stages             time of each stage over its roofline
+  saved_activations  bytes that each block saves for its backward pass
+  scaling            time and memory against image area
+  compile            torch.compile over COCO's sizes
+  detector           the whole Mask R-CNN
+  loss               the same training with both backbones
+
+Each part writes its table as CSV and Markdown after every setting, so that an interrupted call
+loses nothing; speed, scaling and loss draw a picture as well.
 """
 
 import argparse
 import gc
 import math
+import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager
-from functools import partial
+from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for projects and mvitv2_det
 
 import torch
 
 from mvitv2_det import VARIANTS
-from mvitv2_det.errors import UserError, one_line
-from mvitv2_det.fused import choice as backends
-from mvitv2_det.measure import check_measurable, command_line, describe_machine, limited_memory
+from mvitv2_det.errors import UserError
+from mvitv2_det.fused import BACKENDS
 from projects.backbone_benchmark import (
     compiling,
     detector,
-    kept,
     kernels,
     loss_curves,
-    presets,
     profiling,
-    report,
+    saved_activations,
     scaling,
     speed,
     stages,
     warming,
 )
-from projects.backbone_benchmark.networks import DTYPES, Setting
-from projects.backbone_benchmark.presets import Step
+from projects.backbone_benchmark.networks import Setting
+from projects.backbone_benchmark.rates import measure_rates
+from projects.backbone_benchmark.side import HERE, Process
+from projects.common import results as files
+from projects.common.memory import limited_memory
+from projects.common.results import DTYPES, Progress, check_measurable, describe_machine
 
 SCRIPT = "projects/backbone_benchmark/run.py"
 SIZES = ("800x1088", "1024x1024")
 RESULTS = Path(__file__).resolve().parent / "results"
+GPU_MINUTES = 9.0
+SPEED_NOTE = (
+    "“Largest difference” is that of a feature map, over its largest value. Saved activations are "
+    "those that the forward pass saves for backward, each storage once, without weights."
+)
+KERNELS_NOTE = (
+    "The bandwidth bound is each input read once and each output written once, at that rate of "
+    "copying. The roofline is the longer one of this bound and of the products at that rate of "
+    "multiplying, block by block: global attention on large maps is bound by its products."
+)
+# Parts that make rows for one setting after another.
+TABLES = {
+    "kernels": ("Pooling and attention over their roofline", kernels.measure),
+    "profile": ("Operations that take the most time", profiling.measure),
+    "stages": ("Time of each stage over its roofline", stages.measure),
+    "saved_activations": ("Activations that each block saves", saved_activations.measure),
+    "detector": ("The whole Mask R-CNN", detector.measure),
+}
+PARTS = ("speed", *TABLES, "scaling", "compile", "loss")
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+@dataclass(frozen=True)
+class Step:
+    """One part of the benchmark at some settings.
+
+    Attributes:
+        part: one of :data:`PARTS`.
+        name: name of the files that it writes.
+        settings: the most important one first.
+        share: share of the time of the whole call; time left over goes to later steps.
+    """
+
+    part: str
+    name: str
+    settings: tuple[Setting, ...]
+    share: float
+
+
+def gpu_steps() -> list[Step]:
+    """Plans what must be known of a large GPU, the most important first, in under ten minutes."""
+
+    def settings(sizes: Sequence[str], batches: Sequence[int], precision: str) -> tuple:
+        return tuple(_settings(("T", "B"), sizes, batches, [precision], "cuda"))
+
+    low = settings(SIZES, (1, 8), "bf16")
+    first = settings(SIZES[:1], (1, 8), "bf16")
+    return [
+        Step("speed", "speed", low, 0.45),
+        Step("kernels", "kernels", low, 0.17),
+        Step("profile", "profile", tuple(s for s in first if s.variant == "T"), 0.06),
+        Step("detector", "detector", first, 0.20),
+        Step("speed", "speed_fp32", settings(SIZES[:1], (1,), "fp32"), 0.12),
+    ]
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Reads the options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=["speed"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["speed"])
     parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=["T", "B"])
     parser.add_argument(
         "--sizes", nargs="+", metavar="HEIGHTxWIDTH",
         help=f"of images (default: {' '.join(SIZES)}; compile: common ones of COCO)",
     )  # fmt: skip
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=_default_device())
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=files.default_device())
     parser.add_argument("--batch", nargs="+", type=int, default=[1])
     parser.add_argument("--precision", nargs="+", choices=tuple(DTYPES), default=["fp32"])
     parser.add_argument("--rounds", type=int, default=7, help="turns of each (default: 7)")
     parser.add_argument("--threads", type=int, help="of a CPU (default: one for each core)")
     parser.add_argument(
-        "--backends", nargs="+", choices=backends.names(), default=["auto"],
+        "--backends", nargs="+", choices=BACKENDS, default=["auto"],
         help="of ours that are compared (default: auto, the fastest)",
     )  # fmt: skip
     parser.add_argument(
         "--compiled", action="store_true", help="also the reference under torch.compile (minutes)"
     )
     parser.add_argument("--timm", action="store_true", help="also timm's network")
+    parser.add_argument(
+        "--against", type=Path, metavar="CHECKOUT",
+        help="also the backbone of another checkout of this project, in turns with this one's "
+        "(speed alone)",
+    )  # fmt: skip
     parser.add_argument("--steps", type=int, default=loss_curves.STEPS, help="of the loss curves")
     parser.add_argument(
         "--minutes", type=float,
         help="of the whole call: no setting is begun after a part's share (default: no limit)",
     )  # fmt: skip
     parser.add_argument(
-        "--preset", choices=tuple(presets.PRESETS),
+        "--preset", choices=("gpu",),
         help="all that is wanted of a GPU, most important first; replaces parts and settings",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args(arguments)
     if args.preset:
-        args.device, args.backends = "cuda", ["auto", "sdpa"]
-        args.minutes = args.minutes or presets.GPU_MINUTES
+        args.device, args.backends = "cuda", ["auto", "sdpa", "triton"]
+        args.minutes = args.minutes or GPU_MINUTES
     return args
 
 
-def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def settings_of(args: argparse.Namespace) -> Iterator[Setting]:
-    """Every size of network on every size of image, batch and precision.
-
-    Raises:
-        UserError: a size is not two numbers, or too small.
-    """
-    sizes = [_size_of(text) for text in args.sizes or SIZES]
-    for precision, size, batch, variant in product(
-        args.precision, sizes, args.batch, args.variants
-    ):
-        yield Setting(variant, size, batch, precision, args.device)
+def _settings(
+    variants: Sequence[str],
+    sizes: Sequence[str],
+    batches: Sequence[int],
+    precisions: Sequence[str],
+    device: str,
+) -> Iterator[Setting]:
+    read = [_size_of(text) for text in sizes]
+    for precision, size, batch, variant in product(precisions, read, batches, variants):
+        yield Setting(variant, size, batch, precision, device)
 
 
 def _size_of(text: str) -> tuple[int, int]:
@@ -129,66 +188,50 @@ def _size_of(text: str) -> tuple[int, int]:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuses what cannot be measured.
+    """Refuses options that cannot be measured.
 
     Raises:
-        UserError: an option does not fit this machine or the others.
+        UserError: an option does not suit this machine or another option.
     """
     counts = {name: getattr(args, name) for name in ("rounds", "threads", "steps", "minutes")}
     for precision in args.precision:
         check_measurable(args.device, precision, batch=min(args.batch), **counts)
-    list(settings_of(args))
+    if args.against and not (args.against / "mvitv2_det" / "__init__.py").is_file():
+        raise UserError(
+            f"--against must be a checkout of this project, with a folder mvitv2_det; there is "
+            f"none in {args.against}"
+        )
 
 
 def plan(args: argparse.Namespace) -> list[Step]:
-    """What is measured, in order."""
+    """Lists what is measured, in order; without a preset each part has the same share of time."""
     if args.preset:
-        return presets.PRESETS[args.preset]()
-    return presets.equal_steps(args.parts, list(settings_of(args)))
+        return gpu_steps()
+    settings = _settings(
+        args.variants, args.sizes or SIZES, args.batch, args.precision, args.device
+    )
+    every = tuple(settings)
+    return [Step(part, part, every, 1 / len(args.parts)) for part in args.parts]
 
 
-def triton_version() -> str:
-    """Of the compiler of our GPU kernels."""
+def version_of(checkout: Path) -> str:
+    """Names a checkout by its commit, or by its folder where Git does not know it."""
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return checkout.resolve().name
+
+
+def _triton_version() -> str:
     try:
         return version("triton")
     except PackageNotFoundError:
         return "none"
 
 
-def free_memory() -> None:
-    """Gives a GPU back what the last setting has used."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def in_fresh_process(function: Callable, *arguments) -> Any:
-    """What a function of a module returns in a process of its own.
-
-    Memory that a process has mapped once serves it again: what came before would make large
-    temporaries cheap, which in a user's process they are not.
-    """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def measure_speed(setting: Setting, args: argparse.Namespace, start: float) -> list[speed.Result]:
-    """Speed and memory at one setting."""
-    torch.set_num_threads(args.threads or torch.get_num_threads())
-    found = speed.candidates(
-        setting, backends=args.backends, with_compiled=args.compiled, with_timm=args.timm
-    )
-    with limited_memory(setting.device):
-        return speed.measure(setting, found, args.rounds, partial(say, start))
-
-
-def say(start: float, line: str) -> None:
-    """Prints a line with the seconds since the start."""
-    print(f"[{time.perf_counter() - start:6.0f} s] {line}", flush=True)
-
-
 class Run:
-    """One call of the benchmark: its options, and where its results go."""
+    """One call of the benchmark, with its options and the folder of its results."""
 
     def __init__(self, args: argparse.Namespace, command: str) -> None:
         self.args = args
@@ -198,53 +241,56 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.head = {
             **describe_machine(args.device),
-            "triton": triton_version(),
+            "triton": _triton_version(),
             "command": command,
             "rounds": f"{args.rounds}, all networks in turns; median (quartiles)",
         }
-        self.start = time.perf_counter()
+        self.progress = Progress()
 
     def run(self, steps: Sequence[Step]) -> None:
-        """All steps, one after the other."""
+        """Runs all steps, one after the other."""
         if self.args.preset:
             warming.warm([setting for step in steps for setting in step.settings], self.progress)
         share = 0.0
         for step in steps:
             share += step.share
             end = math.inf if self.args.minutes is None else 60 * self.args.minutes * share
-            PARTS[step.part](self, step, end)
+            if step.part in TABLES:
+                self._table(step, end)
+            elif step.part == "speed":
+                self._speed(step, end)
+            else:
+                getattr(self, f"_{step.part}")(step)
 
     def within(self, step: Step, end: float) -> Iterator[Setting]:
-        """The step's settings, as long as there is time for one that takes as long as the longest.
+        """Yields settings while there is time for one that takes as long as the longest so far.
 
         Args:
             end: seconds since the start of the run at which the step has to be done.
         """
         longest = 0.0
         for setting in step.settings:
-            began = time.perf_counter() - self.start
+            began = self.progress.seconds
             if end - began <= longest:
                 self.progress(f"{step.name}: no time left for {setting.full_name}")
                 return
-            yield setting
-            longest = max(longest, time.perf_counter() - self.start - began)
-            free_memory()
-
-    def progress(self, line: str) -> None:
-        """Prints a line with the time."""
-        say(self.start, line)
-
-    def limit(self) -> AbstractContextManager:
-        """Has allocations fail beyond what is free now; entered anew for each setting, because
-        what an allocator keeps for itself counts as in use.
-        """
-        return limited_memory(self.args.device)
+            # A limit for each setting, because memory that the allocator holds counts as in use.
+            with limited_memory(setting.device):
+                yield setting
+            longest = max(longest, self.progress.seconds - began)
+            gc.collect()
+            if setting.device == "cuda":
+                torch.cuda.empty_cache()
 
     def write(
-        self, name: str, title: str, table: report.Table, *notes: str, shown: bool = True
+        self, name: str, title: str, rows: files.Rows, *notes: str, shown: bool = True
     ) -> None:
-        """A table with this run's head."""
-        report.write(self.folder, name, title, self.head, table, *notes, shown=shown)
+        """Writes a table as CSV and Markdown, each with this run's head, and prints it."""
+        files.write_csv(self.folder / f"{name}.csv", self.head, rows)
+        text = files.markdown(title, self.head, rows, notes)
+        (self.folder / f"{name}.md").write_text(text, encoding="utf-8")
+        if shown:
+            print(f"\n{text}", flush=True)
 
     def collect(
         self,
@@ -252,157 +298,108 @@ class Run:
         end: float,
         measure: Callable[[Setting], list],
         title: str,
-        table: Callable[[list], report.Table],
         *notes: str,
+        table: Callable[[list], files.Rows] = list,
     ) -> list:
-        """Measures setting after setting; the table is on disk after each."""
-        results = []
+        """Measures setting after setting, and writes the table after each."""
+        results, done = [], 0
         for setting in self.within(step, end):
-            with self.limit():
-                results += measure(setting)
+            results += measure(setting)
+            done += 1
             if results:
                 self.write(step.name, title, table(results), *notes, shown=False)
         if results:
-            left = len(step.settings) - len({result.setting for result in results})
+            left = len(step.settings) - done
             missing = [f"Time was too short for {left} more settings."] if left else []
             self.write(step.name, title, table(results), *notes, *missing)
         return results
 
-    def speed(self, step: Step, end: float) -> None:
-        """Speed and memory at every setting."""
+    def _table(self, step: Step, end: float) -> None:
+        """Measures a part of :data:`TABLES`."""
+        title, measure = TABLES[step.part]
+        notes = [self._rates(step)] if step.part in ("kernels", "stages") else []
+        if step.part == "kernels":
+            notes.append(KERNELS_NOTE)
+        self.collect(
+            step, end, lambda s: measure(s, self.args.rounds, self.progress), title, *notes
+        )
 
-        def measure(setting: Setting) -> list[speed.Result]:
-            arguments = (measure_speed, setting, self.args, self.start)
-            return (
-                in_fresh_process(*arguments)
-                if setting.device == "cpu"
-                else measure_speed(*arguments[1:])
-            )
-
-        title = "The backbone against Detectron2's MViT"
-        results = self.collect(step, end, measure, title, report.speed_table, SPEED_NOTE)
+    def _speed(self, step: Step, end: float) -> None:
+        """Measures speed and memory at every setting."""
+        against = self.args.against
+        label = f" ({version_of(against)})" if against else ""
+        results = self.collect(
+            step,
+            end,
+            lambda setting: self._speed_at(setting, label),
+            "The backbone against Detectron2's MViT",
+            SPEED_NOTE,
+            table=lambda results: speed.table(results, label),
+        )
         if results:
-            report.draw_speed(results, self.folder / f"{step.name}.png")
+            speed.draw(results, self.folder / f"{step.name}.png")
 
-    def kernels(self, step: Step, end: float) -> None:
-        """Pooling and attention over their byte floors."""
-        self.collect(
-            step,
-            end,
-            lambda setting: kernels.measure(setting, self.args.rounds, self.progress),
-            "Pooling and attention over their byte floors",
-            report.kernel_table,
-            self._rates(step),
-            KERNELS_NOTE,
-        )
-
-    def profile(self, step: Step, end: float) -> None:
-        """The operations that take the most time."""
-        self.collect(
-            step,
-            end,
-            lambda setting: profiling.measure(setting, self.progress),
-            "Where the time goes",
-            report.profile_table,
-        )
-
-    def stages(self, step: Step, end: float) -> None:
-        """Time of each stage over its floor."""
-        self.collect(
-            step,
-            end,
-            lambda setting: stages.measure(setting, self.args.rounds, self.progress),
-            "Time of each stage over its floor",
-            report.stage_table,
-            self._rates(step),
-        )
-
-    def kept(self, step: Step, end: float) -> None:
-        """Bytes that each block keeps for backward."""
-        self.collect(
-            step,
-            end,
-            lambda setting: kept.measure(setting, self.progress),
-            "What each block keeps for backward",
-            report.kept_table,
-        )
+    def _speed_at(self, setting: Setting, label: str) -> list[speed.Result]:
+        args = self.args
+        options = speed.Options(args.backends, args.compiled, args.timm, args.threads)
+        with ExitStack() as stack:
+            if args.against or setting.device == "cpu":
+                sides = {"": stack.enter_context(Process(HERE, setting, options))}
+            else:
+                sides = {"": speed.Networks(setting, options)}
+            if args.against:
+                other = speed.Options(threads=args.threads, names_backends=False)
+                process = Process(args.against.resolve(), setting, other)
+                sides[label] = stack.enter_context(process)
+            return speed.measure(setting, sides, args.rounds, self.progress)
 
     def _rates(self, step: Step) -> str:
-        """A sentence on what this machine reaches."""
+        """Says in a sentence what rates this machine reaches."""
         found = []
         for precision in dict.fromkeys(setting.precision for setting in step.settings):
-            rates = stages.measure_rates(precision, step.settings[0].device)
+            rates = measure_rates(precision, step.settings[0].device)
             found.append(
                 f"multiplies {precision} at {rates.multiply_adds / 1e9:.0f} G multiply-adds/s and "
                 f"copies at {rates.bytes / 1e9:.1f} GB/s"
             )
         return f"This machine {'; '.join(found)}."
 
-    def scaling(self, step: Step, end: float) -> None:
-        """Time and memory against image area, of the first setting's network."""
+    def _scaling(self, step: Step) -> None:
+        """Measures time and memory against image area, of the first setting's network."""
         setting = step.settings[0]
-        with self.limit():
+        with limited_memory(setting.device):
             points = scaling.measure(setting, self.args.rounds, report=self.progress)
         title = f"MViTv2-{setting.variant}: cost against image area"
-        self.write(step.name, title, report.scaling_table(points), report.exponents(points))
-        report.draw_scaling(points, self.folder / f"{step.name}.png")
+        self.write(step.name, title, scaling.table(points), scaling.exponents(points))
+        scaling.draw(points, self.folder / f"{step.name}.png")
 
-    def compile(self, step: Step, end: float) -> None:
-        """Blocks compiled one by one over COCO's sizes, of the first setting's network."""
+    def _compile(self, step: Step) -> None:
+        """Measures blocks compiled one by one over COCO's sizes, of the first setting's network."""
         setting = step.settings[0]
         sizes = [_size_of(text) for text in self.args.sizes or ()] or compiling.SIZES
-        results = compiling.measure(setting, self.args.rounds, sizes, report=self.progress)
-        title = f"MViTv2-{setting.variant} under torch.compile"
-        self.write(step.name, title, report.compile_table(results), report.compile_note(results))
+        rows, note = compiling.measure(setting, self.args.rounds, sizes, report=self.progress)
+        self.write(step.name, f"MViTv2-{setting.variant} under torch.compile", rows, note)
 
-    def detector(self, step: Step, end: float) -> None:
-        """The whole Mask R-CNN at every setting."""
-        self.collect(
-            step,
-            end,
-            lambda setting: detector.measure(setting, self.args.rounds, self.progress),
-            "The whole Mask R-CNN",
-            report.detector_table,
-        )
-
-    def loss(self, step: Step, end: float) -> None:
-        """The same training with both backbones."""
-        curves = loss_curves.measure(self.args.steps, self.progress)
+    def _loss(self, step: Step) -> None:
+        """Trains a small detector with both backbones."""
+        losses = loss_curves.measure(self.args.steps, self.progress)
         title = "The same training with both backbones"
-        self.write(step.name, title, report.loss_table(curves))
-        report.draw_losses(curves, self.folder / f"{step.name}.png")
+        self.write(step.name, title, loss_curves.table(losses))
+        loss_curves.draw(losses, self.folder / f"{step.name}.png")
 
 
-SPEED_NOTE = (
-    "“Largest difference” is that of a feature map, over its largest value. Saved for backward "
-    "counts each storage that the forward pass keeps once, weights left out."
-)
-KERNELS_NOTE = (
-    "The byte floor is each input read once and each output written once, at that rate of copying. "
-    "The floor is that or the products at that rate of multiplying, whichever is longer in a "
-    "block: global attention on large maps cannot reach its byte floor."
-)
-PARTS: dict[str, Callable[[Run, Step, float], None]] = {
-    name: getattr(Run, name)
-    for name in (
-        "speed", "kernels", "profile", "stages", "kept", "scaling", "compile", "detector", "loss"
-    )
-}  # fmt: skip
+def run(args: argparse.Namespace, command: str) -> None:
+    """Checks the options, measures and writes."""
+    check(args)
+    steps = plan(args)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    Run(args, command).run(steps)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit status, 2 where the user has something to put right."""
-    args = parse(arguments)
-    command = command_line(SCRIPT, sys.argv[1:] if arguments is None else arguments)
-    try:
-        check(args)
-        if args.threads is not None:
-            torch.set_num_threads(args.threads)
-        Run(args, command).run(plan(args))
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    """Runs the benchmark and returns the exit status."""
+    return files.main(SCRIPT, parse, run, arguments)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Compiles what a GPU needs before anything is measured: in several processes at once.
+"""Compilation of all Triton kernels before a measurement, in several processes at once.
 
-Triton compiles a kernel when it is first launched, each shape on its own, a second or so at a time.
-Compiled kernels are kept on disk, where the process that measures finds them.
+Triton compiles a kernel for each shape when it is first launched, which takes about a second.
+Compiled kernels are stored on disk, where the process that measures finds them.
 
 Axes: B images, H × W tokens, C channels.
 """
@@ -13,15 +13,16 @@ from multiprocessing import get_context
 import torch
 
 from mvitv2_det import VARIANTS, MViT
-from mvitv2_det.measure import synchronize
-from projects.backbone_benchmark.floors import Work, stages_of, work_of, works
-from projects.backbone_benchmark.networks import DTYPES, NORM, Setting
+from projects.backbone_benchmark.networks import NORM, Setting
+from projects.backbone_benchmark.roofline import Work, block_of, works
+from projects.common.memory import synchronize
+from projects.common.results import DTYPES
 
-PROCESSES = 8  # each holds half a gigabyte of the GPU, and what one block needs
+PROCESSES = 8  # each of which takes half a gigabyte of the GPU, besides one block's tensors
 
 
 def warm(settings: Iterable[Setting], report: Callable[[str], None] = print) -> None:
-    """Runs one block of each kind once, forward and backward; what fails is reported alone."""
+    """Runs one block of each kind once, forward and backward, and reports those that fail."""
     found = {
         (setting.precision, work): (setting, work)
         for setting in settings
@@ -38,17 +39,11 @@ def warm(settings: Iterable[Setting], report: Callable[[str], None] = print) -> 
 
 
 def run_block(setting: Setting, work: Work) -> None:
-    """Inference and a training step of the first block that does this work."""
+    """Runs inference and a training step of the first block that does this work."""
     arguments = VARIANTS[setting.variant].backbone_arguments() | {"drop_path_rate": 0.0}
-    model = MViT(**arguments, norm_layer=NORM)
-    stages = stages_of(setting.variant)
-    block = next(
-        block
-        for stage, block in zip(stages, model.blocks, strict=True)
-        if work_of(block.attn, stage, work.batch, work.size) == work
-    ).to(setting.device)
+    block = block_of(MViT(**arguments, norm_layer=NORM), setting, work).to(setting.device)
     shape = (work.batch, *work.size, block.attn.qkv.in_features)
-    # Tokens have the type of the products of the blocks before.
+    # Tokens have the precision that the products of earlier blocks give them.
     tokens = torch.randn(shape, device=setting.device, dtype=DTYPES[setting.precision])
     with torch.inference_mode(), setting.autocast():
         block.eval()(tokens)

@@ -14,14 +14,16 @@ from scripts import load_script
 
 from mvitv2_det import MViT, get_config
 from mvitv2_det.costs import Cost
-from mvitv2_det.measure import GIB, OutOfMemory, Timing
 from projects.attention_benchmark import measurement, plots
 from projects.attention_benchmark.classifier import Classifier, classifier_of
 from projects.attention_benchmark.measurement import Measured, backend_of, measure
 from projects.attention_benchmark.plots import costs, draw
-from projects.attention_benchmark.results_files import markdown, ratio, records, write_csv
+from projects.attention_benchmark.results_files import markdown, ratio, records
 from projects.attention_benchmark.tables import NUMBERS, Row, Table, read_tables
 from projects.attention_benchmark.workloads import Settings, Workload
+from projects.common.memory import GIB, OutOfMemory
+from projects.common.results import write_csv
+from projects.common.timing import Timing
 
 NUMBERS_OF_TABLES = ["4a", "4b", "5a", "6", "7", "8", "9", "A.4"]
 
@@ -244,7 +246,7 @@ def test_markdown(table, results):
 
 def test_csv(table, results, tmp_path):
     file = tmp_path / "table.csv"
-    write_csv(results, {"command": "python run.py"}, file)
+    write_csv(file, {"command": "python run.py"}, records(results))
     lines = file.read_text().splitlines()
     assert lines[0] == "# command: python run.py"
     read = list(csv.DictReader(lines[1:]))

@@ -2,34 +2,36 @@
 
 import csv
 import os
+import shutil
 from argparse import Namespace
 from collections import Counter
+from unittest.mock import Mock
 
 import pytest
 import torch
 from models import TINY
 
-from mvitv2_det import MViT
+from mvitv2_det import MViT, UserError
 from projects.backbone_benchmark import (
     compiling,
-    floors,
-    kept,
     kernels,
     loss_curves,
     networks,
-    presets,
     profiling,
-    report,
+    roofline,
     run,
+    saved_activations,
     scaling,
+    speed,
     stages,
     warming,
 )
-from projects.backbone_benchmark.floors import FAMILIES, Work
 from projects.backbone_benchmark.kernels import KernelTimes
 from projects.backbone_benchmark.networks import Setting
-from projects.backbone_benchmark.presets import Step
+from projects.backbone_benchmark.roofline import FAMILIES, Work
+from projects.backbone_benchmark.run import Step
 from projects.backbone_benchmark.scaling import Point
+from projects.backbone_benchmark.side import Process
 
 SMALL = Setting("T", (64, 96), 1, "fp32", "cpu")
 
@@ -44,9 +46,10 @@ def test_speed_of_equal_networks(tmp_path, capsys):
     rows = {row["network"]: row for row in csv.DictReader(lines[len(head) :])}
     assert set(rows) == {"Detectron2", "ours", "timm", "ours, without windows as timm"}
     assert float(rows["ours"]["largest difference"]) < 1e-4
-    assert float(rows["ours"]["of the base's"]) < 1
+    assert float(rows["ours"]["saved activations ratio"]) < 1
     assert rows["ours, without windows as timm"]["compared with"] == "timm"
-    assert (rows["ours"]["attention by"], rows["Detectron2"]["attention by"]) == ("strips", "")
+    assert rows["ours"]["attention by"] in {"tiled, fused norms and MLP"}
+    assert rows["Detectron2"]["attention by"] == ""
     assert "×" in (folder / "speed.md").read_text()
     assert (folder / "speed.png").stat().st_size > 1000
     assert "| ours " in capsys.readouterr().out
@@ -54,7 +57,7 @@ def test_speed_of_equal_networks(tmp_path, capsys):
 
 def test_ours_without_windows_computes_what_timm_does():
     setting = Setting("T", (64, 64), 1, "fp32", "cpu")
-    theirs = networks.timm_network(setting)
+    theirs = networks.TimmBackbone(setting)
     ours = networks.our_network(
         setting, networks.detectron2_network(setting), "auto", **networks.AS_TIMM
     )
@@ -65,42 +68,49 @@ def test_ours_without_windows_computes_what_timm_does():
     assert shapes[0] == shapes[1]
 
 
-def test_floors_of_stages():
-    """Products counted by hand in one stage; no time below its floor."""
-    measured = stages.measure(SMALL, rounds=1, report=lambda line: None)
-    assert [stage.name for stage in measured] == [
+def test_roofline_of_stages():
+    """Products counted by hand in one stage; no time below its roofline."""
+    rows = stages.measure(SMALL, rounds=1, report=lambda line: None)
+    assert [row["stage"] for row in rows] == [
         stages.PATCHES,
         *(f"scale{s}" for s in range(2, 6)),
     ]
-    patches = measured[0]
-    assert patches.multiply_adds == 16 * 24 * 96 * 3 * 7 * 7
     tokens, weights = 16 * 24 * 96, 96 * 3 * 49 + 96
-    assert patches.bytes == 4 * (3 * 64 * 96 + tokens + weights)
-    for stage in measured:
-        assert set(stage.seconds) == {"Detectron2", "ours"}
-        assert all(seconds > 0.5 * stage.floor for seconds in stage.seconds.values())
+    expected = (tokens * 3 * 7 * 7, 4 * (3 * 64 * 96 + tokens + weights))
+    assert stages.count_stages(SMALL)[stages.PATCHES] == expected
+    for row in rows:
+        for name in ("Detectron2", "ours"):
+            assert float(row[f"{name} s"]) > 0 and float(row[f"{name} over the roofline"]) > 0.5
 
 
-def test_kept_by_each_block():
+def test_saved_activations_of_each_block(monkeypatch):
     """Ours as counted by hand: of T tokens with C channels 10·T·C, or 8 and two pooled maps where k
     and v are pooled at stride 4; and R of Eq. 4, which for real images is little beside it.
     """
-    blocks = kept.measure(Setting("T", (64, 64), 1, "fp32", "cpu"), report=lambda line: None)
-    assert [block.number for block in blocks] == list(range(1, 11))
-    first, fifth = blocks[0], blocks[4]
-    assert (first.tokens, first.channels) == ((16, 16), 96)
-    assert (fifth.tokens, fifth.channels) == ((4, 4), 384)
+    saved = []
+    measure = saved_activations.saved_for_backward
+    monkeypatch.setattr(
+        saved_activations,
+        "saved_for_backward",
+        lambda *args, **kwargs: saved.append(measure(*args, **kwargs)) or saved[-1],
+    )
+    setting = Setting("T", (64, 64), 1, "fp32", "cpu")
+    rows = saved_activations.measure(setting, 1, report=lambda line: None)
+    assert [row["block"] for row in rows] == list(range(1, 11))
+    first, fifth = rows[0], rows[4]
+    assert (first["tokens in"], first["channels out"]) == ("16×16", 96)
+    assert (fifth["tokens in"], fifth["channels out"]) == ("4×4", 384)
+    ours = saved[1::2]
     folded = (8 + 2 / 16) * 16 * 16 * 96 + 2 * 56 * 14 * 96
-    assert first.kept["ours"] == pytest.approx(4 * folded, rel=0.01)
+    assert ours[0] == pytest.approx(4 * folded, rel=0.01)
     plain = 10 * 4 * 4 * 384 + 2 * 14 * 14 * 96
-    assert fifth.kept["ours"] == pytest.approx(4 * plain, rel=0.02)
-    rows = report.kept_table(blocks)
-    assert rows[0]["tokens in"] == "16×16" and 0 < float(rows[0]["ratio"]) < 1
+    assert ours[4] == pytest.approx(4 * plain, rel=0.02)
+    assert all(0 < float(row["ratio"]) < 1 for row in rows)
 
 
 def test_work_of_the_blocks():
     """T at 800×1088: strides and windows as the paper's detector has them, per kind of block."""
-    found = floors.works(Setting("T", (800, 1088), 8, "bf16", "cuda"))
+    found = roofline.works(Setting("T", (800, 1088), 8, "bf16", "cuda"))
     assert found == {
         Work("scale2", 8, (200, 272), 96, 1, 1, 4, 56): 1,
         Work("scale3", 8, (200, 272), 192, 2, 2, 2, 56): 1,
@@ -127,9 +137,9 @@ def test_least_bytes_by_hand():
         "attention forward": 2 * (2 * q + 2 * k + r) + 4 * 2 * 54 * 2,
         "attention backward": 2 * (4 * q + 4 * k + 2 * r) + 4 * 2 * 54 * 2,
     }
-    assert {f: floors.least_bytes(work, f, 2) for f in FAMILIES} == expected
-    assert floors.multiply_adds(work, "attention forward") == 2 * (2 * 2 * 54 * 6 * 16)
-    assert floors.multiply_adds(work, "pooling forward") == 9 * (q + 2 * k)
+    assert {f: roofline.least_bytes(work, f, 2) for f in FAMILIES} == expected
+    assert roofline.multiply_adds(work, "attention forward") == 2 * (2 * 2 * 54 * 6 * 16)
+    assert roofline.multiply_adds(work, "pooling forward") == 9 * (q + 2 * k)
 
 
 @pytest.mark.parametrize("kind", ["windows", "global"])
@@ -138,13 +148,13 @@ def test_pieces_compute_the_same(kind):
     network = networks.our_network(SMALL, networks.detectron2_network(SMALL), "reference")
     attention = network.blocks[1 if kind == "windows" else 2].attn
     size = (16, 24) if kind == "windows" else (8, 12)
-    work = floors.work_of(attention, "scale3", 1, size)
+    work = roofline.work_of(attention.spec, "scale3", 1, size)
     assert bool(work.window) == (kind == "windows")
     pieces = dict(kernels.pieces_of(attention, work, SMALL))
     assert set(pieces) == {"sdpa", "eager"}
     outputs = [p.attend(*p.pool(p.qkv)) for p in pieces.values()]
     attention.qkv = attention.proj = torch.nn.Identity()
-    expected = attention.reference(pieces["eager"].qkv)
+    expected = attention(pieces["eager"].qkv)
     for output in outputs:
         torch.testing.assert_close(output, expected, rtol=0, atol=1e-4)
     for family in ("pooling backward", "attention backward"):
@@ -160,7 +170,7 @@ def test_our_kernels_do_the_same_work():
     network = networks.our_network(SMALL, networks.detectron2_network(SMALL), "reference")
     work = Work("scale3", 1, (4, 8), 192, 2, 1, 4, 0)
     expected = dict(kernels.pieces_of(network.blocks[2].attn, work, SMALL))["sdpa"]
-    ours = kernels.Triton(network.blocks[2].attn, expected.qkv, work)
+    ours = kernels.Triton(network.blocks[2].attn, expected.qkv)
     with torch.no_grad():
         for pair in zip(ours.run(FAMILIES[0])(), expected.run(FAMILIES[0])(), strict=True):
             torch.testing.assert_close(*pair, rtol=0, atol=1e-4)
@@ -170,50 +180,51 @@ def test_our_kernels_do_the_same_work():
     assert ours.run("attention backward")()[0].shape == (1, 4, 8, 192)
 
 
-def test_kernels_over_their_floors(monkeypatch):
-    """Every kind of block by all that compute it; sums count each block."""
-    kinds = Counter(dict(list(floors.works(SMALL).items())[-3:]))
+def test_kernels_over_their_roofline(monkeypatch):
+    """Every kind of block by all implementations, then all blocks."""
+    kinds = Counter(dict(list(roofline.works(SMALL).items())[-3:]))
     monkeypatch.setattr(kernels, "works", lambda setting: kinds)
-    results = kernels.measure(SMALL, 1, report=lambda line: None)
-    assert len(results) == 3 * len(FAMILIES)
-    assert all(set(result.seconds) == {"sdpa", "eager"} for result in results)
-    rows = report.kernel_table(results)
+    rows = kernels.measure(SMALL, 1, report=lambda line: None)
+    assert len(rows) == 3 * len(FAMILIES) + len(FAMILIES) + 1
     assert [row["kernels"] for row in rows[-5:]] == [*FAMILIES, "all"]
-    total = sum(r.count * r.seconds["sdpa"] for r in results)
-    assert float(rows[-1]["sdpa ms"]) == pytest.approx(1e3 * total, abs=1e-3)
+    for name in ("sdpa", "eager"):
+        assert all(float(row[f"{name} ms"]) > 0 for row in rows)
 
 
 def test_sums_over_blocks():
-    work = next(iter(floors.works(SMALL)))
-    once = KernelTimes(SMALL, work, FAMILIES[0], 1, 10**6, 1e-3, 2e-3, {"sdpa": 4e-3})
-    thrice = KernelTimes(SMALL, work, FAMILIES[0], 3, 10**6, 1e-3, 2e-3, {"sdpa": 2e-3})
-    rest = [KernelTimes(SMALL, work, f, 1, 0, 1e-3, 0, {"sdpa": 1e-3}) for f in FAMILIES[1:]]
-    row = report.kernel_table([once, thrice, *rest])[-5]
-    assert (row["least MB"], row["byte floor ms"], row["floor ms"]) == ("4.0", "4.0000", "8.0000")
-    found = [row[f"sdpa {column}"] for column in ("ms", "over byte floor", "over floor")]
+    work = next(iter(roofline.works(SMALL)))
+    once = KernelTimes(work, FAMILIES[0], 1, 10**6, 1e-3, 2e-3, {"sdpa": 4e-3})
+    thrice = KernelTimes(work, FAMILIES[0], 3, 10**6, 1e-3, 2e-3, {"sdpa": 2e-3})
+    rest = [KernelTimes(work, f, 1, 0, 1e-3, 0, {"sdpa": 1e-3}) for f in FAMILIES[1:]]
+    rows = kernels.table(SMALL, [once, thrice, *rest])
+    row, everything = rows[-5], rows[-1]
+    bounds = [row[name] for name in ("least MB", "bandwidth bound ms", "roofline ms")]
+    assert bounds == ["4.0", "4.0000", "8.0000"]
+    found = [row[f"sdpa {column}"] for column in ("ms", "over bandwidth bound", "over roofline")]
     assert found == ["10.0000", "2.50", "1.25"]
+    assert everything["sdpa ms"] == "13.0000"
 
 
 def test_profile_names_the_longest_operations():
-    found = profiling.measure(Setting("T", (32, 32), 1, "fp32", "cpu"), lambda line: None)
-    passes = dict.fromkeys((o.network, o.step) for o in found)
+    found = profiling.measure(Setting("T", (32, 32), 1, "fp32", "cpu"), 1, lambda line: None)
+    passes = dict.fromkeys((row["network"], row["step"]) for row in found)
     assert len(passes) == 4
-    for network, step in passes:
-        everything, *longest = [o for o in found if (o.network, o.step) == (network, step)]
-        assert (everything.name, everything.share) == ("all", pytest.approx(1))
+    for pair in passes:
+        rows = [row for row in found if (row["network"], row["step"]) == pair]
+        assert (rows[0]["operation"], rows[0]["%"]) == ("all", "100.0")
+        everything, *longest = (float(row["ms"]) for row in rows)
         assert len(longest) == profiling.TOP
-        assert longest[0].seconds >= longest[-1].seconds > 0
-        assert sum(o.seconds for o in longest) <= everything.seconds
-    assert len(report.profile_table(found)) == len(found)
+        assert longest == sorted(longest, reverse=True) and longest[-1] > 0
+        assert sum(longest) <= everything
 
 
 def test_the_gpu_preset_covers_what_is_asked():
-    steps = presets.gpu_steps()
+    steps = run.gpu_steps()
     assert [step.name for step in steps] == [
         "speed", "kernels", "profile", "detector", "speed_fp32"
     ]  # fmt: skip
     assert sum(step.share for step in steps) == pytest.approx(1)
-    assert presets.GPU_MINUTES < 10
+    assert run.GPU_MINUTES < 10
     speed_settings = {(s.variant, s.size, s.batch, s.precision) for s in steps[0].settings}
     assert len(speed_settings) == 8 and {s[3] for s in speed_settings} == {"bf16"}
     assert {step.part for step in steps} <= set(run.PARTS)
@@ -221,45 +232,30 @@ def test_the_gpu_preset_covers_what_is_asked():
 
 def test_warming_runs_every_kind_of_block():
     setting = Setting("T", (32, 64), 2, "bf16", "cpu")
-    for work in floors.works(setting):
+    for work in roofline.works(setting):
         warming.run_block(setting, work)
 
 
-class Clock:
-    """Stands for ``time``."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def perf_counter(self) -> float:
-        return self.now
-
-    def gmtime(self) -> None: ...
-
-
-def test_no_setting_is_begun_too_late(tmp_path, monkeypatch, capsys):
-    """Settings of 3, 3, … seconds in 10: three fit, and the table is there after each."""
-    clock = Clock()
-    monkeypatch.setattr(run, "time", clock)
+def test_no_setting_is_begun_too_late(tmp_path):
+    """Settings of 3 seconds each in 10: three fit, and the table is there after each."""
     args = Namespace(
         batch=[1], precision=["fp32"], device="cpu", output=tmp_path, preset=None, rounds=1,
         minutes=1,
     )  # fmt: skip
     started = run.Run(args, "command")
+    started.progress = Mock(seconds=0.0)
     settings = [Setting("T", (32, 32 * n), 1, "fp32", "cpu") for n in range(1, 6)]
-    step, written = Step("speed", "made", tuple(settings), 1.0), []
+    step, written = Step("stages", "made", tuple(settings), 1.0), []
 
-    def measure(setting: Setting) -> list[Work]:
+    def measure(setting: Setting) -> list[dict]:
         file = started.folder / "made.csv"
         written.append(file.read_text().count("T 32×") if file.exists() else 0)
-        clock.now += 3
-        return [Namespace(setting=setting)]
+        started.progress.seconds += 3
+        return [setting.columns]
 
-    results = started.collect(
-        step, 10, measure, "Made", lambda found: [r.setting.columns for r in found]
-    )
-    assert [r.setting for r in results] == settings[:3] and written == [0, 1, 2]
-    assert "no time left for T 32×128, batch 1, fp32" in capsys.readouterr().out
+    rows = started.collect(step, 10, measure, "Made")
+    assert rows == [setting.columns for setting in settings[:3]] and written == [0, 1, 2]
+    started.progress.assert_called_with("made: no time left for T 32×128, batch 1, fp32")
     assert "Time was too short for 2 more settings." in (started.folder / "made.md").read_text()
 
 
@@ -285,14 +281,11 @@ def test_compilation_over_sizes(tmp_path, monkeypatch):
         monkeypatch.setattr(networks, name, network)
     setting, lines = Setting("T", (64, 96), 1, "fp32", "cpu"), []
     sizes = ((64, 96), (96, 64), (70, 101))
-    results = compiling.measure(setting, 1, sizes, lines.append, backend="eager")
-    assert [result.step for result in results] == ["inference", "training"]
-    for result in results:
-        assert result.graphs == [1, 1, 1]
-        assert set(result.times) == {"Detectron2", "ours", "ours, compiled"}
-        assert result.seconds[0] > result.seconds[2] > 0
-    assert len(report.compile_table(results)) == len(lines) == 6
-    note = report.compile_note(results)
+    rows, note = compiling.measure(setting, 1, sizes, lines.append, backend="eager")
+    assert [row["step"] for row in rows] == ["inference"] * 3 + ["training"] * 3
+    assert {row["graphs compiled so far"] for row in rows} == {"1"}
+    assert float(rows[0]["first pass s"]) > float(rows[2]["first pass s"])
+    assert len(lines) == 6
     assert "training at 64×96: Detectron2 " in note and "over Detectron2" in note
 
 
@@ -311,7 +304,7 @@ def test_scaling_measures_both_networks():
 
 def test_losses_stay_together():
     """Before rounding is amplified, both backbones train alike, and training changes the loss."""
-    losses = loss_curves.measure(4, report=lambda line: None).losses
+    losses = loss_curves.measure(4, report=lambda line: None)
     base, _, ours = losses.values()
     assert ours == pytest.approx(base, rel=1e-4)
     assert len(set(base)) == 4
@@ -326,6 +319,7 @@ def test_losses_stay_together():
         (["--precision", "fp16", "--device", "cpu"], "fp16 needs a GPU"),
         (["--batch", "8", "0"], "--batch must be at least 1, got 0"),
         (["--minutes", "0.5"], "--minutes must be at least 1, got 0.5"),
+        (["--against", "no-checkout"], "there is none in no-checkout"),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_a_line(arguments, words, capsys, tmp_path):
@@ -339,16 +333,50 @@ def test_on_a_gpu(tmp_path):
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
     setting = Setting("T", (64, 96), 1, "bf16", "cuda")
-    warming.run_block(setting, next(iter(floors.works(setting))))
+    warming.run_block(setting, next(iter(roofline.works(setting))))
     arguments = ["--parts", "speed", "kernels", "profile", "--variants", "T", "--sizes", "64x96"]
     arguments += ["--rounds", "1", "--precision", "bf16", "--batch", "1", "2", "--minutes", "5"]
     assert run.main([*arguments, "--output", str(tmp_path)]) == 0
     assert "triton ms" in (tmp_path / "cuda_bf16_batch1-2" / "kernels.csv").read_text()
 
 
-def test_a_process_of_its_own():
-    """Another process, which is told the arguments and whose errors come back."""
-    assert run.in_fresh_process(os.getpid) != os.getpid()
-    assert run.in_fresh_process(divmod, 7, 2) == (3, 1)
-    with pytest.raises(ZeroDivisionError):
-        run.in_fresh_process(divmod, 7, 0)
+def test_two_checkouts_take_turns(tmp_path, monkeypatch):
+    """Of a copy of the package whose backbone sleeps: it is that copy which is slower."""
+    other = tmp_path / "other"
+    shutil.copytree(run.HERE / "mvitv2_det", other / "mvitv2_det")
+    (other / "projects").mkdir()  # must not be taken for this checkout's
+    with (other / "mvitv2_det" / "__init__.py").open("a") as file:
+        file.write(
+            "import time\n"
+            "from .backbone import MViT as _MViT\n"
+            "_forward = _MViT.forward\n"
+            "_MViT.forward = lambda self, x: time.sleep(1) or _forward(self, x)\n"
+            "print('a line that is no answer')\n"
+        )
+    monkeypatch.setattr(run, "version_of", lambda checkout: checkout.name)
+    arguments = ["--variants", "T", "--sizes", "64x96", "--rounds", "1", "--device", "cpu"]
+    arguments += ["--threads", "1", "--against", str(other), "--output", str(tmp_path)]
+    assert run.main(arguments) == 0
+    lines = (tmp_path / "cpu_fp32_batch1" / "speed.csv").read_text().splitlines()
+    rows = {r["network"]: r for r in csv.DictReader(x for x in lines if not x.startswith("#"))}
+    assert list(rows) == ["Detectron2", "ours", "Detectron2 (other)", "ours (other)"]
+    assert float(rows["ours (other)"]["largest difference"]) < 1e-4
+    assert rows["ours (other)"]["compared with"] == "Detectron2 (other)"
+    gains = {
+        name: float(row["inference speed over (other)"].split()[0])
+        for name, row in rows.items()
+        if row["inference speed over (other)"]
+    }
+    assert set(gains) == {"Detectron2", "ours"} and gains["ours"] > 3 > gains["Detectron2"]
+
+
+def test_a_process_says_what_went_wrong(tmp_path, capfd):
+    with Process(run.HERE, SMALL, speed.Options()) as side:
+        assert [name for name, _, _ in side.call("names")] == ["Detectron2", "ours"]
+        assert side.call("run", "inference", "ours") is None
+    (tmp_path / "mvitv2_det").mkdir()
+    (tmp_path / "mvitv2_det" / "__init__.py").write_text("raise ImportError('too old')")
+    words = f"measures {tmp_path.name} has ended with status 1"
+    with Process(tmp_path, SMALL, speed.Options()) as side, pytest.raises(UserError, match=words):
+        side.call("names")
+    assert "too old" in capfd.readouterr().err

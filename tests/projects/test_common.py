@@ -10,21 +10,17 @@ import torch
 from torch import nn
 
 from mvitv2_det import UserError
-from mvitv2_det.measure import (
+from projects.common.memory import (
     GIB,
     OutOfMemory,
-    Spread,
-    Timing,
     attempt,
     available_memory,
-    command_line,
-    describe_machine,
-    interleave,
     limited_memory,
     peak_memory,
-    resident,
     saved_for_backward,
 )
+from projects.common.results import command_line, describe_machine
+from projects.common.timing import Spread, Timing, interleave, resident
 
 KIB = 1024
 SCALARS = 64  # bytes: the 1 of x + 1 is a tensor within the operator

@@ -1,10 +1,10 @@
-"""The least that pooling and attention of each block must move and multiply: from shapes alone.
+"""Least bytes and products of each block's pooling and attention, from shapes alone.
 
-Every input is read once and every output written once. Weights are left out: the tables of relative
-positions count, the convolutions' and norms' hundreds of numbers do not.
+Every input is read once and every output is written once. The tables of relative positions are
+counted, the few hundred weights of convolutions and norms are not.
 
 Axes: B images, H × W tokens of C = h·d channels of h heads, pooled to Hq × Wq queries and Hk × Wk
-keys; Q_a queries and K_a keys along axis a of a window; e bytes of a number.
+keys; Q_a queries and K_a keys along axis a of a window.
 """
 
 from collections import Counter
@@ -14,25 +14,26 @@ from math import prod
 import torch
 
 from mvitv2_det import VARIANTS, MViT
-from mvitv2_det.attention.multiscale import MultiScaleAttention
-from projects.backbone_benchmark.networks import Setting
+from mvitv2_det.attention.spec import AttentionSpec
+from mvitv2_det.backbone.block import MultiScaleBlock
+from projects.backbone_benchmark.networks import Setting, stages_of
 
 FAMILIES = ("pooling forward", "pooling backward", "attention forward", "attention backward")
 KERNEL = 3  # of the pooling convolutions
-_LSE_BYTES = 4  # of a query and head: what backward knows the softmax by
+_LSE_BYTES = 4  # of the log-sum-exp that forward stores for each query and head
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one block pools and attends to.
+    """Shape of one block's pooling and attention.
 
     Attributes:
-        stage: name of its stage.
+        stage: name of the block's stage.
         batch: B.
         size: (H, W) of the incoming tokens.
         channels, heads: C and h.
-        stride_q, stride_kv: of the pooling.
-        window: side in incoming tokens; 0 is the whole map.
+        stride_q, stride_kv: strides of the pooling.
+        window: side of a window in incoming tokens; 0 stands for the whole map.
     """
 
     stage: str
@@ -46,58 +47,52 @@ class Work:
 
     @property
     def name(self) -> str:
-        """For tables."""
+        """Kind of block, as in tables."""
         where = f"windows of {self.window}" if self.window else "global"
         return f"{self.stage}, {where}, strides {self.stride_q} and {self.stride_kv}"
 
     @property
     def size_q(self) -> tuple[int, int]:
-        """(Hq, Wq)."""
+        """Size of the map of queries, (Hq, Wq)."""
         return _pooled(self.size, self.stride_q)
 
     @property
     def size_kv(self) -> tuple[int, int]:
-        """(Hk, Wk)."""
+        """Size of the map of keys, (Hk, Wk)."""
         return _pooled(self.size, self.stride_kv)
 
     @property
     def window_q(self) -> tuple[int, int]:
-        """Queries along the sides of a window; the whole map without windows."""
+        """Number of queries along the sides of a window, or of the whole map without windows."""
         return (self.window // self.stride_q,) * 2 if self.window else self.size_q
 
     @property
     def window_kv(self) -> tuple[int, int]:
-        """Keys along the sides of a window."""
+        """Number of keys along the sides of a window, or of the whole map without windows."""
         return (self.window // self.stride_kv,) * 2 if self.window else self.size_kv
 
 
 def works(setting: Setting) -> Counter[Work]:
-    """What the blocks of a network do at a setting, and how many do the same."""
+    """Counts the blocks of each kind of a network at a setting."""
     with torch.device("meta"):
         model = MViT(**VARIANTS[setting.variant].backbone_arguments())
     size = _pooled(setting.size, model.patch_embed.proj.stride[0])
     stages = stages_of(setting.variant)
     found = Counter()
     for stage, block in zip(stages, model.blocks, strict=True):
-        work = work_of(block.attn, stage, setting.batch, size)
+        work = work_of(block.spec.attention, stage, setting.batch, size)
         found[work] += 1
         size = work.size_q
     return found
 
 
-def stages_of(variant: str) -> list[str]:
-    """The stage of every block."""
-    blocks = VARIANTS[variant].blocks
-    return [f"scale{2 + stage}" for stage, number in enumerate(blocks) for _ in range(number)]
-
-
-def work_of(attention: MultiScaleAttention, stage: str, batch: int, size: tuple[int, int]) -> Work:
-    """What a module does with (B, H, W) tokens."""
+def work_of(attention: AttentionSpec, stage: str, batch: int, size: tuple[int, int]) -> Work:
+    """Describes what an attention does with (B, H, W) tokens."""
     return Work(
         stage,
         batch,
         tuple(size),
-        attention.proj.in_features,
+        attention.dim_out,
         attention.num_heads,
         attention.stride_q,
         attention.stride_kv,
@@ -105,13 +100,28 @@ def work_of(attention: MultiScaleAttention, stage: str, batch: int, size: tuple[
     )
 
 
-def least_bytes(work: Work, family: str, itemsize: int) -> int:
-    """Bytes that a family of kernels has to move, with n = B·H·W·C numbers in each of q, k, v.
+def block_of(model: MViT, setting: Setting, work: Work) -> MultiScaleBlock:
+    """Returns the first block of a network that does this work.
 
-    - pooling forward: what the convolutions read of q, k and v, and the pooled maps;
-    - pooling backward: that, with gradients for pooled maps, and the 3·n of the projection's;
-    - attention forward: q, k, v, R of both axes, the output, and 4 bytes for each query and head;
-    - attention backward: those, the output's gradient, and gradients of q, k, v and R.
+    Raises:
+        LookupError: there is no such block.
+    """
+    for stage, block in zip(stages_of(setting.variant), model.blocks, strict=True):
+        if work_of(block.spec.attention, stage, work.batch, work.size) == work:
+            return block
+    raise LookupError(work.name)
+
+
+def least_bytes(work: Work, family: str, itemsize: int) -> int:
+    """Counts the bytes that a family of kernels has to move.
+
+    - pooling forward: the places of q, k and v that the convolutions read, and the pooled maps;
+    - pooling backward: the same places, the gradients of the pooled maps and of q, k and v;
+    - attention forward: q, k, v, R of both axes, the output and the log-sum-exps;
+    - attention backward: the same, and the gradients of the output and of q, k, v and R.
+
+    Args:
+        itemsize: bytes of a number.
     """
     incoming = work.batch * prod(work.size) * work.channels
     queries = work.batch * prod(work.size_q) * work.channels
@@ -130,10 +140,11 @@ def least_bytes(work: Work, family: str, itemsize: int) -> int:
 
 
 def multiply_adds(work: Work, family: str) -> int:
-    """Of the matrix products and convolutions; gradients of R, a product for each axis, left out.
+    """Counts the multiply-adds of matrix products and convolutions, without those of R's gradient.
 
-    Attention forward has two products of every query and key of a window, zero-padded keys
-    included; backward has five: logits again, and the gradients of weights, q, k and v.
+    Attention forward has two products of all queries and keys of a window, zero-padded keys
+    included. Backward has five: the logits once more, and the gradients of the attention weights,
+    q, k and v.
     """
     pairs = work.batch * work.channels * prod(work.size_q) * prod(work.window_kv)
     pooled = work.batch * work.channels * (prod(work.size_q) + 2 * prod(work.size_kv))
@@ -150,7 +161,7 @@ def _pooled(size: tuple[int, int], stride: int) -> tuple[int, int]:
 
 
 def _read(size: tuple[int, int], stride: int) -> int:
-    """How many places a pooling convolution reads of a map."""
+    """Counts the places of a map that a pooling convolution reads."""
     half = KERNEL // 2
     return prod(
         len(
