@@ -1,10 +1,10 @@
 """Pooling and LayerNorm of all heads of q, k or v at once, channels last.
 
-Axes: B images, H × W tokens, C = h·D channels of h heads.
+Axes: B images, H × W tokens, C = h·d channels of h heads; sizes with a dash are pooled ones.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,69 +18,94 @@ class HeadPool:
         heads: number of heads.
         stride, padding: of the convolution.
         eps: of the norm.
-        parameters: the convolution's weight and the norm's weight and bias, None where it has
-            none; without a convolution's weight nothing is done.
+        kernel: the convolution's weight (d, 1, y, x), the same for all heads; None for no pooling.
+        norm_weight, norm_bias: the norm's parameters, (d), or None where it has none.
+        normalises: whether there is a norm; without pooling there is none, except where the
+            convolution has been computed already.
     """
 
     heads: int
     stride: tuple[int, int]
     padding: tuple[int, int]
     eps: float
-    parameters: tuple[Tensor | None, ...] = field(compare=False, repr=False)
+    kernel: Tensor | None = field(compare=False, repr=False)
+    norm_weight: Tensor | None = field(compare=False, repr=False)
+    norm_bias: Tensor | None = field(compare=False, repr=False)
+    normalises: bool = True
 
     @classmethod
     def of(cls, pool: nn.Conv2d | None, norm: nn.LayerNorm | None, heads: int) -> "HeadPool":
-        """What :func:`head_pool` and a norm of its channels do, or nothing without them."""
+        """What ``attention.pooling.head_pool`` and a norm of its channels do; nothing without."""
         if pool is None:
-            return cls(heads, (1, 1), (0, 0), 0.0, (None, None, None))
-        return cls(
-            heads, pool.stride, pool.padding, norm.eps, (pool.weight, norm.weight, norm.bias)
-        )
+            return cls(heads, (1, 1), (0, 0), 0.0, None, None, None, normalises=False)
+        return cls(heads, pool.stride, pool.padding, norm.eps, pool.weight, norm.weight, norm.bias)
+
+    @property
+    def parameters(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The tensors that :meth:`with_parameters` replaces, in its order."""
+        return self.kernel, self.norm_weight, self.norm_bias
+
+    def with_parameters(
+        self, kernel: Tensor | None, norm_weight: Tensor | None, norm_bias: Tensor | None
+    ) -> "HeadPool":
+        """The same pooling with other tensors, such as those that an autograd function is given."""
+        return replace(self, kernel=kernel, norm_weight=norm_weight, norm_bias=norm_bias)
+
+    def without_convolution(self) -> "HeadPool":
+        """The norm alone, for maps that have been convolved already."""
+        return replace(self, stride=(1, 1), padding=(0, 0), kernel=None)
+
+    def run(
+        self, x: Tensor, kernel: Tensor | None, norm_weight: Tensor | None, norm_bias: Tensor | None
+    ) -> Tensor:
+        """Pools and normalises ``x`` with other tensors."""
+        return self.with_parameters(kernel, norm_weight, norm_bias)(x)
+
+    def after_convolution(self) -> "HeadPool":
+        """The norm alone, for maps that have been convolved already."""
+        return self.without_convolution()
 
     def output_size(self, size: Sequence[int]) -> tuple[int, int]:
         """Height and width that (H, W) is pooled to."""
-        if self.parameters[0] is None:
+        if self.kernel is None:
             return tuple(size)
-        kernel = self.parameters[0].shape[2:]
         return tuple(
             (side + 2 * padding - across) // stride + 1
             for side, padding, across, stride in zip(
-                size, self.padding, kernel, self.stride, strict=True
+                size, self.padding, self.kernel.shape[2:], self.stride, strict=True
             )
         )
 
     def pools_like(self, other: "HeadPool") -> bool:
         """Whether both pool maps with kernels, strides and padding of the same sizes."""
         mine, others = (
-            (pool.stride, pool.padding, None if kernel is None else kernel.shape)
-            for pool, kernel in ((self, self.parameters[0]), (other, other.parameters[0]))
+            (pool.stride, pool.padding, None if pool.kernel is None else pool.kernel.shape)
+            for pool in (self, other)
         )
         return mine == others
 
-    def run(
-        self, x: Tensor, weight: Tensor | None, norm_weight: Tensor | None, norm_bias: Tensor | None
-    ) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H', W', C), with heads side by side along C."""
-        if weight is None:
+        if self.kernel is not None:
+            kernel = self.kernel.repeat(self.heads, 1, 1, 1)
+            x = x.permute(0, 3, 1, 2)
+            x = F.conv2d(x, kernel, None, self.stride, self.padding, groups=x.shape[1])
+            x = x.permute(0, 2, 3, 1)
+        if not self.normalises:
             return x
-        weight = weight.repeat(self.heads, 1, 1, 1)
-        x = x.permute(0, 3, 1, 2)
-        x = F.conv2d(x, weight, None, self.stride, self.padding, groups=x.shape[1])
-        return self.normalise(x.permute(0, 2, 3, 1), norm_weight, norm_bias)
-
-    def normalise(self, x: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None) -> Tensor:
-        """LayerNorm of each head's channels, (B, H', W', C)."""
         x = x.unflatten(-1, (self.heads, -1))
-        return F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, self.eps).flatten(-2)
-
-    def after_convolution(self) -> "HeadPool":
-        """What is left to do of it where the convolution has been computed already."""
-        parameters = (None, *self.parameters[1:])
-        return _HeadNorm(self.heads, (1, 1), (0, 0), self.eps, parameters)
+        x = F.layer_norm(x, x.shape[-1:], self.norm_weight, self.norm_bias, self.eps)
+        return x.flatten(-2)
 
 
-class _HeadNorm(HeadPool):
-    def run(
-        self, x: Tensor, weight: None, norm_weight: Tensor | None, norm_bias: Tensor | None
-    ) -> Tensor:
-        return self.normalise(x, norm_weight, norm_bias)
+def flat_parameters(pools: Iterable[HeadPool]) -> list[Tensor | None]:
+    """The tensors of several pools, one after the other, as an autograd function takes them."""
+    return [tensor for pool in pools for tensor in pool.parameters]
+
+
+def with_flat_parameters(
+    pools: Iterable[HeadPool], tensors: Iterable[Tensor | None]
+) -> list[HeadPool]:
+    """The pools with the tensors of a list that :func:`flat_parameters` made."""
+    rest = iter(tensors)
+    return [pool.with_parameters(next(rest), next(rest), next(rest)) for pool in pools]
