@@ -4,7 +4,8 @@ Programs are numbered q's first, then k's, then v's, the heads of a tile next to
 they are in memory. Offsets of images and tiles are 64 bits wide, those within a tile 32.
 
 ``CONST`` is a :class:`PoolConstants`, ``sizes`` a :class:`PoolSizes` and ``strides`` an
-:class:`InputStrides`. A part is q, k or v: 0, 1 or 2.
+:class:`InputStrides`. A part is q, k or v: 0, 1 or 2. Fields of constants that Triton 3.6 does
+not take as they are (shapes, static ranges) are constants of a function first.
 
 Axes: d channels of a head, padded to D, P places of a tile, T taps of the convolution.
 """
@@ -107,8 +108,10 @@ def _convolve(
 ):  # fmt: skip
     """(P, D) outputs of the convolution, zero where not ``valid``."""
     total = _no_values(CONST)
-    for a in tl.static_range(CONST.kernel_h):
-        for b in tl.static_range(CONST.kernel_w):
+    KERNEL_H: tl.constexpr = CONST.kernel_h
+    KERNEL_W: tl.constexpr = CONST.kernel_w
+    for a in tl.static_range(KERNEL_H):
+        for b in tl.static_range(KERNEL_W):
             at = (a * CONST.kernel_w + b) * CONST.channels
             tap = tl.load(weights + at + channels, mask=known, other=0)
             x = _load_tap(corner, row, column, valid, a, b, sizes, strides)
@@ -214,8 +217,10 @@ def pool_backward_kernel(
     target = _select(part, grads_convolved)
     tl.store(target + first + at_output, grad.to(target.dtype.element_ty), mask=valid)
 
-    for a in tl.static_range(CONST.kernel_h):
-        for b in tl.static_range(CONST.kernel_w):
+    KERNEL_H: tl.constexpr = CONST.kernel_h
+    KERNEL_W: tl.constexpr = CONST.kernel_w
+    for a in tl.static_range(KERNEL_H):
+        for b in tl.static_range(KERNEL_W):
             # Loaded again: the cache still holds them, registers could not.
             x = _load_tap(corner, row, column, valid, a, b, sizes, strides)
             total = tl.sum(x.to(CONST.accumulator) * grad, 0)
@@ -243,6 +248,8 @@ def _gathered(
     STRIDE-th tap of an axis; which is the first depends on the place.
     """
     total = _no_values(CONST)
+    KERNEL_H: tl.constexpr = CONST.kernel_h
+    KERNEL_W: tl.constexpr = CONST.kernel_w
     # Rows and columns of pooled places, from the first that reads the tile's first place.
     first_row, first_column = (top + CONST.padding_h) // STRIDE, (left + CONST.padding_w) // STRIDE
     row += top + CONST.padding_h - first_row * STRIDE
@@ -254,8 +261,8 @@ def _gathered(
     out_row, out_column = row // STRIDE, column // STRIDE
     at = (out_row * width + out_column) * strides.part
     grad = grad + (at[:, None] + channels[None, :])
-    for i in tl.static_range(0, CONST.kernel_h, STRIDE):
-        for j in tl.static_range(0, CONST.kernel_w, STRIDE):
+    for i in tl.static_range(0, KERNEL_H, STRIDE):
+        for j in tl.static_range(0, KERNEL_W, STRIDE):
             back_i, back_j = i // STRIDE, j // STRIDE
             a, b = row % STRIDE + i, column % STRIDE + j
             in_rows = (out_row - back_i >= -first_row) & (out_row - back_i < height)

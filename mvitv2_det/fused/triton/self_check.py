@@ -73,7 +73,8 @@ def _attention_error(device: torch.device, dtype: torch.dtype, window: int | Non
     shape = AttentionShape(_HEADS, _CHANNELS**-0.5, window_q, window_kv, residual=True)
     rel = [(q, kv, _CHANNELS) for q, kv in zip(window_q, window_kv, strict=True)]
     shapes = [(1, *_SIZE, 3 * _HEADS * _CHANNELS), *rel]
-    shapes += ([(_CHANNELS, 1, 3, 3), (_CHANNELS,), (_CHANNELS,)] * 3)[:-1]
+    pool = [(_CHANNELS, 1, 3, 3), (_CHANNELS,), (_CHANNELS,)]
+    shapes += [*pool, *pool[:2], *pool]
     leaves = [torch.randn(shape).to(device, dtype).requires_grad_() for shape in shapes]
     doubles = [leaf.detach().cpu().double().requires_grad_() for leaf in leaves]
     qkv, rel_h, rel_w, *parameters = leaves

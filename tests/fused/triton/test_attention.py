@@ -267,7 +267,7 @@ attention_backward(torch.empty_like(q), q, k, v, *rel, out, lse, shape)
 
 
 def test_kernels_compile_for_an_h100_without_one():
-    """Windows of stage 1: through ptxas, within shared memory, with tensor cores, next to no spills."""
+    """Windows of stage 1: within shared memory, with tensor cores and next to no spills."""
     binaries = compiled_for_an_h100(COMPILE)
     assert len({binary.kernel for binary in binaries}) == 5
     for binary in binaries:
