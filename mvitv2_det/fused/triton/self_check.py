@@ -75,7 +75,10 @@ def _attention_error(device: torch.device, dtype: torch.dtype, window: int | Non
     shapes = [(1, *_SIZE, 3 * _HEADS * _CHANNELS), *rel]
     pool = [(_CHANNELS, 1, 3, 3), (_CHANNELS,), (_CHANNELS,)]
     shapes += [*pool, *pool[:2], *pool]
-    leaves = [torch.randn(shape).to(device, dtype).requires_grad_() for shape in shapes]
+    tensors = [torch.randn(shape) for shape in shapes]
+    # Logits of about 1, as a model has: rounding of larger ones saturates the softmax' gradients.
+    tensors[1:3] = [_CHANNELS**-0.5 * rel for rel in tensors[1:3]]
+    leaves = [tensor.to(device, dtype).requires_grad_() for tensor in tensors]
     doubles = [leaf.detach().cpu().double().requires_grad_() for leaf in leaves]
     qkv, rel_h, rel_w, *parameters = leaves
     found = triton_attention(qkv, _pools(parameters), (rel_h, rel_w), shape)
