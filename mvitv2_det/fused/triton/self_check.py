@@ -16,7 +16,7 @@ from . import norm_gelu
 from .triton_attention import triton_attention
 
 # Largest error of each tensor, in units of its largest value.
-_TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 2e-2, torch.float32: 1e-4, torch.float64: 1e-8}
+_TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 3e-2, torch.float32: 2e-5, torch.float64: 1e-8}
 _HEADS, _CHANNELS, _SIZE = 2, 96, (6, 5)  # heads of all sizes but H have 96 channels
 
 
