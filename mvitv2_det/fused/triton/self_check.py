@@ -15,8 +15,9 @@ from ..shape import AttentionShape
 from . import norm_gelu
 from .triton_attention import triton_attention
 
-# Largest relative error of a tensor in the 2-norm.
-_TOLERANCE = {torch.float16: 3e-3, torch.bfloat16: 2e-2, torch.float32: 1e-5, torch.float64: 1e-8}
+# Largest relative error of a tensor in the 2-norm, at least twice that of correct rounding. The
+# interpreter truncates to bfloat16, which takes 3e-2.
+_TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 4e-2, torch.float32: 1e-5, torch.float64: 1e-8}
 _HEADS, _CHANNELS, _SIZE = 2, 96, (6, 5)  # heads of all sizes but H have 96 channels
 
 
