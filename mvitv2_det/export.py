@@ -213,7 +213,7 @@ def _check_request(
             "shifted windows cannot be exported with dynamic sizes: an axis that one window "
             "covers is not shifted; export it for one image size"
         )
-    if dynamic and getattr(getattr(model, "backbone", model), "_least_side", 0):
+    if dynamic and getattr(getattr(model, "backbone", model), "least_side", 0):
         raise UserError(
             "a backbone that pads to a square would cut larger images off where sizes are dynamic: "
             "export it with model.backbone.square_pad=0, or for one image size"

@@ -44,7 +44,7 @@ class MViTFPN(FPN):
     ) -> None:
         # square_pad is not passed on, because the parent would crop images to it.
         super().__init__(bottom_up, in_features, out_channels, norm, top_block, fuse_type)
-        self._least_side = square_pad
+        self.least_side = square_pad
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Computes the feature maps of images (B, 3, H, W).
@@ -62,4 +62,4 @@ class MViTFPN(FPN):
     def _padded(self, side: int) -> int:
         """Rounds a side up to a multiple of the stride, and at least to the side of the square."""
         stride = self.size_divisibility
-        return divide_up(max(side, self._least_side), stride) * stride
+        return divide_up(max(side, self.least_side), stride) * stride

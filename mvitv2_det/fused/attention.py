@@ -77,12 +77,12 @@ def triton(
     kernels: TokenKernels,
 ) -> Tensor:
     """Triton kernels: pooling of q, k and v in one launch, and attention in one."""
-    from .triton.pooled_attention import pooled_attention
+    from .triton.triton_attention import triton_attention
 
     pools, shape = pools_and_shape(attention, x)
     embeddings = relative_embeddings(attention, shape)
     (qkv,) = norm_linear(x, norm, attention.qkv, kernels)
-    z = pooled_attention(qkv, pools, embeddings, shape)
+    z = triton_attention(qkv, pools, embeddings, shape)
     return linear_and_skip(z, attention.proj, skip)
 
 

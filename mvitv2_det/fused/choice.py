@@ -107,9 +107,9 @@ def choose(block: "FusedBlock", x: Tensor) -> Choice:
     if reason := _why_not(block.backend, block, x, _why_not_fused(block, x)):
         raise ValueError(f"attention_backend {block.backend!r} cannot run here: {reason}")
     if block.backend == TRITON:
-        from .triton import tokens as triton_tokens
+        from .triton import norm_gelu
 
-        return Choice(TRITON, triton_tokens)
+        return Choice(TRITON, norm_gelu)
     return Choice(block.backend, tokens if block.backend == TILED else None)
 
 
@@ -274,8 +274,8 @@ def _tiled_limits(block: "FusedBlock", x: Tensor) -> str | None:
 def _triton_limits(block: "FusedBlock", x: Tensor) -> str | None:
     if reason := _unknown_options(block, masked_padding=True):
         return reason
-    if reason := available.why_not(x.device, product_dtype(x)):
+    if reason := available.why_unavailable(x.device, product_dtype(x)):
         return reason
-    from .triton.pooled_attention import why_not
+    from .triton.triton_attention import why_unsupported
 
-    return why_not(block.attn.spec.head_dim, *paths.pools_and_shape(block.attn, x))
+    return why_unsupported(block.attn.spec.head_dim, *paths.pools_and_shape(block.attn, x))

@@ -1,7 +1,7 @@
 """LayerNorm, GELU and products of tokens, forward and backward, as the fused functions call them.
 
 :data:`TokenKernels` names what a module of such operations has. This module is one, of PyTorch's
-own operations; :mod:`mvitv2_det.fused.triton.tokens` is another.
+own operations; :mod:`mvitv2_det.fused.triton.norm_gelu` is another.
 
 Axes: T tokens, t of them in a chunk, C channels in, O channels out, M hidden channels.
 """

@@ -134,9 +134,9 @@ class Triton:
     @torch.no_grad()
     def run(self, family: str) -> Callable[[], object]:
         """Prepares a family, without autograd."""
-        from mvitv2_det.fused.triton.attention import attention_forward
         from mvitv2_det.fused.triton.attention_backward import attention_backward
-        from mvitv2_det.fused.triton.pooling import pool_backward, pool_forward
+        from mvitv2_det.fused.triton.attention_forward import attention_forward
+        from mvitv2_det.fused.triton.pool import pool_backward, pool_forward
 
         pooled = pool_forward(self.qkv, self.pools)
         given = (*pooled, *self.positions)

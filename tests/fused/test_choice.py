@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize, prune
 from mvitv2_det import MViT
 from mvitv2_det.fused import BACKENDS, accelerate, choice, explain
 from mvitv2_det.fused.choice import choose
+from mvitv2_det.fused.triton import available
 
 X = torch.linspace(-1, 1, 9 * 14 * 12).reshape(1, 9, 14, 12)
 
@@ -57,7 +58,9 @@ class OnGpu(torch.Tensor):
 
 def test_kernels_that_no_gpu_has_run_are_not_taken_unasked(monkeypatch):
     x = X.as_subclass(OnGpu)
-    monkeypatch.setattr("mvitv2_det.fused.triton.available.why_not", lambda device, dtype: None)
+    monkeypatch.setattr(
+        "mvitv2_det.fused.triton.available.why_unavailable", lambda device, dtype: None
+    )
     assert chosen(block("auto"), x) == "sdpa, fused norms and MLP"
     assert chosen(block("triton"), x) == "triton, fused norms and MLP"
 

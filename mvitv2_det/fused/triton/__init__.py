@@ -1,4 +1,4 @@
-"""Triton kernels for NVIDIA GPUs: functions of tensors, composed in :mod:`.pooled_attention`.
+"""Triton kernels for NVIDIA GPUs, composed in :mod:`.triton_attention` and :mod:`.norm_gelu`.
 
-Imported only where :mod:`.available` says that they can run.
+Both are imported only where :mod:`.available` says that the kernels can run.
 """

@@ -4,7 +4,8 @@ Two kernels go over queries × keys: one sums over keys (for q and the position 
 queries (for k and v). No atomics: where one program per block of keys would leave processors
 idle, queries are split over more programs, and their partial sums are added in fixed order.
 
-Axes: those of ``attention``.
+Axes: B images, Hq × Wq queries and Hk × Wk keys of a map, C = h·d channels of h heads, M queries
+and N keys of a block, T columns of the position logits.
 """
 
 import torch
@@ -12,31 +13,36 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import check, kernel_constants
+from ..shape import AttentionShape
+from .attention_arguments import (
+    AttentionConstants,
+    Windows,
+    check,
+    most_queries,
+    query_grid,
+    window_count,
+)
 from .attention_tiles import (
     LOG2_E,
-    PROCESSORS,
-    AttentionShape,
-    Blocks,
-    accumulator_dtype,
-    empty_tile,
+    added,
+    head_start,
     key_places,
     load_tile,
-    map_strides,
-    most_queries,
     one_hot,
     product,
     product_over_channels,
     product_over_places,
     query_count,
     query_places,
-    sizes,
+    scaled,
     store_tile,
-    window_count,
+    zero_tile,
+    zeros,
 )
-from .position_logits import position_logits, position_logits_backward
+from .launch import PROCESSORS, Blocks, Map, accumulator_dtype
+from .logits import logits_backward, logits_forward
 
-_MOST_SPLITS = 32  # of the queries of a window: bounds the partial sums' memory
+_MAX_SPLITS = 32  # of the queries of a window: bounds the partial sums' memory
 
 
 def attention_backward(
@@ -50,9 +56,9 @@ def attention_backward(
     lse: Tensor,
     shape: AttentionShape,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Gradients of :func:`attention.attention_forward`, as ``mvitv2_det.fused.cpu.tiled_attention`` has.
+    """Gradients of :func:`.attention_forward.attention_forward`.
 
-    Position logits are computed again rather than kept.
+    Position logits are computed again rather than saved.
 
     Bytes, e of an element, A = B·Hq·Wq·C, P = B·h·Hq·Wq, K = B·Hk·Wk·C, s splits
     (:func:`query_splits`): sums over keys read 3·A·e + P·T·e + 4·P and write A·e + P·T·e + 4·P;
@@ -74,17 +80,17 @@ def attention_backward(
     """
     check(q, k, v, rel_h, rel_w, shape)
     grad = grad if grad.stride(3) == 1 else grad.contiguous()
-    logits = None if rel_h is None else position_logits(q, rel_h, rel_w, shape)
+    logits = None if rel_h is None else logits_forward(q, rel_h, rel_w, shape)
     grad_q, grad_logits, delta = _sum_over_keys(grad, q, k, v, logits, rel_h, out, lse, shape)
     grad_k, grad_v = _sum_over_queries(grad, q, k, v, logits, lse, delta, shape)
     if rel_h is None:
         return grad_q, grad_k, grad_v, None, None
-    grad_h, grad_w = position_logits_backward(grad_logits, q, rel_h, rel_w, grad_q, shape)
+    grad_h, grad_w = logits_backward(grad_logits, q, rel_h, rel_w, grad_q, shape)
     return grad_q, grad_k, grad_v, grad_h, grad_w
 
 
 def query_blocks(dtype: torch.dtype, terms: int) -> Blocks:
-    """Tiles of the kernel that sums over keys, for T columns of position logits.
+    """Blocks of the kernel that sums over keys, for T columns of position logits.
 
     Two programs of four warps share a processor, with 255 registers a thread: for d = 96 none
     are spilled with T <= 32, 32 bytes with T = 64. More columns, of large images, take more
@@ -98,7 +104,7 @@ def query_blocks(dtype: torch.dtype, terms: int) -> Blocks:
 
 
 def key_blocks(dtype: torch.dtype, keys: int, terms: int) -> Blocks:
-    """Tiles of the kernel that sums over queries, for the keys of a window and T.
+    """Blocks of the kernel that sums over queries, for the keys of a window and T.
 
     Queries are read again for each block of keys, so that the blocks are large where there are
     many keys. No spills with d = 96 (compiled for sm_90); with many columns only
@@ -114,16 +120,16 @@ def key_blocks(dtype: torch.dtype, keys: int, terms: int) -> Blocks:
 
 
 def query_splits(programs: int, tiles: int) -> int:
-    """Over how many programs the queries of a window are split, for sums over queries.
+    """Number of programs that share a window's queries where sums are over queries.
 
-    As many as fill the processors twice, where there would be fewer programs than that; no more
-    than there are tiles of queries.
+    More than one where there would be too few programs to fill the processors twice; at most
+    one for each block of queries.
 
     Args:
         programs: blocks of keys in all windows, heads and images.
         tiles: blocks of queries of a window.
     """
-    return max(min(2 * PROCESSORS // programs, tiles, _MOST_SPLITS), 1)
+    return max(min(2 * PROCESSORS // programs, tiles, _MAX_SPLITS), 1)
 
 
 def _sum_over_keys(
@@ -137,25 +143,21 @@ def _sum_over_keys(
     lse: Tensor,
     shape: AttentionShape,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Gradients of q but for its logits of columns, and of all position logits; Σ grad·attended.
+    """Gradients of q and of the position logits, and Σ grad·attended of each query.
 
-    A tile of queries spans few rows, so that what their logits of rows give is added on the way.
+    The gradient of q lacks what comes through the logits of columns. What comes through the
+    logits of rows is added here, since a block of queries spans few rows.
     """
     grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     grad_logits = None if logits is None else torch.empty_like(logits)
     delta = torch.empty_like(lse)
-    constants = kernel_constants(q, shape, has_rel=logits is not None)
-    blocks = query_blocks(q.dtype, constants["T"])
-    grid = (
-        triton.cdiv(most_queries(q, shape), blocks.queries),
-        window_count(q, shape),
-        q.shape[0] * shape.heads,
-    )
-    _over_keys_kernel[grid](
-        q,
-        k,
-        v,
-        grad,
+    constants = AttentionConstants.of(q, shape, has_rel=logits is not None)
+    blocks = query_blocks(q.dtype, constants.terms)
+    _over_keys_kernel[query_grid(q, shape, blocks)](
+        Map.of(q),
+        Map.of(k),
+        Map.of(v),
+        Map.of(grad),
         logits,
         None if rel_h is None else rel_h.contiguous(),
         out,
@@ -163,11 +165,10 @@ def _sum_over_keys(
         grad_q,
         grad_logits,
         delta,
-        **map_strides(q=q, k=k, v=v, grad=grad),
-        **sizes(q, k, shape),
-        **constants,
-        M=blocks.queries,
-        N=blocks.keys,
+        Windows.of(q, k, shape),
+        constants,
+        blocks.queries,
+        blocks.keys,
         **blocks.options,
     )
     return grad_q, grad_logits, delta
@@ -185,31 +186,30 @@ def _sum_over_queries(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of k and v."""
     keys = shape.window_kv[0] * shape.window_kv[1]
-    constants = kernel_constants(q, shape, has_rel=logits is not None)
-    blocks = key_blocks(q.dtype, keys, constants["T"])
-    windows, planes = window_count(q, shape), q.shape[0] * shape.heads
+    constants = AttentionConstants.of(q, shape, has_rel=logits is not None)
+    blocks = key_blocks(q.dtype, keys, constants.terms)
+    windows, planes = window_count(q, shape), len(q) * shape.heads
     tiles = triton.cdiv(most_queries(q, shape), blocks.queries)
-    blocks_of_keys = triton.cdiv(keys, blocks.keys)
-    splits = query_splits(blocks_of_keys * windows * planes, tiles)
+    key_tiles = triton.cdiv(keys, blocks.keys)
+    splits = query_splits(key_tiles * windows * planes, tiles)
     dtype = q.dtype if splits == 1 else accumulator_dtype(q)
     grads = torch.empty((2, splits, *k.shape), dtype=dtype, device=k.device)
-    _over_queries_kernel[(blocks_of_keys * splits, windows, planes)](
-        q,
-        k,
-        v,
-        grad,
+    _over_queries_kernel[(key_tiles * splits, windows, planes)](
+        Map.of(q),
+        Map.of(k),
+        Map.of(v),
+        Map.of(grad),
         logits,
         lse,
         delta,
         grads[0],
         grads[1],
-        **map_strides(q=q, k=k, v=v, grad=grad),
-        **sizes(q, k, shape),
-        blocks_of_keys=blocks_of_keys,
-        queries_of_split=triton.cdiv(tiles, splits) * blocks.queries,
-        **constants,
-        M=blocks.queries,
-        N=blocks.keys,
+        Windows.of(q, k, shape),
+        key_tiles,
+        triton.cdiv(tiles, splits) * blocks.queries,
+        constants,
+        blocks.queries,
+        blocks.keys,
         **blocks.options,
     )
     grads = grads[:, 0] if splits == 1 else grads.sum(1).to(q.dtype)
@@ -217,256 +217,148 @@ def _sum_over_queries(
 
 
 @triton.jit
-def _inner(out, queries, grads, RESIDUAL: tl.constexpr, ACC: tl.constexpr):
+def _mean_grad(out, queries, grads, CONST: tl.constexpr):
     """Σ grad·attended over channels; what was attended is the output without the residual."""
-    attended = out.to(ACC)
-    if RESIDUAL:
-        attended -= queries.to(ACC)
-    return tl.sum(attended * grads.to(ACC), 1)
+    total = _inner(out[0], queries[0], grads[0], CONST)
+    if CONST.rest > 0:
+        total += _inner(out[1], queries[1], grads[1], CONST)
+    return total
+
+
+@triton.jit
+def _inner(out, queries, grads, CONST: tl.constexpr):
+    attended = out.to(CONST.accumulator)
+    if CONST.residual:
+        attended -= queries.to(CONST.accumulator)
+    return tl.sum(attended * grads.to(CONST.accumulator), 1)
 
 
 @triton.jit
 def _over_keys_kernel(
-    q,
-    k,
-    v,
-    grad,
-    logits,
-    rel_h,
-    out,
-    lse,
-    grad_q,
-    grad_logits,
-    delta,
-    q_b,
-    q_y,
-    q_x,
-    k_b,
-    k_y,
-    k_x,
-    v_b,
-    v_y,
-    v_x,
-    grad_b,
-    grad_y,
-    grad_x,
-    height,
-    width,
-    rows,
-    columns,
-    keys_height,
-    keys_width,
-    key_rows,
-    key_columns,
-    windows_across,
-    HEADS: tl.constexpr,
-    SCALE: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    D: tl.constexpr,
-    REST: tl.constexpr,
-    T: tl.constexpr,
-    SECOND: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    MASKED: tl.constexpr,
-    ACC: tl.constexpr,
-    OPERAND: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-):
-    """One block of a window's queries, of one head and image, against all keys of the window."""
-    first, window, plane = tl.program_id(0) * M, tl.program_id(1), tl.program_id(2)
-    if first >= query_count(window, height, width, rows, columns, windows_across):
+    q, k, v, grad, logits, rel_h, out, lse, grad_q, grad_logits, delta, windows,
+    CONST: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """Sums over a window's keys for a block of its queries, of one head and image."""
+    start, window, plane = tl.program_id(0) * M, tl.program_id(1), tl.program_id(2)
+    if start >= query_count(window, windows):
         return
-    image, head = (plane // HEADS).to(tl.int64), plane % HEADS
-    y, x, inside = query_places(window, first, height, width, rows, columns, windows_across, M)
-    queries, q_rest = load_tile(
-        q + image * q_b + head * CHANNELS, y, x, q_y, q_x, inside, CHANNELS, D, REST
-    )
-    grads, grads_rest = load_tile(
-        grad + image * grad_b + head * CHANNELS, y, x, grad_y, grad_x, inside, CHANNELS, D, REST
-    )
-    pixel: tl.constexpr = HEADS * CHANNELS
-    map_start = image * height * width * pixel + head * CHANNELS
-    attended, attended_rest = load_tile(
-        out + map_start, y, x, width * pixel, pixel, inside, CHANNELS, D, REST
-    )
-    mean_grad = _inner(attended, queries, grads, RESIDUAL, ACC)
-    if REST > 0:
-        mean_grad += _inner(attended_rest, q_rest, grads_rest, RESIDUAL, ACC)
+    image, head = (plane // CONST.heads).to(tl.int64), plane % CONST.heads
+    y, x, inside = query_places(window, start, windows, M)
+    q_start, g_start = head_start(q, image, head, CONST), head_start(grad, image, head, CONST)
+    queries = load_tile(q_start, y, x, q.stride_y, q.stride_x, inside, CONST)
+    grads = load_tile(g_start, y, x, grad.stride_y, grad.stride_x, inside, CONST)
+    height, width = windows.height, windows.width
+    pixel: tl.constexpr = CONST.heads * CONST.channels
+    map_start = image * height * width * pixel + head * CONST.channels
+    attended = load_tile(out + map_start, y, x, width * pixel, pixel, inside, CONST)
+    mean_grad = _mean_grad(attended, queries, grads, CONST)
     tokens = plane.to(tl.int64) * height * width + y * width + x
     tl.store(delta + tokens, mean_grad, mask=inside)
     peak = tl.load(lse + tokens, mask=inside, other=0.0)
-    if T > 0:
-        term_offsets = tokens[:, None] * T + tl.arange(0, T)[None, :]
+    if CONST.terms > 0:
+        term_offsets = tokens[:, None] * CONST.terms + tl.arange(0, CONST.terms)[None, :]
         terms = tl.load(logits + term_offsets, mask=inside[:, None], other=0.0)
-        grad_terms = tl.zeros((M, T), ACC)
-    k_start, v_start = k + image * k_b + head * CHANNELS, v + image * v_b + head * CHANNELS
-    grad_queries, grad_q_rest = empty_tile(M, D, REST, ACC)
-    for key in range(0, key_rows * key_columns, N):
-        key_y, key_x, row, column, real, seen = key_places(
-            window, key, keys_height, keys_width, key_rows, key_columns, windows_across, N
-        )
-        keys, k_rest = load_tile(k_start, key_y, key_x, k_y, k_x, real, CHANNELS, D, REST)
-        scores = product_over_channels(queries, q_rest, keys, k_rest, REST, ACC, OPERAND)
-        scores *= SCALE
-        if T > 0:
-            places = one_hot(row, column, SECOND, T, OPERAND)
-            scores = product(terms, places, scores, OPERAND)
-        if MASKED:
-            seen = real
+        grad_terms = zeros(M, CONST.terms, CONST.accumulator)
+    k_start, v_start = head_start(k, image, head, CONST), head_start(v, image, head, CONST)
+    grad_queries = zero_tile(M, CONST)
+    for key in range(0, windows.key_rows * windows.key_columns, N):
+        key_y, key_x, row, column, on_map, seen = key_places(window, key, windows, N)
+        keys = load_tile(k_start, key_y, key_x, k.stride_y, k.stride_x, on_map, CONST)
+        scores = product_over_channels(queries, keys, CONST)
+        scores *= CONST.scale
+        if CONST.terms > 0:
+            places = one_hot(row, column, CONST)
+            scores = product(terms, places, scores, CONST.operand)
+        if CONST.masked:
+            seen = on_map
         weights = tl.exp2(scores * LOG2_E - peak[:, None])
-        values, v_rest = load_tile(v_start, key_y, key_x, v_y, v_x, real, CHANNELS, D, REST)
-        grad_weights = product_over_channels(grads, grads_rest, values, v_rest, REST, ACC, OPERAND)
+        values = load_tile(v_start, key_y, key_x, v.stride_y, v.stride_x, on_map, CONST)
+        grad_weights = product_over_channels(grads, values, CONST)
         grad_scores = weights * (grad_weights - mean_grad[:, None])
-        grad_scores = tl.where(seen[None, :], grad_scores, 0.0).to(q.dtype.element_ty)
-        grad_queries, grad_q_rest = product_over_places(
-            grad_scores, keys, k_rest, grad_queries, grad_q_rest, REST, OPERAND
-        )
-        if T > 0:
-            grad_terms = product(grad_scores, tl.trans(places), grad_terms, OPERAND)
-    grad_queries *= SCALE
-    grad_q_rest *= SCALE
-    if T > 0:
+        grad_scores = tl.where(seen[None, :], grad_scores, 0.0).to(grad_q.dtype.element_ty)
+        grad_queries = product_over_places(grad_scores, keys, grad_queries, CONST)
+        if CONST.terms > 0:
+            grad_terms = product(grad_scores, tl.trans(places), grad_terms, CONST.operand)
+    grad_queries = scaled(grad_queries, CONST.scale)
+    if CONST.terms > 0:
         grad_terms = grad_terms.to(grad_logits.dtype.element_ty)
         tl.store(grad_logits + term_offsets, grad_terms, mask=inside[:, None])
-        row, term = y - window // windows_across * rows, tl.arange(0, T)
-        line = tl.minimum(columns, width - window % windows_across * columns)
-        for near in range(first // line, tl.minimum((first + M - 1) // line + 1, rows)):
-            rel, rel_rest = load_tile(
-                rel_h + near * key_rows * CHANNELS,
-                term,
-                term,
-                CHANNELS,
-                0,
-                term < key_rows,
-                CHANNELS,
-                D,
-                REST,
-            )
-            of_row = tl.where((row == near)[:, None], grad_terms, 0.0).to(grad_terms.dtype)
-            grad_queries, grad_q_rest = product_over_places(
-                of_row, rel, rel_rest, grad_queries, grad_q_rest, REST, OPERAND
-            )
-    if RESIDUAL:
-        grad_queries += grads.to(ACC)
-        grad_q_rest += grads_rest.to(ACC)
-    start, line = grad_q + map_start, width * pixel
-    store_tile(start, grad_queries, grad_q_rest, y, x, line, pixel, inside, CHANNELS, D, REST)
+        row = y - window // windows.across * windows.rows
+        grad_queries = _add_row_logits(
+            grad_queries, grad_terms, rel_h, row, start, window, windows, CONST, M
+        )
+    if CONST.residual:
+        grad_queries = added(grad_queries, grads, CONST)
+    store_tile(grad_q + map_start, grad_queries, y, x, width * pixel, pixel, inside, CONST)
+
+
+@triton.jit
+def _add_row_logits(
+    grad_queries, grad_terms, rel_h, row, start, window, windows,
+    CONST: tl.constexpr, M: tl.constexpr,
+):  # fmt: skip
+    """Adds what a block's queries, at ``row`` of their window, get through the logits of rows."""
+    term = tl.arange(0, CONST.terms)
+    left = window % windows.across * windows.columns
+    columns = tl.minimum(windows.columns, windows.width - left)
+    end = tl.minimum((start + M - 1) // columns + 1, windows.rows)
+    for near in range(start // columns, end):
+        rel_start = rel_h + near * windows.key_rows * CONST.channels
+        rel = load_tile(rel_start, term, term, CONST.channels, 0, term < windows.key_rows, CONST)
+        of_row = tl.where((row == near)[:, None], grad_terms, 0.0).to(grad_terms.dtype)
+        grad_queries = product_over_places(of_row, rel, grad_queries, CONST)
+    return grad_queries
 
 
 @triton.jit
 def _over_queries_kernel(
-    q,
-    k,
-    v,
-    grad,
-    logits,
-    lse,
-    delta,
-    grad_k,
-    grad_v,
-    q_b,
-    q_y,
-    q_x,
-    k_b,
-    k_y,
-    k_x,
-    v_b,
-    v_y,
-    v_x,
-    grad_b,
-    grad_y,
-    grad_x,
-    height,
-    width,
-    rows,
-    columns,
-    keys_height,
-    keys_width,
-    key_rows,
-    key_columns,
-    windows_across,
-    blocks_of_keys,
-    queries_of_split,
-    HEADS: tl.constexpr,
-    SCALE: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    D: tl.constexpr,
-    REST: tl.constexpr,
-    T: tl.constexpr,
-    SECOND: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    MASKED: tl.constexpr,
-    ACC: tl.constexpr,
-    OPERAND: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-):
-    """One block of a window's keys, of one head and image, against a split of its queries.
+    q, k, v, grad, logits, lse, delta, grad_k, grad_v, windows, key_tiles, queries_per_split,
+    CONST: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """Sums over a part of a window's queries for a block of its keys, of one head and image.
 
-    Tiles lie keys × queries, so that weights are the left operand of products as they are.
+    Tiles lie keys × queries, so that weights are the left operand of products without a transpose.
     """
-    split, window, plane = tl.program_id(0) // blocks_of_keys, tl.program_id(1), tl.program_id(2)
-    image, head = (plane // HEADS).to(tl.int64), plane % HEADS
-    key_y, key_x, row, column, real, _ = key_places(
-        window,
-        tl.program_id(0) % blocks_of_keys * N,
-        keys_height,
-        keys_width,
-        key_rows,
-        key_columns,
-        windows_across,
-        N,
-    )
-    # Weights of keys that are not on the map are computed too, and dropped in the end.
-    keys, k_rest = load_tile(
-        k + image * k_b + head * CHANNELS, key_y, key_x, k_y, k_x, real, CHANNELS, D, REST
-    )
-    values, v_rest = load_tile(
-        v + image * v_b + head * CHANNELS, key_y, key_x, v_y, v_x, real, CHANNELS, D, REST
-    )
-    if T > 0:
-        places = tl.trans(one_hot(row, column, SECOND, T, OPERAND))
-    q_start = q + image * q_b + head * CHANNELS
-    grad_start = grad + image * grad_b + head * CHANNELS
-    grad_keys, grad_k_rest = empty_tile(N, D, REST, ACC)
-    grad_values, grad_v_rest = empty_tile(N, D, REST, ACC)
-    start = split * queries_of_split
-    end = tl.minimum(
-        start + queries_of_split,
-        query_count(window, height, width, rows, columns, windows_across),
-    )
+    split, window, plane = tl.program_id(0) // key_tiles, tl.program_id(1), tl.program_id(2)
+    image, head = (plane // CONST.heads).to(tl.int64), plane % CONST.heads
+    key = tl.program_id(0) % key_tiles * N
+    key_y, key_x, row, column, on_map, _ = key_places(window, key, windows, N)
+    # Weights of keys beyond the map are computed too, and not stored.
+    k_start, v_start = head_start(k, image, head, CONST), head_start(v, image, head, CONST)
+    keys = load_tile(k_start, key_y, key_x, k.stride_y, k.stride_x, on_map, CONST)
+    values = load_tile(v_start, key_y, key_x, v.stride_y, v.stride_x, on_map, CONST)
+    if CONST.terms > 0:
+        places = tl.trans(one_hot(row, column, CONST))
+    q_start, g_start = head_start(q, image, head, CONST), head_start(grad, image, head, CONST)
+    grad_keys, grad_values = zero_tile(N, CONST), zero_tile(N, CONST)
+    start = split * queries_per_split
+    end = tl.minimum(start + queries_per_split, query_count(window, windows))
     for first in range(start, end, M):
-        y, x, inside = query_places(window, first, height, width, rows, columns, windows_across, M)
-        queries, q_rest = load_tile(q_start, y, x, q_y, q_x, inside, CHANNELS, D, REST)
-        tokens = plane.to(tl.int64) * height * width + y * width + x
-        scores = product_over_channels(keys, k_rest, queries, q_rest, REST, ACC, OPERAND)
-        scores *= SCALE
-        if T > 0:
-            term_offsets = tokens[:, None] * T + tl.arange(0, T)[None, :]
+        y, x, inside = query_places(window, first, windows, M)
+        queries = load_tile(q_start, y, x, q.stride_y, q.stride_x, inside, CONST)
+        tokens = plane.to(tl.int64) * windows.height * windows.width + y * windows.width + x
+        scores = product_over_channels(keys, queries, CONST)
+        scores *= CONST.scale
+        if CONST.terms > 0:
+            term_offsets = tokens[:, None] * CONST.terms + tl.arange(0, CONST.terms)[None, :]
             terms = tl.load(logits + term_offsets, mask=inside[:, None], other=0.0)
-            scores = product(places, tl.trans(terms), scores, OPERAND)
-        # An infinite peak: queries that are not there weigh nothing.
+            scores = product(places, tl.trans(terms), scores, CONST.operand)
+        # An infinite peak: queries beyond the window weigh nothing.
         peak = tl.load(lse + tokens, mask=inside, other=float("inf"))
         weights = tl.exp2(scores * LOG2_E - peak[None, :])
-        grads, grads_rest = load_tile(grad_start, y, x, grad_y, grad_x, inside, CHANNELS, D, REST)
-        rounded = weights.to(q.dtype.element_ty)
-        grad_values, grad_v_rest = product_over_places(
-            rounded, grads, grads_rest, grad_values, grad_v_rest, REST, OPERAND
-        )
-        grad_weights = product_over_channels(values, v_rest, grads, grads_rest, REST, ACC, OPERAND)
+        grads = load_tile(g_start, y, x, grad.stride_y, grad.stride_x, inside, CONST)
+        rounded = weights.to(q.start.dtype.element_ty)
+        grad_values = product_over_places(rounded, grads, grad_values, CONST)
+        grad_weights = product_over_channels(values, grads, CONST)
         mean_grad = tl.load(delta + tokens, mask=inside, other=0.0)
-        grad_scores = (weights * (grad_weights - mean_grad[None, :])).to(q.dtype.element_ty)
-        grad_keys, grad_k_rest = product_over_places(
-            grad_scores, queries, q_rest, grad_keys, grad_k_rest, REST, OPERAND
-        )
-    pixel: tl.constexpr = HEADS * CHANNELS
-    images = tl.num_programs(2) // HEADS
-    map_start = (split * images + image) * keys_height * keys_width * pixel + head * CHANNELS
-    line = keys_width * pixel
-    grad_keys *= SCALE
-    grad_k_rest *= SCALE
-    start = grad_k + map_start
-    store_tile(start, grad_keys, grad_k_rest, key_y, key_x, line, pixel, real, CHANNELS, D, REST)
-    start = grad_v + map_start
-    store_tile(start, grad_values, grad_v_rest, key_y, key_x, line, pixel, real, CHANNELS, D, REST)
+        grad_scores = weights * (grad_weights - mean_grad[None, :])
+        grad_scores = grad_scores.to(q.start.dtype.element_ty)
+        grad_keys = product_over_places(grad_scores, queries, grad_keys, CONST)
+    pixel: tl.constexpr = CONST.heads * CONST.channels
+    images = tl.num_programs(2) // CONST.heads
+    map_start = (split * images + image) * windows.keys_height * windows.keys_width * pixel
+    map_start += head * CONST.channels
+    across = windows.keys_width * pixel
+    grad_keys = scaled(grad_keys, CONST.scale)
+    store_tile(grad_k + map_start, grad_keys, key_y, key_x, across, pixel, on_map, CONST)
+    store_tile(grad_v + map_start, grad_values, key_y, key_x, across, pixel, on_map, CONST)

@@ -1,4 +1,4 @@
-"""Whether the kernels can run on a device at all. Imports no Triton, so that this can be asked."""
+"""Whether the kernels can run on a device at all; imports Triton only where it is installed."""
 
 import os
 from functools import cache
@@ -6,21 +6,33 @@ from importlib.util import find_spec
 
 import torch
 
+MIN_TRITON = (3, 4)  # kernels take named tuples
 MIN_CAPABILITY = (8, 0)  # bfloat16 on tensor cores
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the kernels cannot run on tensors of this type there; None where they can."""
+def why_unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Says why the kernels cannot run on tensors of a dtype there; None where they can."""
     if find_spec("triton") is None:
         return "Triton is not installed"
     if interpreted():
-        return None
+        return _triton_lacks()
     if device.type != "cuda":
         return f"it is made for NVIDIA GPUs, got tensors on {device.type}"
     if dtype not in DTYPES:
         return f"it computes in float16, bfloat16 or float32, got {dtype}"
-    return _gpu_lacks(device, dtype)
+    return _triton_lacks() or _gpu_lacks(device, dtype)
+
+
+@cache
+def _triton_lacks() -> str | None:
+    import triton
+
+    found = tuple(int(number) for number in triton.__version__.split(".")[:2])
+    if found < MIN_TRITON:
+        wanted = ".".join(map(str, MIN_TRITON))
+        return f"it needs Triton {wanted} or later, got {triton.__version__}"
+    return None
 
 
 @cache
@@ -37,5 +49,5 @@ def _gpu_lacks(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels, on tensors of any device, for tests."""
+    """Whether Triton's interpreter runs the kernels, on tensors of any device, as in tests."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"

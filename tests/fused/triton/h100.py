@@ -6,6 +6,7 @@ Tests of kernels import :func:`poison` and :func:`round_to_nearest`, which then 
 import os
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -21,19 +22,67 @@ NEEDS_KERNELS = pytest.mark.skipif(
 SHARED_MEMORY = 227 * 1024  # bytes that a program can have on an H100
 
 
-def numbers_of_compiler(script: str) -> list[list[int]]:
-    """The numbers of each line that a script prints, which compiles kernels without interpreter."""
+# Compiles for an H100 what the functions launch on tensors of the CPU, and runs none of it. Prints
+# for each launch the kernel, its binary's hash, registers, bytes of stack (what is spilled) and of
+# shared memory, accesses of 16 bytes, and products on tensor cores.
+_COMPILE = """
+import os, re, subprocess, tempfile
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+class Driver:
+    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
+    get_current_device = lambda self: 0
+    get_current_stream = lambda self, device: 0
+
+triton.runtime.driver.set_active(Driver())
+tool = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
+run = JITFunction.run
+
+def compile_only(self, *arguments, grid, warmup, **options):
+    compiled = run(self, *arguments, grid=grid, warmup=True, **options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [tool, "--dump-resource-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\\d+) STACK:(\\d+)", said).groups()
+    ptx = compiled.asm["ptx"]
+    wide = len(re.findall(r"(?:ld|st)\\.global\\S*\\.v4\\.b32", ptx))
+    products = len(re.findall(r"wgmma\\.mma|mma\\.sync", ptx))
+    print(compiled.name, compiled.hash, registers, stack, compiled.metadata.shared, wide, products)
+
+JITFunction.run = compile_only
+"""
+
+
+class Binary(NamedTuple):
+    """What a kernel is for an H100."""
+
+    kernel: str
+    hash: str
+    registers: int
+    stack: int
+    shared: int
+    wide: int
+    products: int
+
+
+def compiled_for_an_h100(script: str) -> list[Binary]:
+    """The kernels that a script launches on the CPU's tensors, in order."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     done = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", _COMPILE + script],
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    return [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
+    rows = [line.split() for line in done.stdout.splitlines()]
+    return [Binary(*row[:2], *map(int, row[2:])) for row in rows]
 
 
 @pytest.fixture(autouse=True)

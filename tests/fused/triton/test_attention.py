@@ -10,7 +10,7 @@ from h100 import (  # noqa: F401
     NEEDS_KERNELS,
     ON_GPU,
     SHARED_MEMORY,
-    numbers_of_compiler,
+    compiled_for_an_h100,
     poison,
     round_to_nearest,
 )
@@ -19,10 +19,11 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from mvitv2_det.fused.shape import AttentionShape
 from mvitv2_det.fused.triton import attention_backward as backward
-from mvitv2_det.fused.triton import position_logits as positions
-from mvitv2_det.fused.triton.attention import AttentionShape, attention_forward
-from mvitv2_det.fused.triton.attention_tiles import channel_tiles
+from mvitv2_det.fused.triton.attention_forward import attention_forward
+from mvitv2_det.fused.triton.launch import channel_tiles
+from mvitv2_det.fused.triton.logits import term_columns
 
 pytestmark = NEEDS_KERNELS
 IN_INTERPRETER = pytest.mark.skipif(HAS_GPU, reason="float64 is for Triton's interpreter")
@@ -226,9 +227,9 @@ def test_queries_are_split_where_there_are_few_programs():
 
 
 def test_columns_and_channels_are_padded_little():
-    assert positions.term_columns((14, 14)) == (32, 16)
-    assert positions.term_columns((25, 34)) == (64, 25)
-    assert positions.term_columns((32, 32)) == (64, 32)
+    assert term_columns((14, 14)) == (32, 16)
+    assert term_columns((25, 34)) == (64, 25)
+    assert term_columns((32, 32)) == (64, 32)
     assert channel_tiles(96) == (64, 32)
     assert channel_tiles(72) == (64, 16)
     assert channel_tiles(112) == (128, 0)
@@ -252,66 +253,22 @@ def test_what_does_not_fit_together_is_refused(change, message):
 
 
 COMPILE = """
-import sys
-
-import torch
-from triton import compile
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
-from mvitv2_det.fused.triton import attention, attention_backward, position_logits
-from mvitv2_det.fused.triton.attention_tiles import AttentionShape
+from mvitv2_det.fused.shape import AttentionShape
+from mvitv2_det.fused.triton.attention_backward import attention_backward
+from mvitv2_det.fused.triton.attention_forward import attention_forward
 
 shape = AttentionShape(1, 96**-0.5, (56, 56), (14, 14), True)
-q = torch.empty(1, 56, 56, 96, dtype=torch.bfloat16)
-known = attention.kernel_constants(q, shape, has_rel=True)
-line = position_logits._line(q, torch.empty(56, 14, 96), 1, shape)
-line = {name: value for name, value in line.items() if name.isupper()}
-FLOAT32 = ("lse", "delta", "grad_k", "grad_v", "grad_rel")
-SIZES = ("height", "width", "rows", "columns", "keys_height", "keys_width", "key_rows")
-SIZES += ("key_columns", "windows_across", "length", "size_along", "size_other", "window")
-SIZES += ("token_along", "token_other", "tokens", "keys", "tiles_of_part", "blocks_of_keys")
-SIZES += ("queries_of_split",)
-
-
-def shared_memory(kernel, blocks, constants):
-    signature, fixed, aligned = {}, {}, {}
-    for index, name in enumerate(kernel.arg_names):
-        if name in constants:
-            signature[name], fixed[(index,)] = "constexpr", constants[name]
-        elif name in SIZES:
-            signature[name] = "i32"
-        else:
-            aligned[(index,)] = [["tt.divisibility", 16]]
-            is_stride = name.endswith(("_b", "_y", "_x", "_along", "_other"))
-            signature[name] = "i32" if is_stride else "*fp32" if name in FLOAT32 else "*bf16"
-    source = ASTSource(fn=kernel, signature=signature, constexprs=fixed, attrs=aligned)
-    target = GPUTarget("cuda", 90, 32)
-    compiled = compile(source, target=target, options=blocks.options)
-    assert "wgmma" in compiled.asm["ptx"] or "mma.sync" in compiled.asm["ptx"]
-    return compiled.metadata.shared
-
-
-def tiles(blocks):
-    return blocks, {**known, "M": blocks.queries, "N": blocks.keys}
-
-
-def lines(blocks):
-    return blocks, {**line, "ADD": True, "BLOCK": blocks.queries}
-
-
-dtype = torch.bfloat16
-backward = attention_backward
-print(shared_memory(attention._forward_kernel, *tiles(attention.forward_blocks(dtype, 96, 32))))
-print(shared_memory(backward._over_keys_kernel, *tiles(backward.query_blocks(dtype, 32))))
-print(shared_memory(backward._over_queries_kernel, *tiles(backward.key_blocks(dtype, 196, 32))))
-for kernel, is_backward in (("_logits_kernel", False), ("_backward_kernel", True)):
-    blocks = position_logits.line_blocks(dtype, 16, backward=is_backward)
-    print(shared_memory(getattr(position_logits, kernel), *lines(blocks)))
+q = torch.empty(1, 200, 272, 96, dtype=torch.bfloat16)
+_, k, v = torch.empty(1, 50, 68, 3 * 96, dtype=torch.bfloat16).chunk(3, -1)
+rel = torch.empty(2, 56, 14, 96, dtype=torch.bfloat16)
+out, lse = attention_forward(q, k, v, *rel, shape)
+attention_backward(torch.empty_like(q), q, k, v, *rel, out, lse, shape)
 """
 
 
 def test_kernels_compile_for_an_h100_without_one():
-    """Through ptxas, within its shared memory, and with tensor cores."""
-    rows = numbers_of_compiler(COMPILE)
-    assert len(rows) == 5 and all(row[0] <= SHARED_MEMORY for row in rows)
+    """Windows of stage 1: within shared memory, with tensor cores and next to no spills."""
+    binaries = compiled_for_an_h100(COMPILE)
+    assert len({binary.kernel for binary in binaries}) == 5
+    for binary in binaries:
+        assert binary.shared <= SHARED_MEMORY and binary.products and binary.stack <= 64

@@ -1,19 +1,16 @@
-"""The Triton backend as a whole: in the interpreter where there is no GPU, at real sizes on one."""
+"""Blocks by Triton kernels: in the interpreter where there is no GPU, at real sizes on one."""
 
 import pytest
 import torch
+from fused.blocks import assert_same, block, outputs_and_gradients
 from models import narrow, randomize, relative_error
-from test_choice import assert_same, attention, outputs_and_gradients
-from torch import nn
 
 from mvitv2_det import MViT
-from mvitv2_det.fused import choice as backends
 from mvitv2_det.fused.triton import available
 
 pytest.importorskip("triton")
 
 HAS_GPU = torch.cuda.is_available()
-ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")]
 DEVICE = "cuda" if HAS_GPU else "cpu"
 
 needs_kernels = pytest.mark.skipif(
@@ -33,36 +30,33 @@ SMALL = {"dim": 8, "dim_out": 16, "num_heads": 2, "table_size": 8}
 
 @needs_kernels
 @pytest.mark.parametrize("kind", KINDS)
-def test_equals_the_reference(kind):
-    """Output and all gradients, norm included: 6×5 tokens, windows that reach over the border.
+def test_equals_the_plain_block(kind):
+    """Output and all gradients: 6×5 tokens, windows that reach over the border.
 
     To 1e-10 in float64 in the interpreter, to 1e-3 in float32 on a GPU.
     """
     dtype, tolerance = (torch.float32, 1e-3) if HAS_GPU else (torch.float64, 1e-10)
     fast, plain = (
-        attention(name, **SMALL, **KINDS[kind]).to(DEVICE, dtype)
-        for name in ("triton", "reference")
+        block(name, **SMALL, **KINDS[kind]).to(DEVICE, dtype) for name in ("triton", None)
     )
     x = torch.randn(1, 6, 5, 8, dtype=dtype, device=DEVICE)
-    norm = randomize(nn.LayerNorm(8)).to(DEVICE, dtype)
-    expected = outputs_and_gradients(plain, x, norm)
-    assert_same(outputs_and_gradients(fast, x, norm), expected, tolerance)
+    assert_same(outputs_and_gradients(fast, x), outputs_and_gradients(plain, x), tolerance)
 
 
 @needs_kernels
 @pytest.mark.skipif(HAS_GPU, reason="float64 is the interpreter's")
 def test_gradcheck():
     from mvitv2_det.fused.head_pool import HeadPool
-    from mvitv2_det.fused.triton.attention import AttentionShape
-    from mvitv2_det.fused.triton.pooled_attention import pooled_attention
+    from mvitv2_det.fused.shape import AttentionShape
+    from mvitv2_det.fused.triton.triton_attention import triton_attention
 
     def attend(qkv, rel_h, rel_w, *parameters):
         pools = [
-            HeadPool(1, (stride, stride), (1, 1), 1e-6, parameters[3 * i : 3 * i + 3])
+            HeadPool(1, (stride, stride), (1, 1), 1e-6, *parameters[3 * i : 3 * i + 3])
             for i, stride in enumerate((1, 2, 2))
         ]
         shape = AttentionShape(1, 0.5, (2, 2), (1, 1), True)
-        return pooled_attention(qkv, pools, (rel_h, rel_w), shape)
+        return triton_attention(qkv, pools, (rel_h, rel_w), shape)
 
     shapes = [(1, 3, 2, 6), (2, 1, 2), (2, 1, 2), *(((2, 1, 3, 3), (2,), (2,)) * 3)]
     leaves = [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
@@ -70,16 +64,14 @@ def test_gradcheck():
 
 
 @needs_kernels
-def test_what_is_kept_for_backward():
-    """The projection, the output and a number for each query; no pooled map, no scores."""
-    module = attention("triton", **SMALL, **KINDS["windows"]).to(DEVICE)
+def test_what_is_saved_for_backward():
+    """The projection, the output and a number for each query; no pooled map, no logits."""
+    module = block("triton", **SMALL, **KINDS["windows"]).to(DEVICE)
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: sizes.append(tuple(tensor.shape)) or tensor, lambda tensor: tensor
     ):
-        module(
-            torch.randn(1, 6, 5, 8, device=DEVICE, requires_grad=True), nn.LayerNorm(8).to(DEVICE)
-        )
+        module(torch.randn(1, 6, 5, 8, device=DEVICE, requires_grad=True))
     maps = [shape for shape in sizes if len(shape) == 4 and shape[0] == 1]
     assert sorted(set(maps)) == [(1, 2, 6, 5), (1, 6, 5, 8), (1, 6, 5, 16), (1, 6, 5, 48)]
 
@@ -94,19 +86,19 @@ def test_the_self_check_passes(dtype):
 
 @needs_kernels
 def test_the_self_check_finds_what_is_wrong(monkeypatch):
-    from mvitv2_det.fused.triton import self_check, tokens
+    from mvitv2_det.fused.triton import norm_gelu, self_check
 
     def broken(*arguments):
         normed, mean, rstd = forward(*arguments)
         return normed, mean, rstd * 1.5
 
-    forward = tokens.layer_norm_forward
+    forward = norm_gelu.layer_norm_forward
     device = torch.device(DEVICE, 0 if HAS_GPU else None)
     self_check.fault.cache_clear()
-    monkeypatch.setattr(tokens, "layer_norm_forward", broken)
-    assert "its LayerNorm is wrong by" in self_check.fault(device, torch.float32)
+    monkeypatch.setattr(norm_gelu, "layer_norm_forward", broken)
+    assert "its LayerNorm and GELU kernels err by" in self_check.fault(device, torch.float32)
     self_check.fault.cache_clear()
-    monkeypatch.setattr(tokens, "layer_norm_forward", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(norm_gelu, "layer_norm_forward", lambda *arguments: 1 / 0)
     assert "its kernels do not run on" in self_check.fault(device, torch.float32)
     self_check.fault.cache_clear()
 
@@ -121,8 +113,8 @@ def test_the_self_check_finds_what_is_wrong(monkeypatch):
     ],
 )
 def test_it_says_what_it_cannot_run(monkeypatch, changes, words):
-    monkeypatch.setattr(available, "why_not", lambda device, dtype: None)
-    module = attention("triton", **SMALL | changes)
+    monkeypatch.setattr(available, "why_unavailable", lambda device, dtype: None)
+    module = block("triton", **SMALL | changes)
     with pytest.raises(ValueError, match=f"'triton' cannot run here: .*{words}"):
         module(torch.randn(1, 6, 5, 8))
 
@@ -143,22 +135,7 @@ def test_where_there_is_no_use_for_kernels(
     monkeypatch.setattr(available, "find_spec", lambda name: object() if installed else None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     available._gpu_lacks.cache_clear()
-    assert words in available.why_not(torch.device(device), dtype)
-
-
-def test_the_next_backend_runs_and_one_line_says_why(monkeypatch, caplog):
-    """On a GPU without Triton: ``sdpa``. A tensor that says it is on one stands in for it."""
-
-    class OnGpu(torch.Tensor):
-        device = torch.device("cuda", 0)
-
-    monkeypatch.setattr(available, "find_spec", lambda name: None)
-    backends._say_once.cache_clear()
-    module, x = attention("auto", **SMALL), torch.randn(1, 6, 5, 8).as_subclass(OnGpu)
-    with caplog.at_level("INFO", "mvitv2_det"):
-        for _ in range(2):
-            assert backends.choose("auto", module, x).name == "sdpa"
-    assert caplog.text.count("triton is not taken: Triton is not installed") == 1
+    assert words in available.why_unavailable(torch.device(device), dtype)
 
 
 @pytest.mark.parametrize("size", [(224, 224), (800, 1088), (333, 501)])

@@ -1,55 +1,54 @@
-"""Pooled attention from the projection to the un-windowed output, with gradients.
+"""Pooled attention from the projection to the merged output, with gradients.
 
-Kept for backward: the projection, the output, which the layer after it keeps anyway, and a number
+Saved for backward: the projection, the output, which the layer after it saves anyway, and a number
 for each query and head. Pooled maps and position logits are computed again.
 
 Axes: B images, H × W tokens, C = h·d channels of h heads; sizes with a dash are pooled ones.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .attention import MOST_CHANNELS, MOST_KEYS_ALONG, AttentionShape, attention_forward
+from ..head_pool import HeadPool, flat_parameters, with_flat_parameters
+from ..shape import AttentionShape
+from .attention_arguments import MAX_CHANNELS, MAX_KEYS_ALONG
 from .attention_backward import attention_backward
-from .pooling import pool_backward, pool_forward
+from .attention_forward import attention_forward
+from .pool import pool_backward, pool_forward
 
-if TYPE_CHECKING:
-    from ..head_pool import HeadPool
-
-MOST_TAPS = 25  # of a pooling kernel: the loop over them is unrolled, and more spill registers
+MAX_TAPS = 25  # of a pooling kernel: the loop over them is unrolled, and more spill registers
 
 
-def why_not(channels: int, pools: Sequence["HeadPool"], shape: AttentionShape) -> str | None:
-    """Why the kernels cannot compute this; None where they can.
+def why_unsupported(channels: int, pools: Sequence[HeadPool], shape: AttentionShape) -> str | None:
+    """Says why the kernels cannot compute this attention; None where they can.
 
     Args:
         channels: of a head.
         pools: of q, k and v.
         shape: heads and windows.
     """
-    pooled = [pool for pool in pools if pool.parameters[0] is not None]
-    if len({(pool.padding, pool.eps, pool.parameters[0].shape) for pool in pooled}) > 1:
+    pooled = [pool for pool in pools if pool.kernel is not None]
+    if len({(pool.padding, pool.eps, pool.kernel.shape) for pool in pooled}) > 1:
         return "q, k and v are pooled by other kernels or with another eps"
-    taps = [pool.parameters[0][0].numel() for pool in pooled]
-    if max(taps, default=0) > MOST_TAPS:
-        return f"its pooling kernels have {max(taps)} taps, at most {MOST_TAPS} go"
+    taps = [pool.kernel[0].numel() for pool in pooled]
+    if max(taps, default=0) > MAX_TAPS:
+        return f"its pooling kernels have {max(taps)} taps, at most {MAX_TAPS} go"
     if any(pool.stride[0] != pool.stride[1] for pool in pools):
         return "its strides are not the same along both axes"
-    if channels > MOST_CHANNELS:
-        return f"its heads have {channels} channels, at most {MOST_CHANNELS} go"
-    if sum(shape.window_kv) > MOST_KEYS_ALONG:
+    if channels > MAX_CHANNELS:
+        return f"its heads have {channels} channels, at most {MAX_CHANNELS} go"
+    if sum(shape.window_kv) > MAX_KEYS_ALONG:
         rows, columns = shape.window_kv
-        return f"it attends to {rows} rows and {columns} columns, at most {MOST_KEYS_ALONG} go"
+        return f"it attends to {rows} rows and {columns} columns, at most {MAX_KEYS_ALONG} go"
     return None
 
 
-def pooled_attention(
+def triton_attention(
     qkv: Tensor,
-    pools: Sequence["HeadPool"],
+    pools: Sequence[HeadPool],
     embeddings: tuple[Tensor, ...],
     shape: AttentionShape,
 ) -> Tensor:
@@ -57,7 +56,7 @@ def pooled_attention(
 
     Args:
         qkv: (B, H, W, 3·C), the projection: q, k and v side by side.
-        pools: what pools each of them.
+        pools: the pooling of each of them.
         embeddings: R of Eq. 4 per axis, (Q_a, K_a, d), or none.
         shape: heads, scale, windows and residual.
 
@@ -65,14 +64,13 @@ def pooled_attention(
         (B, H', W', C).
     """
     embeddings = [embedding.to(qkv.dtype) for embedding in embeddings] or [None, None]
-    parameters = [tensor for pool in pools for tensor in pool.parameters]
-    return _PooledAttention.apply(shape, tuple(pools), qkv, *embeddings, *parameters)
+    return _TritonAttention.apply(shape, tuple(pools), qkv, *embeddings, *flat_parameters(pools))
 
 
-class _PooledAttention(torch.autograd.Function):
+class _TritonAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, shape, pools, qkv, rel_h, rel_w, *parameters):
-        pools = _with_parameters(pools, parameters)
+        pools = with_flat_parameters(pools, parameters)
         with torch.cuda.device_of(qkv):  # Triton launches on the current device
             q, k, v = pool_forward(qkv, pools)
             out, lse = attention_forward(q, k, v, rel_h, rel_w, shape)
@@ -84,7 +82,7 @@ class _PooledAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         qkv, rel_h, rel_w, out, lse, *parameters = ctx.saved_tensors
-        pools = _with_parameters(ctx.pools, parameters)
+        pools = with_flat_parameters(ctx.pools, parameters)
         with torch.cuda.device_of(qkv):
             pooled = pool_forward(qkv, pools)
             *grads, grad_h, grad_w = attention_backward(
@@ -94,11 +92,3 @@ class _PooledAttention(torch.autograd.Function):
             grad_qkv, grad_parameters = pool_backward(qkv, pools, grads)
         flat = [tensor for of_pool in grad_parameters for tensor in of_pool]
         return None, None, grad_qkv, grad_h, grad_w, *flat
-
-
-def _with_parameters(pools: Sequence["HeadPool"], parameters: Sequence[Tensor | None]) -> list:
-    """The pools with these parameters: three each for q, k and v."""
-    return [
-        pool.with_parameters(*parameters[3 * index : 3 * index + 3])
-        for index, pool in enumerate(pools)
-    ]

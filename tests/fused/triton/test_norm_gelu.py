@@ -8,7 +8,7 @@ from h100 import (  # noqa: F401
     NEEDS_KERNELS,
     ON_GPU,
     SHARED_MEMORY,
-    numbers_of_compiler,
+    compiled_for_an_h100,
     poison,
     round_to_nearest,
 )
@@ -16,7 +16,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from mvitv2_det.fused.triton import tokens as kernels
+from mvitv2_det.fused.triton import norm_gelu as kernels
 
 pytestmark = NEEDS_KERNELS
 EPS = 1e-5
@@ -48,11 +48,11 @@ def our_norm(x: Tensor, grad: Tensor, weight: Tensor, bias: Tensor, dtype: torch
     return normed, *kernels.layer_norm_backward(grad, x, mean, rstd, weight, True)
 
 
-def eager_gelu(kept: Tensor, grad: Tensor, approximate: str) -> tuple:
+def eager_gelu(x: Tensor, grad: Tensor, approximate: str) -> tuple:
     """GELU, its gradient and the sum of that."""
-    kept = kept.detach().requires_grad_()
-    activated = F.gelu(kept, approximate=approximate)
-    (result,) = torch.autograd.grad(activated, kept, grad)
+    x = x.detach().requires_grad_()
+    activated = F.gelu(x, approximate=approximate)
+    (result,) = torch.autograd.grad(activated, x, grad)
     return activated.detach(), result, result.sum(0)
 
 
@@ -125,9 +125,9 @@ def test_norm_budget(size, dtype, product):
 @pytest.mark.parametrize("size", SIZES)
 def test_gelu_in_float64(size, programs, approximate, monkeypatch):
     monkeypatch.setattr(kernels, "_PROGRAMS", programs)
-    kept, grad = values(*size)[:2]
-    found = kernels.gelu_backward(kept, grad, approximate)
-    for actual, expected in zip(found, eager_gelu(kept, grad, approximate), strict=True):
+    x, grad = values(*size)[:2]
+    found = kernels.gelu_backward(x, grad, approximate)
+    for actual, expected in zip(found, eager_gelu(x, grad, approximate), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -135,31 +135,31 @@ def test_gelu_in_float64(size, programs, approximate, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [(130, 200), *LARGE])
 def test_gelu_budget(size, dtype, approximate):
-    kept, grad = values(*size, dtype)[:2]
-    exact = eager_gelu(kept.double(), grad.double(), approximate)
-    found = kernels.gelu_backward(kept, grad, approximate)
-    assert_within_budget(found, eager_gelu(kept, grad, approximate), exact)
+    x, grad = values(*size, dtype)[:2]
+    exact = eager_gelu(x.double(), grad.double(), approximate)
+    found = kernels.gelu_backward(x, grad, approximate)
+    assert_within_budget(found, eager_gelu(x, grad, approximate), exact)
 
 
 def test_gelu_far_from_zero():
     """Neither form overflows, and both end at the identity and at zero."""
-    kept = torch.tensor([[-1e4, -60.0, 60.0, 1e4]], device=DEVICE)
+    x = torch.tensor([[-1e4, -60.0, 60.0, 1e4]], device=DEVICE)
     for approximate in kernels.APPROXIMATIONS:
-        activated, slope, _ = kernels.gelu_backward(kept, torch.ones_like(kept), approximate)
-        torch.testing.assert_close(activated, kept.clamp(min=0), rtol=0, atol=0)
+        activated, slope, _ = kernels.gelu_backward(x, torch.ones_like(x), approximate)
+        torch.testing.assert_close(activated, x.clamp(min=0), rtol=0, atol=0)
         assert slope.tolist() == [[0, 0, 1, 1]]
 
 
 def test_gelu_in_place():
-    kept, grad = values(7, 72)[:2]
-    expected = kernels.gelu_backward(kept, grad, "none")
-    found = kernels.gelu_backward(kept, grad, "none", in_place=True)
+    x, grad = values(7, 72)[:2]
+    expected = kernels.gelu_backward(x, grad, "none")
+    found = kernels.gelu_backward(x, grad, "none", in_place=True)
     assert found[1] is grad
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
     with pytest.raises(ValueError, match="must be contiguous to be written over"):
-        kernels.gelu_backward(kept, torch.randn(72, 7, device=DEVICE).T, "none", in_place=True)
+        kernels.gelu_backward(x, torch.randn(72, 7, device=DEVICE).T, "none", in_place=True)
     with pytest.raises(ValueError, match="must be none or tanh, got 'sigmoid'"):
-        kernels.gelu_backward(kept, grad, "sigmoid")
+        kernels.gelu_backward(x, grad, "sigmoid")
 
 
 def test_layouts():
@@ -204,35 +204,17 @@ def test_programs_cover_all_tokens(channels):
         kernels.norm_blocks(70_000)
 
 
-# Compiles for an H100, which needs none; prints the bytes of shared memory of each kernel.
 COMPILE = """
-import triton, triton.language as tl
-from triton.backends.compiler import GPUTarget
-from mvitv2_det.fused.triton import tokens
+from mvitv2_det.fused.triton.norm_gelu import gelu_backward, layer_norm_backward, layer_norm_forward
 
-def shared(kernel, pointers, numbers, constants, warps):
-    signature = dict(zip(kernel.arg_names, pointers)) | dict.fromkeys(numbers, "i32")
-    signature |= dict.fromkeys(constants, "constexpr")
-    source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    compiled = triton.compile(
-        source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps, "num_stages": 2}
-    )
-    return compiled.metadata.shared
-
-block, width, warps = tokens.norm_blocks(96)
-common = dict(C=96, X_ROW=96, ACC=tl.float32, BLOCK_T=block, BLOCK_C=width)
-low, full = "*bf16", "*fp32"
-print(shared(tokens._norm_forward, [full, full, full, low, full, full], ["tokens"],
-             common | dict(EPS=1e-6), warps))
-print(shared(tokens._norm_backward, [low, full, full, full, full, full, full],
-             ["tokens", "tiles"], common | dict(GRAD_ROW=96), warps))
-block, width, warps = tokens.gelu_blocks(384)
-constants = dict(M=384, KEPT_ROW=384, GRAD_ROW=384, TANH=False, ACC=tl.float32)
-print(shared(tokens._gelu_backward, [low, low, low, low, full], ["tokens", "tiles"],
-             constants | dict(BLOCK_T=block, BLOCK_M=width), warps))
+x, hidden = torch.empty(850, 96), torch.empty(850, 384, dtype=torch.bfloat16)
+normed, mean, rstd = layer_norm_forward(x, x[0], x[0], 1e-6, torch.bfloat16)
+layer_norm_backward(normed, x, mean, rstd, x[0], True)
+gelu_backward(hidden, hidden, "none")
 """
 
 
 def test_compiles_for_an_h100():
-    rows = numbers_of_compiler(COMPILE)
-    assert len(rows) == 3 and all(row[0] <= SHARED_MEMORY for row in rows)
+    binaries = compiled_for_an_h100(COMPILE)
+    assert len(binaries) == 3
+    assert all(binary.shared <= SHARED_MEMORY and binary.stack == 0 for binary in binaries)

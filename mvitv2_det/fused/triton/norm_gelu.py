@@ -18,12 +18,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import accumulator, accumulator_dtype
+
 APPROXIMATIONS = ("none", "tanh")
 
 _TILE = 2048  # values of a program at once: 16 for each thread of four warps
-_LARGEST_TILE = 65536  # channels of a token, in registers of 32 warps
+_MAX_TILE = 65536  # channels of a token, in registers of 32 warps
 _PROGRAMS = 528  # of kernels that sum over tokens: four for each multiprocessor of an H100
-_LEAST_TOKENS = 8  # of each of them, so that partial sums stay few beside the tokens
+_MIN_TOKENS = 8  # of each of them, so that partial sums stay few beside the tokens
 _GELU_COLUMNS = 128  # hidden channels of a program
 _WARP = 32
 
@@ -38,8 +40,8 @@ def norm_blocks(channels: int) -> tuple[int, int, int]:
         ValueError: a token is wider than registers hold.
     """
     width = max(triton.next_power_of_2(channels), 16)
-    if width > _LARGEST_TILE:
-        raise ValueError(f"a LayerNorm of at most {_LARGEST_TILE} channels, got {channels}")
+    if width > _MAX_TILE:
+        raise ValueError(f"a LayerNorm of at most {_MAX_TILE} channels, got {channels}")
     warps = min(max(4 * width // _TILE, 4), 32)
     return max(_TILE // width, 1), width, warps
 
@@ -59,7 +61,7 @@ def token_programs(tokens: int, block: int, columns: int = 1) -> tuple[int, int]
         columns: programs side by side along the channels.
     """
     most = max(_PROGRAMS // columns, 1)
-    least = triton.cdiv(_LEAST_TOKENS, block)  # tiles
+    least = triton.cdiv(_MIN_TOKENS, block)  # tiles
     tiles = max(triton.cdiv(triton.cdiv(tokens, block), most), least)
     return max(triton.cdiv(tokens, tiles * block), 1), tiles
 
@@ -85,13 +87,15 @@ def layer_norm_forward(
     x = _rows(x)
     tokens, channels = x.shape
     normed = torch.empty(tokens, channels, dtype=dtype, device=x.device)
-    mean, rstd = (torch.empty(tokens, dtype=_sum_dtype(x), device=x.device) for _ in range(2))
+    mean, rstd = (
+        torch.empty(tokens, dtype=accumulator_dtype(x), device=x.device) for _ in range(2)
+    )
     block, width, warps = norm_blocks(channels)
     if tokens:
         with _device(x):
             _norm_forward[(triton.cdiv(tokens, block),)](
                 x, weight, bias, normed, mean, rstd, tokens,
-                EPS=eps, C=channels, X_ROW=x.stride(0), ACC=_accumulator(x),
+                EPS=eps, C=channels, X_ROW=x.stride(0), ACC=accumulator(x),
                 BLOCK_T=block, BLOCK_C=width, num_warps=warps,
             )  # fmt: skip
     return normed, mean, rstd
@@ -153,11 +157,11 @@ def layer_norm_backward(
     grad_x = torch.empty(tokens, channels, dtype=x.dtype, device=x.device)
     block, width, warps = norm_blocks(channels)
     programs, tiles = token_programs(tokens, block)
-    sums = torch.empty(programs, 2, channels, dtype=_sum_dtype(x), device=x.device)
+    sums = torch.empty(programs, 2, channels, dtype=accumulator_dtype(x), device=x.device)
     with _device(x):
         _norm_backward[(programs,)](
             grad, x, mean, rstd, weight, grad_x, sums, tokens, tiles,
-            C=channels, GRAD_ROW=grad.stride(0), X_ROW=x.stride(0), ACC=_accumulator(x),
+            C=channels, GRAD_ROW=grad.stride(0), X_ROW=x.stride(0), ACC=accumulator(x),
             BLOCK_T=block, BLOCK_C=width, num_warps=warps,
         )  # fmt: skip
     totals = sums.sum(0).to(sums.dtype if weight is None else weight.dtype)
@@ -204,22 +208,22 @@ def _norm_backward(
 
 
 def gelu_backward(
-    kept: Tensor, grad: Tensor, approximate: str, *, in_place: bool = False
+    x: Tensor, grad: Tensor, approximate: str, in_place: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """GELU computed again, its gradient, and the gradient of the bias before it.
 
     As ``F.gelu``, ``gelu_backward`` and a sum over the tokens. Least bytes:
-    T·M·(2 · size of kept + 2 · size of grad); the partial sums add 8·P·M.
+    T·M·(2 · size of x + 2 · size of grad); the partial sums add 8·P·M.
 
     Args:
-        kept: (T, M) what GELU was given.
+        x: (T, M) input of GELU.
         grad: (T, M) gradient of its result.
         approximate: ``"none"``, the exact form with erf, or ``"tanh"``.
         in_place: write the gradient over ``grad``, whose memory must then be dense.
 
     Returns:
-        GELU of ``kept``, (T, M) in its type; the gradient of ``kept``, (T, M) in grad's type; its
-        sum over the tokens, (M,) in float32 (float64 where ``kept`` is).
+        GELU of ``x``, (T, M) in its type; the gradient of ``x``, (T, M) in grad's type; its
+        sum over the tokens, (M,) in float32 (float64 where ``x`` is).
 
     Raises:
         ValueError: there is no such approximation, or ``grad`` is not dense.
@@ -228,28 +232,28 @@ def gelu_backward(
         raise ValueError(f"approximate must be none or tanh, got {approximate!r}")
     if in_place and not grad.is_contiguous():
         raise ValueError(f"grad must be contiguous to be written over, got {grad.stride()}")
-    kept, grad = _rows(kept), _rows(grad)
-    tokens, hidden = kept.shape
-    shape = {"size": kept.shape, "device": kept.device}
-    activated = torch.empty(**shape, dtype=kept.dtype)
+    x, grad = _rows(x), _rows(grad)
+    tokens, hidden = x.shape
+    shape = {"size": x.shape, "device": x.device}
+    activated = torch.empty(**shape, dtype=x.dtype)
     result = grad if in_place else torch.empty(**shape, dtype=grad.dtype)
     block, width, warps = gelu_blocks(hidden)
     columns = triton.cdiv(hidden, width)
     programs, tiles = token_programs(tokens, block, columns)
-    sums = torch.empty(programs, hidden, dtype=_sum_dtype(kept), device=kept.device)
-    with _device(kept):
+    sums = torch.empty(programs, hidden, dtype=accumulator_dtype(x), device=x.device)
+    with _device(x):
         _gelu_backward[(programs, columns)](
-            kept, grad, activated, result, sums, tokens, tiles,
-            M=hidden, KEPT_ROW=kept.stride(0), GRAD_ROW=grad.stride(0), TANH=approximate == "tanh",
-            ACC=_accumulator(kept), BLOCK_T=block, BLOCK_M=width, num_warps=warps,
+            x, grad, activated, result, sums, tokens, tiles,
+            M=hidden, X_ROW=x.stride(0), GRAD_ROW=grad.stride(0), TANH=approximate == "tanh",
+            ACC=accumulator(x), BLOCK_T=block, BLOCK_M=width, num_warps=warps,
         )  # fmt: skip
     return activated, result, sums.sum(0)
 
 
 @triton.jit
 def _gelu_backward(
-    kept_ptr, grad_ptr, activated_ptr, result_ptr, sums_ptr, tokens, tiles,
-    M: tl.constexpr, KEPT_ROW: tl.constexpr, GRAD_ROW: tl.constexpr, TANH: tl.constexpr,
+    x_ptr, grad_ptr, activated_ptr, result_ptr, sums_ptr, tokens, tiles,
+    M: tl.constexpr, X_ROW: tl.constexpr, GRAD_ROW: tl.constexpr, TANH: tl.constexpr,
     ACC: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
@@ -260,7 +264,7 @@ def _gelu_backward(
         rows = (program * tiles + tile) * BLOCK_T + tl.arange(0, BLOCK_T)
         mask = (rows < tokens)[:, None] & real[None, :]
         offsets = rows.to(tl.int64)[:, None]
-        x = tl.load(kept_ptr + offsets * KEPT_ROW + columns[None, :], mask=mask, other=0.0).to(ACC)
+        x = tl.load(x_ptr + offsets * X_ROW + columns[None, :], mask=mask, other=0.0).to(ACC)
         grad = tl.load(grad_ptr + offsets * GRAD_ROW + columns[None, :], mask=mask, other=0.0)
         if TANH:
             # (1 + tanh(u)) / 2 = sigmoid(2u), which loses nothing where tanh is near -1.
@@ -282,14 +286,6 @@ def _gelu_backward(
 def _rows(x: Tensor) -> Tensor:
     """The matrix with its channels next to each other."""
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
-
-
-def _sum_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _accumulator(x: Tensor) -> tl.dtype:
-    return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
 def _device(x: Tensor) -> AbstractContextManager:

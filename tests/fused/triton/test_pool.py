@@ -1,6 +1,7 @@
-"""Pooling kernels against ``HeadPool.run``; on the CPU in Triton's interpreter."""
+"""Pooling kernels against ``HeadPool``; on the CPU in Triton's interpreter."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from h100 import (  # noqa: F401
     NEEDS_KERNELS,
     ON_GPU,
     SHARED_MEMORY,
-    numbers_of_compiler,
+    compiled_for_an_h100,
     poison,
     round_to_nearest,
 )
@@ -19,7 +20,7 @@ from torch.autograd.function import once_differentiable
 pytest.importorskip("triton")
 
 from mvitv2_det.fused.head_pool import HeadPool
-from mvitv2_det.fused.triton import pooling as kernels
+from mvitv2_det.fused.triton import pool as kernels
 
 pytestmark = NEEDS_KERNELS
 EPS = 1e-6
@@ -69,9 +70,9 @@ def pools(
         parameters = [None if x is None else x.to(DEVICE, dtype) for x in parameters]
         padding = tuple(side // 2 for side in kernel)
         made.append(
-            HeadPool(heads, (stride, stride), padding, EPS, tuple(parameters))
+            HeadPool(heads, (stride, stride), padding, EPS, *parameters)
             if stride
-            else HeadPool(heads, (1, 1), (0, 0), 0.0, (None, None, None))
+            else HeadPool.of(None, None, heads)
         )
     return made
 
@@ -104,7 +105,8 @@ def eager(qkv: Tensor, pools: Sequence[HeadPool]) -> list[Tensor]:
     ]
     parts = leaf.chunk(3, dim=-1)
     outputs = [
-        pool.run(part, *own) for pool, part, own in zip(pools, parts, parameters, strict=True)
+        pool.with_parameters(*own)(part)
+        for pool, part, own in zip(pools, parts, parameters, strict=True)
     ]
     leaves = [leaf, *(x for own in parameters for x in own if x is not None)]
     grads = torch.autograd.grad(outputs, leaves, gradients(qkv, pools))
@@ -121,13 +123,7 @@ def ours(qkv: Tensor, pools: Sequence[HeadPool]) -> list[Tensor]:
 
 def cast(pools: Sequence[HeadPool], dtype: torch.dtype) -> list[HeadPool]:
     return [
-        HeadPool(
-            pool.heads,
-            pool.stride,
-            pool.padding,
-            pool.eps,
-            tuple(None if x is None else x.to(dtype) for x in pool.parameters),
-        )
+        pool.with_parameters(*(None if x is None else x.to(dtype) for x in pool.parameters))
         for pool in pools
     ]
 
@@ -165,10 +161,7 @@ def test_norm_without_parameters():
 def test_norm_without_eps_and_constant_channels():
     """Places of a tile outside of the map are not divided by their variance, which is zero."""
     size = (1, 5, 7, 1, 8)
-    made = [
-        HeadPool(1, pool.stride, pool.padding, 0.0, pool.parameters)
-        for pool in pools(1, 8, (1, 2, 4))
-    ]
+    made = [replace(pool, eps=0.0) for pool in pools(1, 8, (1, 2, 4))]
     qkv = projection(size)
     for actual, expected in zip(ours(qkv, made), eager(qkv, made), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-8)
@@ -213,13 +206,7 @@ class _Pooling(torch.autograd.Function):
     def forward(ctx, made, qkv, *parameters):
         rest = iter(parameters)
         ctx.made = [
-            HeadPool(
-                pool.heads,
-                pool.stride,
-                pool.padding,
-                pool.eps,
-                tuple(None if x is None else next(rest) for x in pool.parameters),
-            )
+            pool.with_parameters(*(None if x is None else next(rest) for x in pool.parameters))
             for pool in made
         ]
         ctx.save_for_backward(qkv)
@@ -274,62 +261,27 @@ def test_pools_that_differ():
     with pytest.raises(ValueError, match="must be pooled alike but for their strides"):
         kernels.pool_forward(qkv, mixed)
     first, *rest = pools(1, 8, (1, 1, 1))
-    uneven = HeadPool(1, (1, 2), first.padding, EPS, first.parameters)
+    uneven = replace(first, stride=(1, 2))
     with pytest.raises(ValueError, match="must be the same along both axes"):
         kernels.pool_forward(qkv, [uneven, *rest])
 
 
-# Compiles for an H100, which needs none; prints registers, bytes of stack (what is spilled)
-# and of shared memory, and accesses of 16 bytes.
 COMPILE = """
-import os, re, subprocess, tempfile
-import triton, triton.language as tl
-from triton.backends.compiler import GPUTarget
-from mvitv2_det.fused.triton import pooling, pooling_kernels
+from mvitv2_det.fused.head_pool import HeadPool
+from mvitv2_det.fused.triton.pool import pool_backward, pool_forward
 
-tool = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
-
-def report(kernel, pointers, tile, **constants):
-    constants |= dict(
-        HEAD_DIM=96, KERNEL_H=3, KERNEL_W=3, PADDING_H=1, PADDING_W=1, EPS=1e-6, D=128,
-        TILE_H=tile.height, TILE_W=tile.width, ACCUMULATOR=tl.float32,
-    )
-    signature, names = {}, kernel.arg_names
-    for name in names:
-        kind = pointers.pop(0) if pointers else "i32"
-        signature[name] = "constexpr" if name in constants else kind
-    aligned = ("across_b", "across_h", "across_w", "of_part")
-    attrs = {
-        (i,): [["tt.divisibility", 16]]
-        for i, name in enumerate(names) if signature[name][0] == "*" or name in aligned
-    }
-    constants = {(names.index(name),): value for name, value in constants.items()}
-    source = triton.compiler.ASTSource(kernel, signature, constants, attrs)
-    compiled = triton.compile(
-        source, target=GPUTarget("cuda", 90, 32), options={"num_warps": tile.warps}
-    )
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        command = [tool, "--dump-resource-usage", file.name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    registers, stack = re.search(r"REG:(\\d+) STACK:(\\d+)", said).groups()
-    wide = len(re.findall(r"(?:ld|st)\\.global\\S*\\.v4\\.b32", compiled.asm["ptx"]))
-    print(registers, stack, compiled.metadata.shared, wide)
-
-low, full = "*bf16", "*fp32"
-report(pooling_kernels.forward_kernel, [low, full, low, low, low], pooling._tile(96))
-report(pooling_kernels.backward_kernel, [low, full] + 6 * [low] + [full], pooling._tile(96))
-report(
-    pooling_kernels.gather_kernel, [low, full, low, low, low], pooling._tile(96),
-    stride_q=1, stride_k=4, stride_v=4,
-)
+parameters = torch.empty(96, 1, 3, 3), torch.empty(96), torch.empty(96)
+pools = [HeadPool(1, (stride, stride), (1, 1), 1e-6, *parameters) for stride in (1, 4, 4)]
+for size in ((200, 272), (101, 16)):
+    qkv = torch.empty(1, *size, 3 * 96, dtype=torch.bfloat16)
+    pool_backward(qkv, pools, pool_forward(qkv, pools))
 """
 
 
 def test_compiles_for_an_h100():
-    """Nothing is spilled, and maps are read and written 16 bytes at a time."""
-    rows = numbers_of_compiler(COMPILE)
-    assert len(rows) == 3
-    for registers, stack, shared, wide in rows:
-        assert registers <= 255 and stack == 0 and shared <= SHARED_MEMORY and wide >= 9
+    """Nothing is spilled, maps are read and written 16 bytes at a time, for images of all sizes."""
+    binaries = compiled_for_an_h100(COMPILE)
+    assert len(binaries) == 6 and len({binary.hash for binary in binaries}) == 3
+    for binary in binaries:
+        assert binary.registers <= 255 and binary.stack == 0
+        assert binary.shared <= SHARED_MEMORY and binary.wide >= 9
