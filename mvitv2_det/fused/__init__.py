@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..backbone.block import MultiScaleBlock
 from .block import FusedBlock
-from .choice import AUTO, BACKENDS, Choice, check_name, choose
+from .choice import AUTO, BACKENDS, Choice, check_name
 from .compiling import compile_blocks
 
 __all__ = ["BACKENDS", "Explanation", "accelerate", "compile_blocks", "explain"]
@@ -66,7 +66,7 @@ def explain(model: nn.Module, *inputs: Tensor) -> list[Explanation]:
     found = []
 
     def note(name: str):
-        return lambda block, inputs: found.append(Explanation(name, choose(block, *inputs)))
+        return lambda block, inputs: found.append(Explanation(name, block.choose(*inputs)))
 
     hooks = [
         block.register_forward_pre_hook(note(name))

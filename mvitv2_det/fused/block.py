@@ -42,7 +42,7 @@ class FusedBlock(MultiScaleBlock):
             ValueError: the backend asked for by name cannot compute this block; the message says
                 why.
         """
-        choice = choose(self, x)
+        choice = self.choose(x)
         if choice.is_plain:
             return super().forward(x)
         if not choice.compiled:
@@ -52,8 +52,17 @@ class FusedBlock(MultiScaleBlock):
         torch._dynamo.maybe_mark_dynamic(x, [1, 2])
         return self.compiled(self, x, self.draw_path_scales(x))
 
+    def choose(self, x: Tensor) -> Choice:
+        """What computes this block on tokens ``x`` (B, H, W, C), and why nothing faster.
+
+        Raises:
+            ValueError: as :meth:`forward`.
+        """
+        has_compiled_code = self.compiled is not None
+        return choose(self, self.backend, x, has_compiled_code=has_compiled_code)
+
     def compute(self, x: Tensor, choice: Choice, path_scales: PathScales) -> Tensor:
-        """As the plain forward pass, each step in the way that was chosen.
+        """Computes the plain forward pass, each step in the way that was chosen.
 
         Args:
             x: (B, H, W, C_in).
@@ -90,5 +99,5 @@ class FusedBlock(MultiScaleBlock):
         return self.drop_path(x.new_ones(x.shape[0], 1, 1, 1))
 
     def __getstate__(self) -> dict:
-        """What is copied and pickled: all but compiled code, which cannot be."""
+        """Leaves compiled code out of copies and pickles, which cannot hold it."""
         return super().__getstate__() | {"compiled": None}

@@ -15,7 +15,6 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from timm.layers import DropPath, Mlp
@@ -23,14 +22,12 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from ..attention.multiscale import MultiScaleAttention
+from ..backbone.block import MultiScaleBlock
 from . import attention as paths
 from . import tokens
 from .attention import FusedAttention
 from .tokens import TokenKernels, product_dtype
 from .triton import available
-
-if TYPE_CHECKING:
-    from .block import FusedBlock
 
 AUTO, REFERENCE, TILED, SDPA, TRITON = "auto", "reference", "tiled", "sdpa", "triton"
 BACKENDS = (AUTO, TILED, SDPA, TRITON, REFERENCE)
@@ -92,25 +89,32 @@ def check_name(name: str) -> None:
         raise ValueError(f"attention_backend must be one of {', '.join(BACKENDS)}, got {name!r}")
 
 
-def choose(block: "FusedBlock", x: Tensor) -> Choice:
+def choose(
+    block: MultiScaleBlock, backend: str, x: Tensor, *, has_compiled_code: bool = False
+) -> Choice:
     """What computes ``block`` on tokens ``x`` (B, H, W, C).
+
+    Args:
+        backend: what was asked for, one of :data:`BACKENDS`.
+        has_compiled_code: whether the block was compiled; compiled code runs wherever no other
+            graph is being captured.
 
     Raises:
         ValueError: the backend that was asked for by name cannot compute it; the message says why.
     """
-    if block.compiled is not None and not is_capturing():
-        return Choice(block.backend, compiled=True)
-    if block.backend == AUTO:
+    if has_compiled_code and not is_capturing():
+        return Choice(backend, compiled=True)
+    if backend == AUTO:
         return _fastest(block, x)
-    if block.backend == REFERENCE:
+    if backend == REFERENCE:
         return Choice(REFERENCE)
-    if reason := _why_not(block.backend, block, x, _why_not_fused(block, x)):
-        raise ValueError(f"attention_backend {block.backend!r} cannot run here: {reason}")
-    if block.backend == TRITON:
+    if reason := _why_not(backend, block, x, _why_not_fused(block, x)):
+        raise ValueError(f"attention_backend {backend!r} cannot run here: {reason}")
+    if backend == TRITON:
         from .triton import norm_gelu
 
         return Choice(TRITON, norm_gelu)
-    return Choice(block.backend, tokens if block.backend == TILED else None)
+    return Choice(backend, tokens if backend == TILED else None)
 
 
 def is_capturing() -> bool:
@@ -118,7 +122,7 @@ def is_capturing() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def _fastest(block: "FusedBlock", x: Tensor) -> Choice:
+def _fastest(block: MultiScaleBlock, x: Tensor) -> Choice:
     not_fused = _why_not_fused(block, x)
     kernels = tokens if not_fused is None else None
     passed_over: tuple[tuple[str, str], ...] = ()
@@ -133,7 +137,7 @@ def _fastest(block: "FusedBlock", x: Tensor) -> Choice:
     return Choice(name, kernels, passed_over=passed_over)
 
 
-def _why_not(name: str, block: "FusedBlock", x: Tensor, not_fused: str | None) -> str | None:
+def _why_not(name: str, block: MultiScaleBlock, x: Tensor, not_fused: str | None) -> str | None:
     """Why a backend cannot compute the block; None where it can.
 
     Args:
@@ -155,7 +159,7 @@ def _say_once(name: str, reason: str) -> None:
     _log.info("attention backend %s is not taken: %s", name, reason)
 
 
-def _why_not_fused(block: "FusedBlock", x: Tensor) -> str | None:
+def _why_not_fused(block: MultiScaleBlock, x: Tensor) -> str | None:
     """Why norms, linear layers and MLP cannot be fused; None where they can."""
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         return "its own gradients cannot be compiled, and the compiler fuses by itself"
@@ -164,7 +168,7 @@ def _why_not_fused(block: "FusedBlock", x: Tensor) -> str | None:
     )
 
 
-def _why_not_sdpa(block: "FusedBlock", x: Tensor) -> str | None:
+def _why_not_sdpa(block: MultiScaleBlock, x: Tensor) -> str | None:
     """Why PyTorch's fused attention cannot compute the block's; None where it can."""
     if torch.compiler.is_compiling() and x.device.type == "cpu":
         return "compiled for the CPU it fails on the layout of its output"
@@ -188,7 +192,7 @@ def _why_not_taken_apart(parts: Iterable[Part]) -> str | None:
     return next((reason for part in parts if (reason := _why_not_part(*part))), None)
 
 
-def _parts_of_attention(block: "FusedBlock") -> Iterator[Part]:
+def _parts_of_attention(block: MultiScaleBlock) -> Iterator[Part]:
     """What every fast attention takes apart; ``qkv`` and ``proj`` may still be called."""
     attention = block.attn
     yield "attn", attention, (MultiScaleAttention,)
@@ -199,7 +203,7 @@ def _parts_of_attention(block: "FusedBlock") -> Iterator[Part]:
     yield "drop_path", block.drop_path, (DropPath, nn.Identity)
 
 
-def _other_parts(block: "FusedBlock") -> Iterator[Part]:
+def _other_parts(block: MultiScaleBlock) -> Iterator[Part]:
     """What fused norms, linear layers and MLP take apart."""
     mlp = block.mlp
     yield "norm1", block.norm1, (nn.LayerNorm,)
@@ -243,7 +247,7 @@ def _why_not_part(name: str, module: nn.Module, kinds: tuple[type, ...]) -> str 
     return None
 
 
-def _unknown_options(block: "FusedBlock", *, masked_padding: bool = False) -> str | None:
+def _unknown_options(block: MultiScaleBlock, *, masked_padding: bool = False) -> str | None:
     """Why no fast attention computes what the spec asks for.
 
     Args:
@@ -261,7 +265,7 @@ def _unknown_options(block: "FusedBlock", *, masked_padding: bool = False) -> st
     return None
 
 
-def _tiled_limits(block: "FusedBlock", x: Tensor) -> str | None:
+def _tiled_limits(block: MultiScaleBlock, x: Tensor) -> str | None:
     if x.device.type != "cpu":
         return f"it is made for the CPU, got tensors on {x.device.type}"
     if torch.is_autocast_enabled("cpu"):
@@ -271,7 +275,7 @@ def _tiled_limits(block: "FusedBlock", x: Tensor) -> str | None:
     return _unknown_options(block)
 
 
-def _triton_limits(block: "FusedBlock", x: Tensor) -> str | None:
+def _triton_limits(block: MultiScaleBlock, x: Tensor) -> str | None:
     if reason := _unknown_options(block, masked_padding=True):
         return reason
     if reason := available.why_unavailable(x.device, product_dtype(x)):

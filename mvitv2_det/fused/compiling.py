@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from .block import FusedBlock, PathScales
-from .choice import choose
 
 
 def compile_blocks(model: nn.Module, *, fullgraph: bool = True, **options) -> None:
@@ -40,7 +39,7 @@ def compile_blocks(model: nn.Module, *, fullgraph: bool = True, **options) -> No
 
 
 def _compute(block: FusedBlock, x: Tensor, path_scales: PathScales) -> Tensor:
-    return block.compute(x, choose(block, x), path_scales)
+    return block.compute(x, block.choose(x), path_scales)
 
 
 def _with_own_code(function: FunctionType) -> FunctionType:

@@ -45,7 +45,7 @@ def norm_linear(
 def norm_product(
     x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None, kernels: TokenKernels
 ) -> Tensor:
-    """As :func:`norm_linear`, with some rows of a layer's weight (O, C) and bias (O)."""
+    """``linear(norm(x))`` with some rows of a layer's weight (O, C) and bias (O)."""
     return _NormLinear.apply(x, *_of_norm(norm), weight, bias, 1, kernels)[0]
 
 

@@ -11,14 +11,12 @@ from torch.nn.utils import parametrize, prune
 
 from mvitv2_det import MViT
 from mvitv2_det.fused import BACKENDS, accelerate, choice, explain
-from mvitv2_det.fused.choice import choose
-from mvitv2_det.fused.triton import available
 
 X = torch.linspace(-1, 1, 9 * 14 * 12).reshape(1, 9, 14, 12)
 
 
 def chosen(module: nn.Module, x: torch.Tensor = X) -> str:
-    return str(choose(module, x))
+    return str(module.choose(x))
 
 
 def test_what_auto_takes(caplog):

@@ -96,7 +96,7 @@ def _attention_error(device: torch.device, dtype: torch.dtype, window: int | Non
 def _plain_attention(
     qkv: Tensor, pools: tuple[HeadPool, ...], rel_h: Tensor, rel_w: Tensor, shape: AttentionShape
 ) -> Tensor:
-    """As the kernels, by PyTorch's own operations: (B, H, W, 3·C) to (B, H', W', C)."""
+    """What the kernels compute, by PyTorch's own operations: (B, H, W, 3·C) to (B, H', W', C)."""
     q, k, v = (pool(part) for pool, part in zip(pools, qkv.chunk(3, -1), strict=True))
     return windowed_sdpa(q, k, v, (rel_h, rel_w), shape) + q
 
