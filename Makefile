@@ -1,6 +1,7 @@
 # make demo         train, evaluate and look at a small detector, on any machine with Python
 # make test         run the tests, with the packages of requirements/lock.txt
-# make test-floors  run the fast part with the oldest packages that pyproject.toml allows
+# make test-floors  run the fast part with the oldest packages that pyproject.toml allows, under
+#                   Python 3.10 or 3.11
 # make test-newest  run the fast part with the newest packages that the registry offers
 # make lint         check style
 # make lock         renew requirements/lock.txt
@@ -13,14 +14,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
-# Where Detectron2's own needs are few and known, each environment gets it without dependencies.
 DETECTRON2 = tools/install_detectron2.py
-FAST_TESTS = $(wildcard tests/backbone tests/attention tests/weights tests/test_costs.py \
-	tests/test_ablation_costs.py tests/test_configs.py tests/test_ablation_configs.py)
+FAST_TESTS = tests/attention tests/backbone tests/fused tests/weights tests/test_costs.py \
+	tests/test_ablation_costs.py tests/test_configs.py tests/test_ablation_configs.py \
+	tests/test_export.py
 # Workers of one thread each: threads of several would wait for each other.
-PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses auto --maxprocesses 4 \
+	--dist loadfile
 
-.PHONY: demo test test-floors test-newest lint lock clean setup
+.PHONY: demo test test-floors test-newest lint lock clean setup always
 
 setup: $(VENV)/installed
 
@@ -45,7 +47,7 @@ test: setup
 
 # Environments of their own, made by pip's resolver: of the oldest packages, and of the newest.
 $(VENV)-floors/installed: requirements/floors.txt
-$(VENV)-newest/installed:
+$(VENV)-newest/installed: always
 $(VENV)-%/installed: pyproject.toml $(DETECTRON2)
 	test -x $(VENV)-$*/bin/python || $(PYTHON) -m venv $(VENV)-$*
 	$(VENV)-$*/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager \
