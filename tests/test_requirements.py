@@ -21,7 +21,7 @@ def declared() -> list[Requirement]:
     """All requirements of pyproject.toml, extras too."""
     # Python 3.10 has no TOML reader.
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    project = text[text.index("\ndependencies = [") : text.index("\n[tool.")]
+    project = text[text.index("\ndependencies = [") : text.index("\n[project.urls]")]
     project = re.sub(r"(?m)^ *#.*$", "", project)
     names = re.findall(r'"([a-z][^"\n]*)"', project)
     return [Requirement(name) for name in names if not name.startswith("mvitv2_det")]
