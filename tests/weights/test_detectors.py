@@ -62,7 +62,7 @@ def shaken(model: nn.Module) -> nn.Module:
 
 
 def assert_same_detections(one: nn.Module, other: nn.Module) -> None:
-    """Boxes to 1e-3 pixels of up to 128, scores to 1e-5, float32.
+    """Boxes to 1e-3 pixels of up to 128, scores to 1e-5, masks but for 1 pixel in 10,000; float32.
 
     The two networks do the same operations, but on maps laid out otherwise in memory, and
     processors differ in whether they then round alike.
@@ -81,7 +81,8 @@ def assert_same_detections(one: nn.Module, other: nn.Module) -> None:
             first.pred_boxes.tensor, second.pred_boxes.tensor, rtol=0, atol=1e-3
         )
         torch.testing.assert_close(first.scores, second.scores, rtol=0, atol=1e-5)
-        assert torch.equal(first.pred_masks, second.pred_masks)
+        differing = (first.pred_masks != second.pred_masks).float().mean().item()
+        assert differing < 1e-4
         assert first.pred_masks.any()
 
 
