@@ -20,9 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from detectron2.export import TracingAdapter
+from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from .attention.multiscale import MultiScaleAttention
@@ -62,7 +64,7 @@ class FeatureMaps(nn.Module):
         names: the names of the maps.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
         self.names = list(backbone.output_shape())
@@ -188,7 +190,7 @@ def check_part_and_format(part: str, format: str) -> None:
             )
 
 
-def _detect(detector: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
+def _detect(detector: Any, image: Tensor) -> tuple[Tensor, ...]:
     (found,) = detector.inference([{"image": image}], do_postprocess=False)
     outputs = (found.pred_boxes.tensor, found.pred_classes, found.scores)
     return (*outputs, found.pred_masks[:, 0]) if found.has("pred_masks") else outputs
@@ -213,7 +215,7 @@ def _check_request(
             "shifted windows cannot be exported with dynamic sizes: an axis that one window "
             "covers is not shifted; export it for one image size"
         )
-    if dynamic and getattr(getattr(model, "backbone", model), "least_side", 0):
+    if dynamic and getattr(getattr(model, "backbone", model), "least_side", False):
         raise UserError(
             "a backbone that pads to a square would cut larger images off where sizes are dynamic: "
             "export it with model.backbone.square_pad=0, or for one image size"
@@ -254,13 +256,16 @@ def _sizes(image_size: tuple[int, int], dynamic: bool) -> list[tuple[int, int]]:
     return [(height, width), *(others if dynamic else [])]
 
 
-def _torch_program(exported: FeatureMaps, example: Tensor, dynamic: bool):
+def _torch_program(
+    exported: FeatureMaps, example: Tensor, dynamic: bool
+) -> torch.export.ExportedProgram:
     """Exports the backbone by ``torch.export``."""
     if not dynamic:
         return torch.export.export(exported, (example,), strict=False)
     any_size = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}
     # Treat sizes as unknown: if the example has a single window, others may have more.
-    with torch.fx.experimental._config.patch(backed_size_oblivious=True):
+    config: Any = torch.fx.experimental._config  # torch gives it its functions when it is imported
+    with config.patch(backed_size_oblivious=True):
         program = torch.export.export(
             exported, (example,), dynamic_shapes={"images": any_size}, strict=False
         )
@@ -284,7 +289,8 @@ def _write_backbone_onnx(exported: FeatureMaps, example: Tensor, file: Path, dyn
         verbose=False,
     )
     weights = sum(p.numel() * p.element_size() for p in exported.parameters())
-    program.save(file, external_data=weights > _ONE_ONNX_FILE)
+    # With dynamo=True there always is a program.
+    cast("torch.onnx.ONNXProgram", program).save(file, external_data=weights > _ONE_ONNX_FILE)
 
 
 def _write_detector_onnx(exported: Detections, example: Tensor, file: Path, dynamic: bool) -> None:
@@ -319,7 +325,7 @@ def _read_onnx(file: Path) -> Runner:
     ]
 
 
-_WRITERS = {
+_WRITERS: dict[tuple[str, str], Callable[[Any, Tensor, Path, bool], None]] = {
     ("backbone", "torch_export"): _write_torch_export,
     ("backbone", "onnx"): _write_backbone_onnx,
     ("backbone", "torchscript"): _write_torchscript,
@@ -336,7 +342,8 @@ _READERS: dict[str, Callable[[Path], Runner]] = {
 def _compare(run: Runner, model: nn.Module, images: Sequence[Tensor], part: str) -> Comparison:
     error, instances, sizes = 0.0, 0, []
     for image in images:
-        sizes.append(tuple(image.shape[-2:]))
+        height, width = image.shape[-2:]
+        sizes.append((height, width))
         expected = model(image)
         try:
             actual = run(image)

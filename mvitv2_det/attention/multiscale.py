@@ -32,6 +32,13 @@ class MultiScaleAttention(nn.Module):
         norm_layer: makes the normalisation of pooled q, k and v from their channels.
     """
 
+    pool_q: nn.Conv2d | None
+    pool_k: nn.Conv2d | None
+    pool_v: nn.Conv2d | None
+    norm_q: nn.Module | None
+    norm_k: nn.Module | None
+    norm_v: nn.Module | None
+
     def __init__(
         self, spec: AttentionSpec, norm_layer: Callable[[int], nn.Module] = nn.LayerNorm
     ) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 def head_pool(channels: int, kernel: tuple[int, int], stride: int) -> nn.Conv2d:
     """The pooling operator of one head's q, k or v: a depthwise convolution."""
-    padding = tuple(side // 2 for side in kernel)
+    padding = (kernel[0] // 2, kernel[1] // 2)
     return nn.Conv2d(
         channels, channels, kernel, stride=stride, padding=padding, groups=channels, bias=False
     )

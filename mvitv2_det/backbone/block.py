@@ -44,7 +44,7 @@ class MultiScaleBlock(nn.Module):
             in_features=dim_attention,
             hidden_features=int(dim_attention * spec.mlp_ratio),
             out_features=spec.dim_out,
-            act_layer=act_layer,
+            act_layer=act_layer,  # type: ignore[arg-type]  # timm calls it, a class or not
         )
         self.widens_in_attention = dim_attention != dim
         self.widens_in_mlp = spec.dim_out != dim_attention

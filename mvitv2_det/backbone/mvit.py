@@ -126,7 +126,7 @@ class MViT(Trunk):
             mlp_ratio=mlp_ratio,
             attention=AttentionSpec(
                 qkv_bias=qkv_bias,
-                pool_kernel=tuple(qkv_pool_kernel),
+                pool_kernel=(*qkv_pool_kernel,),
                 residual_pooling=residual_pooling,
                 mask_window_padding=mask_window_padding,
                 use_rel_pos=use_rel_pos,
@@ -136,9 +136,7 @@ class MViT(Trunk):
             ),
         )
         super().__init__(
-            PatchEmbed(
-                in_chans, embed_dim, tuple(patch_kernel), tuple(patch_stride), tuple(patch_padding)
-            ),
+            PatchEmbed(in_chans, embed_dim, (*patch_kernel,), (*patch_stride,), (*patch_padding,)),
             schedule,
             norm_layer=norm_layer,
             act_layer=act_layer,

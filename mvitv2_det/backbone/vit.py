@@ -97,7 +97,7 @@ class ViT(Trunk):
             mlp_ratio=mlp_ratio,
             attention=AttentionSpec(
                 qkv_bias=qkv_bias,
-                pool_kernel=tuple(qkv_pool_kernel),
+                pool_kernel=(*qkv_pool_kernel,),
                 residual_pooling=pooling,
                 mask_window_padding=mask_window_padding,
                 use_rel_pos=use_rel_pos,

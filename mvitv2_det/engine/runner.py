@@ -4,12 +4,14 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 from detectron2.engine import (
     AMPTrainer,
+    HookBase,
     SimpleTrainer,
     create_ddp_model,
     default_writers,
@@ -142,7 +144,7 @@ def _amp_dtype(cfg: DictConfig) -> str:
     return cfg.train.amp.get("dtype", "float16")
 
 
-def _ddp_options(cfg: DictConfig) -> dict:
+def _ddp_options(cfg: DictConfig) -> dict[str, Any]:
     options = dict(cfg.train.ddp)
     if str(cfg.train.device) == "cpu":
         # Detectron2 names a GPU per process, and Gloo has no half-precision sum.
@@ -150,7 +152,9 @@ def _ddp_options(cfg: DictConfig) -> dict:
     return options
 
 
-def _build_trainer(cfg: DictConfig, model: nn.Module, optimizer: torch.optim.Optimizer):
+def _build_trainer(
+    cfg: DictConfig, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> SimpleTrainer:
     loader = instantiate(cfg.dataloader.train)
     if not cfg.train.amp.enabled:
         return SimpleTrainer(model, loader, optimizer)
@@ -160,7 +164,9 @@ def _build_trainer(cfg: DictConfig, model: nn.Module, optimizer: torch.optim.Opt
     return AMPTrainer(model, loader, optimizer, precision=AMP_DTYPES[_amp_dtype(cfg)])
 
 
-def _hooks(cfg: DictConfig, model: nn.Module, checkpointer: DetectionCheckpointer) -> list:
+def _hooks(
+    cfg: DictConfig, model: nn.Module, checkpointer: DetectionCheckpointer
+) -> list[HookBase | None]:
     schedule = instantiate(cfg.lr_multiplier)
     max_iter, writes = cfg.train.max_iter, comm.is_main_process()
     logger.info("Learning rate over %d iterations: %s", max_iter, _describe(schedule, max_iter))

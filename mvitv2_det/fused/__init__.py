@@ -4,7 +4,9 @@ The plain model, ``attention/`` and ``backbone/``, does without it: :func:`accel
 backbone calls when it has made its blocks, is all that joins them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -65,7 +67,7 @@ def explain(model: nn.Module, *inputs: Tensor) -> list[Explanation]:
     """
     found = []
 
-    def note(name: str):
+    def note(name: str) -> Callable[[Any, tuple[Tensor, ...]], None]:
         return lambda block, inputs: found.append(Explanation(name, block.choose(*inputs)))
 
     hooks = [

@@ -62,7 +62,7 @@ def tiled(
         )
         q = norm_product(x, norm, weight_q, bias_q, kernels)
         maps = [q, *folded_projection(x, norm, weight_kv, bias_kv, pools[1:])]
-        pools = (pools[0], *(pool.without_convolution() for pool in pools[1:]))
+        pools = (pools[0], pools[1].without_convolution(), pools[2].without_convolution())
     else:
         maps = norm_linear(x, norm, qkv, kernels, parts=3)
     z = pool_and_attend(maps, pools, embeddings, shape)

@@ -4,6 +4,7 @@ Axes: B images, H × W tokens, C channels.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,9 @@ class FusedBlock(MultiScaleBlock):
     """
 
     backend: str = AUTO
+    # Where a norm is another one, nothing but its call is made use of.
+    norm1: nn.LayerNorm
+    norm2: nn.LayerNorm
     compiled: Callable[["FusedBlock", Tensor, PathScales], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,7 +49,7 @@ class FusedBlock(MultiScaleBlock):
         choice = self.choose(x)
         if choice.is_plain:
             return super().forward(x)
-        if not choice.compiled:
+        if self.compiled is None or not choice.compiled:
             return self.compute(x, choice, self.draw_path_scales(x))
         # Each side a symbol of its own: of one symbol in two places, as a square map would have,
         # the compiler makes conditions and products that it does not simplify.
@@ -98,6 +102,6 @@ class FusedBlock(MultiScaleBlock):
             return None
         return self.drop_path(x.new_ones(x.shape[0], 1, 1, 1))
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         """Leaves compiled code out of copies and pickles, which cannot hold it."""
         return super().__getstate__() | {"compiled": None}

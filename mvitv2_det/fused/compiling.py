@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from types import FunctionType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from .block import FusedBlock, PathScales
 
 
-def compile_blocks(model: nn.Module, *, fullgraph: bool = True, **options) -> None:
+def compile_blocks(model: nn.Module, *, fullgraph: bool = True, **options: Any) -> None:
     """Compiles block by block, when each first runs, for token maps of any height and width.
 
     Sizes of blocks in a row nest, and the whole network takes the compiler minutes; one block
@@ -31,7 +32,7 @@ def compile_blocks(model: nn.Module, *, fullgraph: bool = True, **options) -> No
         if isinstance(block, FusedBlock):
             kind = replace(block.spec, stage=0, drop_path=0.0, ends_stage=False)
             if kind not in compiled:
-                function = _with_own_code(_compute)
+                function = _with_own_code(cast(FunctionType, _compute))
                 compiled[kind] = torch.compile(function, fullgraph=fullgraph, **options)
             block.compiled = compiled[kind]
     if not compiled:

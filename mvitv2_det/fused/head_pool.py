@@ -5,6 +5,7 @@ Axes: B images, H × W tokens, C = h·d channels of h heads; sizes with a dash a
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,8 +26,8 @@ class HeadPool:
     """
 
     heads: int
-    stride: tuple[int, int]
-    padding: tuple[int, int]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
     eps: float
     kernel: Tensor | None = field(compare=False, repr=False)
     norm_weight: Tensor | None = field(compare=False, repr=False)
@@ -34,11 +35,12 @@ class HeadPool:
     normalises: bool = True
 
     @classmethod
-    def of(cls, pool: nn.Conv2d | None, norm: nn.LayerNorm | None, heads: int) -> "HeadPool":
+    def of(cls, pool: nn.Conv2d | None, norm: nn.Module | None, heads: int) -> "HeadPool":
         """What ``attention.pooling.head_pool`` and a norm of its channels do; nothing without."""
         if pool is None:
             return cls(heads, (1, 1), (0, 0), 0.0, None, None, None, normalises=False)
-        return cls(heads, pool.stride, pool.padding, norm.eps, pool.weight, norm.weight, norm.bias)
+        norm, padding = cast(nn.LayerNorm, norm), cast("tuple[int, ...]", pool.padding)
+        return cls(heads, pool.stride, padding, norm.eps, pool.weight, norm.weight, norm.bias)
 
     @property
     def parameters(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -57,14 +59,15 @@ class HeadPool:
 
     def output_size(self, size: Sequence[int]) -> tuple[int, int]:
         """Height and width that (H, W) is pooled to."""
-        if self.kernel is None:
-            return tuple(size)
-        return tuple(
-            (side + 2 * padding - across) // stride + 1
-            for side, padding, across, stride in zip(
-                size, self.padding, self.kernel.shape[2:], self.stride, strict=True
-            )
-        )
+        if self.kernel is not None:
+            size = [
+                (side + 2 * padding - across) // stride + 1
+                for side, padding, across, stride in zip(
+                    size, self.padding, self.kernel.shape[2:], self.stride, strict=True
+                )
+            ]
+        height, width = size
+        return height, width
 
     def pools_like(self, other: "HeadPool") -> bool:
         """Whether both pool maps with kernels, strides and padding of the same sizes."""

@@ -7,6 +7,7 @@ Axes: T tokens, C channels in, O channels out, M hidden channels.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,7 @@ def norm_mlp(
     saves_hidden = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (x, *parameters)
     )
-    options = _Options(norm.eps, mlp.act.approximate, saves_hidden, kernels)
+    options = _Options(norm.eps, cast(nn.GELU, mlp.act).approximate, saves_hidden, kernels)
     return _NormMlp.apply(x, skip, scale_of_tokens(path_scale, x), *parameters, options)
 
 
@@ -136,10 +137,11 @@ class _NormMlp(torch.autograd.Function):
                 grad_chunk = grad_norm.backward(grad_normed, tokens[chunk], normed)
                 if ctx.adds_input:
                     grad_chunk += grads[chunk]
-                grad_x = write_chunk(grad_x, chunk, grad_chunk, len(tokens))
+                if needs_x:
+                    grad_x = write_chunk(grad_x, chunk, grad_chunk, len(tokens))
         parameters = (grad_norm.weight, grad_norm.bias, grad_w1, grad_b1, grad_w2, grad_b2)
         return (
-            grad_x.view(x.shape) if needs_x else None,
+            None if grad_x is None else grad_x.view(x.shape),
             grad if needs_skip else None,
             None,
             *(

@@ -85,7 +85,7 @@ def _products(x, norm_weight, norm_bias, eps, weights, biases, kernels) -> list[
             for part, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
                 product = dense(normed, weight, bias)
                 outputs[part] = write_chunk(outputs[part], chunk, product, len(tokens))
-    return [output.view(*x.shape[:-1], -1) for output in outputs]
+    return [output.view(*x.shape[:-1], -1) for output in outputs if output is not None]
 
 
 class _NormLinear(torch.autograd.Function):
@@ -101,18 +101,18 @@ class _NormLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads):
+    def backward(ctx, *grad_outputs):
         x, norm_weight, norm_bias, weight = ctx.saved_tensors
         needs_x, needs_norm_weight, needs_norm_bias, _, needs_weight, needs_bias, *_ = (
             ctx.needs_input_grad
         )
         tokens = x.reshape(-1, x.shape[-1])
         weights = weight.to(ctx.dtype).chunk(ctx.parts)
-        grads = [grad.reshape(len(tokens), -1).to(ctx.dtype) for grad in grads]
+        grads = [grad.reshape(len(tokens), -1).to(ctx.dtype) for grad in grad_outputs]
         grad_tokens = None
         grad_norm = NormGradient(ctx.kernels, norm_weight, norm_bias)
         grad_weight = torch.zeros_like(weight) if needs_weight else None
-        grad_weights = grad_weight.chunk(ctx.parts) if needs_weight else ()
+        grad_weights = () if grad_weight is None else grad_weight.chunk(ctx.parts)
         with torch.autocast(x.device.type, enabled=False):
             for chunk in chunks(len(tokens), x.device):
                 normed = ctx.kernels.layer_norm_forward(
@@ -131,5 +131,5 @@ class _NormLinear(torch.autograd.Function):
         grad_bias = None
         if ctx.has_bias and needs_bias:
             grad_bias = torch.cat([column_sums(grad) for grad in grads]).to(weight.dtype)
-        grad_x = grad_tokens.view(x.shape) if needs_x else None
+        grad_x = None if grad_tokens is None else grad_tokens.view(x.shape)
         return grad_x, grad_norm.weight, grad_norm.bias, None, grad_weight, grad_bias, None, None

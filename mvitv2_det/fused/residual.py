@@ -97,9 +97,10 @@ class _LinearAndSkip(torch.autograd.Function):
                 if needs_z:
                     grad_chunk = dense(added, transposed, None)
                     grad_z = write_chunk(grad_z, chunk, grad_chunk, len(inputs))
-                if needs_weight:
+                if grad_weight is not None:
                     add_product(grad_weight, added.T, inputs[chunk].to(ctx.dtype))
                 if grad_bias is not None:
                     grad_bias += column_sums(added)
-        grad_z = grad_z.view(z.shape).to(z.dtype) if needs_z else None
+        if grad_z is not None:
+            grad_z = grad_z.view(z.shape).to(z.dtype)
         return grad_z, grad if needs_skip else None, None, grad_weight, grad_bias

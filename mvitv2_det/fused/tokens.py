@@ -114,6 +114,7 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "non
     plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32
     if plain and _has_onednn():
         kind, _, algorithm = activation.partition("_")
+        options: tuple[list[float], str]
         options = ([], algorithm or "none") if kind == "gelu" else ([], "")
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, kind, *options)
     x = F.linear(x, weight, bias)
@@ -163,8 +164,8 @@ class NormGradient:
         grad_tokens, grad_weight, grad_bias = self._kernels.layer_norm_backward(
             grad, tokens, mean, rstd, self._weight, self.bias is not None
         )
-        if self.weight is not None:
+        if self.weight is not None and grad_weight is not None:
             self.weight += grad_weight
-        if self.bias is not None:
+        if self.bias is not None and grad_bias is not None:
             self.bias += grad_bias
         return grad_tokens

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, OmegaConf
@@ -36,7 +37,7 @@ class Classes:
         """Makes classes of which only the number is known."""
         return cls([f"class {index}" for index in range(count)], list(range(count)))
 
-    def as_coco(self) -> list[dict]:
+    def as_coco(self) -> list[dict[str, Any]]:
         """Gives the list ``categories`` of COCO's format."""
         return [{"id": i, "name": name} for i, name in zip(self.ids, self.names, strict=True)]
 
@@ -93,7 +94,7 @@ def known_classes(cfg: DictConfig, count: int) -> Classes:
     return Classes(list(names), [ids.get(index, index) for index in range(count)])
 
 
-def _checked(categories: DictConfig | dict, culprit: str) -> dict[int, str]:
+def _checked(categories: DictConfig | dict[Any, Any], culprit: str) -> dict[int, str]:
     if not hasattr(categories, "keys") or not all(isinstance(key, int) for key in categories):
         raise UserError(f"{culprit}: expected names by category id, such as {{1: cat, 2: dog}}")
     return dict(categories.items())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data.detection_utils import read_image
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UserError
 
@@ -34,7 +34,7 @@ def read_rgb(file: str | Path) -> np.ndarray:
             if image.mode == "F" or image.mode.startswith("I"):
                 return _from_deep_grey(np.asarray(ImageOps.exif_transpose(image)))
         return np.ascontiguousarray(read_image(str(file), "RGB"))
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise UserError(f"cannot read image {file}: it is no image that Pillow knows") from error
     except Exception as error:  # damaged files make Pillow's decoders raise whatever they meet
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 import cv2
 import numpy as np
@@ -100,7 +100,7 @@ class OutputFolder:
         source, instances = predicted.source, predicted.instances
         height, width = predicted.image.shape[:2]
         image_id = self.images + 1
-        where = {"file_name": source.name}
+        where: dict[str, str | int] = {"file_name": source.name}
         if predicted.frame is not None:
             where["frame"] = predicted.frame
         if source in self._overlays:
@@ -142,7 +142,7 @@ class OutputFolder:
             stack = ExitStack()
             part = stack.enter_context(_replacing(file, keeps_part=True))
             # OpenCV's wheels have no encoder of H.264.
-            code = cv2.VideoWriter_fourcc(*"mp4v")
+            code = cv2.VideoWriter.fourcc(*"mp4v")
             writer = cv2.VideoWriter(str(part), code, source.frames_per_second(), size)
             self._video = source, writer, size, stack
             if not writer.isOpened():
@@ -153,7 +153,7 @@ class OutputFolder:
         writer.write(bgr if size == first_size else cv2.resize(bgr, first_size))
 
 
-def as_annotations(instances: Instances) -> list[dict]:
+def as_annotations(instances: Instances) -> list[dict[str, Any]]:
     """Converts predicted instances to Detectron2's dataset format."""
     annotations = [
         {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category, "score": score}
@@ -218,7 +218,7 @@ class _JsonList:
     def __init__(self, file: TextIO) -> None:
         self._file, self._separator = file, "\n"
 
-    def extend(self, values: Iterable[dict]) -> None:
+    def extend(self, values: Iterable[dict[str, Any]]) -> None:
         for value in values:
             self._file.write(self._separator + json.dumps(value, ensure_ascii=False))
             self._separator = ",\n"

@@ -167,7 +167,7 @@ class Predictor:
             }
         return [found[index] for index in range(len(inputs))]
 
-    def _autocast(self) -> AbstractContextManager:
+    def _autocast(self) -> AbstractContextManager[Any]:
         if self._precision is None:
             return nullcontext()
         return torch.autocast(self._device.type, self._precision)
@@ -202,7 +202,7 @@ def batches(items: Sequence[Item] | Iterator[Item], size: int) -> Iterator[list[
         yield batch
 
 
-def _box_predictors(model: nn.Module) -> list[nn.Module]:
+def _box_predictors(model: nn.Module) -> list[Any]:
     predictors = [module for module in model.modules() if hasattr(module, "test_score_thresh")]
     if not predictors:
         raise UserError("the config's model has no box predictor with a test_score_thresh")

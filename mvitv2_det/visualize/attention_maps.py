@@ -4,8 +4,10 @@ Axes: H × W pixels or tokens of a map, C channels, h heads, K_h × K_w keys, D 
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from ..attention.multiscale import MultiScaleAttention
 from ..attention.windows import mask_terms
+from ..backbone.block import MultiScaleBlock
 from ..backbone.trunk import Trunk
 from ..errors import UserError
 
@@ -63,6 +66,11 @@ def find_trunk(model: nn.Module) -> Trunk:
     raise UserError(f"the model, a {type(model).__name__}, has no MViT or ViT of this project")
 
 
+def blocks_of(trunk: Trunk) -> list[MultiScaleBlock]:
+    """The blocks of a trunk, first to last."""
+    return list(cast("Iterable[MultiScaleBlock]", trunk.blocks))
+
+
 @torch.no_grad()
 def attention_of_pixel(
     backbone: nn.Module, images: Tensor, block: int, pixel: tuple[int, int]
@@ -93,11 +101,12 @@ def attention_of_pixel(
     finally:
         hook.remove()
     (x,) = incoming
-    attention = trunk.blocks[block].attn
+    blocks = blocks_of(trunk)
+    attention = blocks[block].attn
     side = trunk.patch_embed.proj.stride[0]
-    side *= math.prod(earlier.spec.attention.stride_q for earlier in trunk.blocks[:block])
-    query = tuple(place // (side * attention.spec.stride_q) for place in pixel)
-    return query_attention(attention, trunk.blocks[block].norm1(x), query, side)
+    side *= math.prod(earlier.spec.attention.stride_q for earlier in blocks[:block])
+    row, column = (place // (side * attention.spec.stride_q) for place in pixel)
+    return query_attention(attention, blocks[block].norm1(x), (row, column), side)
 
 
 def query_attention(
@@ -147,7 +156,7 @@ def query_attention(
     )
 
 
-def _places(size: tuple[int, int]) -> Tensor:
+def _places(size: Sequence[int]) -> Tensor:
     """(1, H, W, 1), the places of a map numbered from 1."""
     return torch.arange(1, size[0] * size[1] + 1).reshape(1, *size, 1)
 

@@ -15,7 +15,7 @@ from ..backbone.trunk import Trunk
 from ..data import naming_unreadable_image
 from ..errors import UserError
 from ..trained import read_config, read_trained
-from .attention_maps import attention_of_pixel, draw_attention, find_trunk
+from .attention_maps import attention_of_pixel, blocks_of, draw_attention, find_trunk
 from .feature_maps import draw_feature_maps
 
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet, RGB
@@ -63,13 +63,13 @@ def look_inside(
     model = read_trained(cfg, weights, part=f"{_trunk_name(cfg)}blocks.")
     resized = _resize(cfg, image)
     scale = np.array(resized.shape[:2]) / image.shape[:2]
-    pixel = tuple(int(place) for place in (np.array(position) + 0.5) * scale)
+    row, column = (int(place) for place in (np.array(position) + 0.5) * scale)
     backbone, images = getattr(model, "backbone", model), _normalised(model, resized)
     trunk = find_trunk(model)
     output.mkdir(parents=True, exist_ok=True)
     files = []
     for block in blocks if blocks is not None else _global_blocks(trunk):
-        attention = attention_of_pixel(backbone, images, block, pixel)
+        attention = attention_of_pixel(backbone, images, block, (row, column))
         files.append(output / f"attention_block_{block}.png")
         title = _describe(trunk, block, position)
         title += f"; {attention.on_padding:.0%} on padding" if attention.on_padding > 0.005 else ""
@@ -117,13 +117,15 @@ def _normalised(model: nn.Module, image: np.ndarray) -> Tensor:
 def _global_blocks(trunk: Trunk) -> list[int]:
     """Finds the blocks that attend over the whole map; the last block if none does."""
     blocks = [
-        index for index, block in enumerate(trunk.blocks) if not block.spec.attention.window_size
+        index
+        for index, block in enumerate(blocks_of(trunk))
+        if not block.spec.attention.window_size
     ]
     return blocks or [len(trunk.blocks) - 1]
 
 
 def _describe(trunk: Trunk, block: int, position: tuple[int, int]) -> str:
-    attention = trunk.blocks[block].spec.attention
+    attention = blocks_of(trunk)[block].spec.attention
     size = attention.window_size
     kind = "global" if not size else f"window of {size}×{size} tokens"
     if attention.shift:

@@ -100,13 +100,13 @@ def value_term(attention: Tensor, tables: Sequence[Tensor]) -> Tensor:
     """
     count = len(tables)
     axes = _AXIS_LETTERS[:count]
-    total = 0
+    terms = []
     for position, (axis, table) in enumerate(zip(axes, tables, strict=True)):
         others = [1 + count + other for other in range(count) if other != position]
         summed = attention.sum(others) if others else attention
         embedding = relative_embedding(table, attention.shape[1 + position], summed.shape[-1])
-        total = total + torch.einsum(f"n{axes}k,{axis}kd->n{axes}d", summed, embedding)
-    return total
+        terms.append(torch.einsum(f"n{axes}k,{axis}kd->n{axes}d", summed, embedding))
+    return sum(terms[1:], terms[0])
 
 
 def _only(axis: int, size: Sequence[int]) -> list[int]:

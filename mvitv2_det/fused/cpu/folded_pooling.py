@@ -10,6 +10,7 @@ values), sizes with a dash are pooled ones.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,9 @@ class _FoldedProjection(torch.autograd.Function):
         pool, grad = ctx.pool, grad.permute(0, 3, 1, 2)
         normed = kernels.layer_norm_forward(x, norm_weight, norm_bias, ctx.eps, x.dtype)
         with torch.enable_grad():
-            leaves = [None if p is None else p.detach().requires_grad_() for p in parameters]
+            leaves: list[Any] = [
+                None if p is None else p.detach().requires_grad_() for p in parameters
+            ]
             weight, bias, *taps = leaves
             dense, border = _fold(weight, bias, taps, pool, x.shape[1:3])
         tokens, no_padding = normed[0].permute(0, 3, 1, 2), [0, 0]

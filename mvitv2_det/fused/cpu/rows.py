@@ -50,11 +50,12 @@ class _Projection:
         return [part[:, extra : extra + end - first] for part in pooled]
 
     def _project_and_pool(self, x: Tensor) -> list[Tensor]:
-        if folding_saves_work(self.pools):
-            parts = folded_projection(x, self.norm, self.weight, self.bias, self.pools)
-            pools = [pool.without_convolution() for pool in self.pools]
+        pools = self.pools
+        if folding_saves_work(pools):
+            parts = folded_projection(x, self.norm, self.weight, self.bias, pools)
+            pools = [pool.without_convolution() for pool in pools]
         else:
-            parts, pools = self._project(x), self.pools
+            parts = self._project(x)
         return [pool(part) for part, pool in zip(parts, pools, strict=True)]
 
     def _project(self, x: Tensor) -> list[Tensor]:

@@ -11,6 +11,7 @@ r × c queries of a tile, K = K_h·K_w keys of a window.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,8 +81,8 @@ class _PoolAndAttend(torch.autograd.Function):
             ]
             pooling = with_flat_parameters(ctx.pools, parameters)
             pooled = [pool(x) for pool, x in zip(pooling, maps, strict=True)]
-        detached = [tensor.detach() for tensor in pooled]
-        grads, grad_embeddings = _attend_backward(*detached, embeddings, grad, ctx.shape)
+        q, k, v = (tensor.detach() for tensor in pooled)
+        grads, grad_embeddings = _attend_backward(q, k, v, embeddings, grad, ctx.shape)
         inputs = [*maps, *(tensor for tensor in parameters if tensor is not None)]
         found = iter(torch.autograd.grad(pooled, inputs, grads))
         grad_maps = [next(found) for _ in maps]
@@ -89,7 +90,7 @@ class _PoolAndAttend(torch.autograd.Function):
         return None, None, *grad_maps, *grad_parameters, *grad_embeddings
 
 
-def _split(tensors: Sequence, num_parameters: int) -> tuple[Sequence, Sequence]:
+def _split(tensors: Sequence[Any], num_parameters: int) -> tuple[Sequence[Any], Sequence[Any]]:
     """The pools' parameters, and the embeddings."""
     return tensors[:num_parameters], tensors[num_parameters:]
 
@@ -118,7 +119,8 @@ def attend(
     by_heads, targets = shape.split_heads(q), shape.split_heads(output)
     logits = position_logits(by_heads, embeddings, rows_above)
     weights_memory, output_memory = _Scratch(q), _Scratch(q)
-    for tile in tiles_of(shape, *q.shape[:3], rows_above):
+    batch, height, width, _ = q.shape
+    for tile in tiles_of(shape, batch, height, width, rows_above):
         source, target = tile.view(by_heads), tile.view(targets)
         queries, window_keys = _flat(source), tile.view_windows(keys)
         weights = weights_memory.of(*queries.shape[:2], window_keys.shape[1])
