@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 JOIN = Path("mvitv2_det", "backbone", "trunk.py")
 # What the plain model consists of, and what its speed depends on.
 PLAIN = ("attention", "backbone")
-LONG = ("outputs[H", "outputs[L", "gradients[H", "gradients[L")
+LONG = ("outputs[H", "outputs[L", "gradients[H", "gradients[L", "gradients_of_detection_sizes")
 TESTED = ("tests/attention", "tests/backbone", "tests/weights", "tests/test_configs.py")
 
 
