@@ -320,6 +320,13 @@ _RULES = {
     aten._adaptive_avg_pool2d: _input_flops,
     **dict.fromkeys(BATCH_NORMS, _batch_norm_flops),
 }
+# PyTorch's counter finds the rule by the operation, but some releases of it break up every
+# operation whose overload has no rule: with both, none of these is ever broken up.
+_RULES |= {
+    getattr(operation, overload): rule
+    for operation, rule in _RULES.items()
+    for overload in operation.overloads()
+}
 
 
 def _checked_size(image_size: Sequence[int]) -> tuple[int, int]:

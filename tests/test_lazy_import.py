@@ -64,7 +64,7 @@ def test_yacs_config_registers_the_backbones_and_submodules_are_attributes():
         "mvitv2_det.add_mvitv2_config(get_cfg())\n"
         "print('build_mvitv2_backbone' in BACKBONE_REGISTRY)\n"
         "print('build_mvitv2_fpn_backbone' in BACKBONE_REGISTRY)\n"
-        "print(mvitv2_det.predict.__name__, mvitv2_det.backbone.NO_WEIGHT_DECAY[0])"
+        "print(mvitv2_det.predict.__name__, mvitv2_det.backbone.trunk.NO_WEIGHT_DECAY[0])"
     )
     assert python(code) == "True\nTrue\nmvitv2_det.predict pos_embed\n"
 

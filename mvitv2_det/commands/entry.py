@@ -13,6 +13,7 @@ from types import ModuleType
 
 from .. import __version__
 from ..errors import one_line
+from ..third_party_warnings import silence_third_party_warnings
 
 COMMANDS = ("train", "predict", "export", "convert", "count", "draw", "look-inside")
 
@@ -74,6 +75,7 @@ def run_command(
     command.add_arguments(parser)
     # Intermixed: files and overrides may stand before, between and after options.
     args = parser.parse_intermixed_args(arguments)
+    silence_third_party_warnings()
     try:
         status = command.run(args)
         sys.stdout.flush()

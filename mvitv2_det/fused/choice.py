@@ -187,7 +187,12 @@ def _why_not_recorded(x: Tensor) -> str | None:
 
 def _why_not_taken_apart(parts: Iterable[Part]) -> str | None:
     """Why modules must be called as they are: replaced, wrapped, or watched by hooks."""
-    if torch_module._has_any_global_hook():
+    if (
+        torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+    ):
         return "there are hooks for all modules, which run only where a module is called"
     return next((reason for part in parts if (reason := _why_not_part(*part))), None)
 

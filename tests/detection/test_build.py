@@ -41,19 +41,26 @@ def test_variants(variant):
 
 
 def test_every_key_reaches_the_backbone():
-    """Each key but VARIANT and NORM_EPS is a keyword of MViT, with MViT's default."""
+    """Each key but VARIANT and NORM_EPS is a keyword of MViT, with MViT's default; none lacks."""
     cfg = yacs_config()
     keywords = inspect.signature(MViT).parameters
+    elsewhere = {"in_chans", "freeze_at", "norm_layer", "act_layer"}
+    expected = {name.upper() for name in keywords if name not in elsewhere}
+    assert set(cfg.MODEL.MVIT) == expected | {"VARIANT", "NORM_EPS"}
     for key, value in cfg.MODEL.MVIT.items():
         if key not in ("VARIANT", "NORM_EPS") and value is not None:
             assert value == keywords[key.lower()].default, key
     cfg.MODEL.MVIT.USE_ABS_POS = True
     cfg.MODEL.MVIT.DROP_PATH_RATE = 0.5
+    cfg.MODEL.MVIT.ATTENTION_BACKEND = "reference"
+    cfg.MODEL.MVIT.PATCH_KERNEL = (9, 9)
     cfg.MODEL.BACKBONE.FREEZE_AT = 1
     backbone = BACKBONE_REGISTRY.get("build_mvitv2_backbone")(cfg, ShapeSpec(channels=4))
     assert backbone.pos_embed is not None
     assert backbone.blocks[-1].drop_path.drop_prob == 0.5
     assert backbone.patch_embed.proj.in_channels == 4
+    assert backbone.patch_embed.proj.kernel_size == (9, 9)
+    assert {block.backend for block in backbone.blocks} == {"reference"}
     assert not backbone.patch_embed.proj.weight.requires_grad
 
 

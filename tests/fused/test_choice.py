@@ -239,6 +239,7 @@ def test_changed_layers_are_not_bypassed(backend, name, kind):
     assert_same(actual, expected)
 
 
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
 def test_quantised_layers_are_not_bypassed():
     modules = [
         torch.ao.quantization.quantize_dynamic(block(name), {nn.Linear}).eval()

@@ -27,6 +27,8 @@ def test_reads_as_training_does(mode, ending, tmp_path):
     file = tmp_path / f"a.{ending}"
     try:
         Image.fromarray(COLOR).convert(mode).save(file)
+        # Pillow before 13 writes YCbCr into TIFF files, but cannot read it from any.
+        Image.open(file).load()
     except (OSError, KeyError):
         pytest.skip(f"{ending} holds no {mode}")
     assert np.array_equal(read_rgb(file), read_image(str(file), "RGB"))

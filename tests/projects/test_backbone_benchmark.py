@@ -164,7 +164,7 @@ def test_pieces_compute_the_same(kind):
 
 
 def test_our_kernels_do_the_same_work():
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", minversion="3.4")
     if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("needs Triton's interpreter")
     network = networks.our_network(SMALL, networks.detectron2_network(SMALL), "reference")
@@ -348,7 +348,7 @@ def test_two_checkouts_take_turns(tmp_path, monkeypatch):
     with (other / "mvitv2_det" / "__init__.py").open("a") as file:
         file.write(
             "import time\n"
-            "from .backbone import MViT as _MViT\n"
+            "from .backbone.mvit import MViT as _MViT\n"
             "_forward = _MViT.forward\n"
             "_MViT.forward = lambda self, x: time.sleep(1) or _forward(self, x)\n"
             "print('a line that is no answer')\n"

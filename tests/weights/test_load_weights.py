@@ -198,7 +198,9 @@ def test_tables_of_1024():
     large = published("T", use_abs_pos=True, img_size=1024, pretrain_img_size=1024)
     load_weights(large, small, strict=True)
     for one, other in zip(small.blocks, large.blocks, strict=True):
-        for old, new in zip(one.attn.position_tables(), other.attn.position_tables(), strict=True):
+        for old, new in zip(
+            one.attn.position_tables("q"), other.attn.position_tables("q"), strict=True
+        ):
             assert len(new) > len(old)
             assert torch.equal(resize_table(old, len(new)), new)
     at_run_time = absolute_embedding(small.pos_embed, True, (256, 256))

@@ -17,7 +17,7 @@ from h100 import (  # noqa: F401
 from plain_attention import plain_attention
 from torch import Tensor
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.4", reason="the kernels need Triton 3.4")
 
 from mvitv2_det.fused.shape import AttentionShape
 from mvitv2_det.fused.triton import attention_backward as backward

@@ -8,7 +8,7 @@ from models import narrow, randomize, relative_error
 from mvitv2_det import MViT
 from mvitv2_det.fused.triton import available
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.4", reason="the kernels need Triton 3.4")
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"

@@ -14,7 +14,7 @@ from h100 import (  # noqa: F401
 )
 from torch import Tensor
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.4", reason="the kernels need Triton 3.4")
 
 from mvitv2_det.fused.triton import norm_gelu as kernels
 

@@ -17,7 +17,7 @@ from h100 import (  # noqa: F401
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.4", reason="the kernels need Triton 3.4")
 
 from mvitv2_det.fused.head_pool import HeadPool
 from mvitv2_det.fused.triton import pool as kernels
