@@ -33,5 +33,5 @@ def cached_per_device(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
             made[key] = tensor
         return tensor
 
-    get.made = made  # type: ignore[attr-defined]
+    get.made = made  # type: ignore[attr-defined]  # functions have no such attribute
     return get

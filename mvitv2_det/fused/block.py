@@ -34,7 +34,7 @@ class FusedBlock(MultiScaleBlock):
     """
 
     backend: str = AUTO
-    # Where a norm is another one, nothing but its call is made use of.
+    # Only a LayerNorm is taken apart; `choose` has norms of other types called as modules.
     norm1: nn.LayerNorm
     norm2: nn.LayerNorm
     compiled: Callable[["FusedBlock", Tensor, PathScales], Tensor] | None = None

@@ -74,7 +74,15 @@ def _of_norm(norm: nn.LayerNorm) -> tuple[Tensor | None, Tensor | None, float]:
     return norm.weight, norm.bias, norm.eps
 
 
-def _products(x, norm_weight, norm_bias, eps, weights, biases, kernels) -> list[Tensor]:
+def _products(
+    x: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    kernels: TokenKernels,
+) -> list[Tensor]:
     tokens, dtype = x.reshape(-1, x.shape[-1]), weights[0].dtype
     outputs: list[Tensor | None] = [None] * len(weights)
     with torch.autocast(x.device.type, enabled=False):
