@@ -13,7 +13,7 @@ from torch import nn
 from mvitv2_det import MViT
 from mvitv2_det.attention.position import relative_index
 from mvitv2_det.backbone.block import MultiScaleBlock
-from mvitv2_det.fused import accelerate
+from mvitv2_det.fused import accelerate, choice
 from mvitv2_det.fused.sdpa import one_hot_places
 
 FAST = ("tiled", "sdpa")
@@ -52,6 +52,27 @@ def test_equals_the_plain_block_in_float64(backend, changes):
     )
     x = torch.randn(3, 9, 14, plain.spec.attention.dim, dtype=torch.float64)
     assert_same(outputs_and_gradients(fast, x), outputs_and_gradients(plain, x), 1e-12)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """``auto`` takes on the CPU what it takes on a GPU: ``sdpa``, and norms and MLP fused."""
+    monkeypatch.setitem(choice._AUTOMATIC, "cpu", (choice.SDPA,))
+
+
+@pytest.mark.parametrize("size", [(9, 14), (25, 13)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_sdpa_with_fused_norms_equals_the_plain_block(as_on_a_gpu, kind, size):
+    """Output and all gradients in float64, to 1e-12."""
+    fast, plain = (block(name, **KINDS[kind]).double() for name in ("auto", None))
+    x = torch.randn(2, *size, 12, dtype=torch.float64)
+    assert str(fast.choose(x)) == "sdpa, fused norms and MLP"
+    assert_same(outputs_and_gradients(fast, x), outputs_and_gradients(plain, x), 1e-12)
+
+
+def test_sdpa_with_fused_norms_saves_few_bytes(as_on_a_gpu):
+    arguments = narrow("T") | {"embed_dim": 32, "use_abs_pos": False}
+    assert saved_bytes(MViT(**arguments)) < 0.4 * saved_bytes(ReferenceMViT(**arguments))
 
 
 @pytest.mark.parametrize("rows", [1, 3])
