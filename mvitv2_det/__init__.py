@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .errors import UserError
     from .fused import compile_blocks, explain
     from .predict import Predictor
+    from .recognition.recognizer import Recognizer
     from .variants import VARIANTS, Variant
     from .weights import convert_weights, load_weights
 
@@ -31,6 +32,7 @@ __all__ = [
     "MViT",
     "MViTFPN",
     "Predictor",
+    "Recognizer",
     "ResampledPyramid",
     "UserError",
     "Variant",
@@ -48,6 +50,7 @@ _MODULES = {
     "MViT": "backbone.mvit",
     "MViTFPN": "detection",
     "Predictor": "predict",
+    "Recognizer": "recognition.recognizer",
     "ResampledPyramid": "detection",
     "UserError": "errors",
     "Variant": "variants",

@@ -15,7 +15,7 @@ from .errors import MissingDetectron2
 
 # The modules of this package that import Detectron2 themselves.
 _NEED_DETECTRON2 = (
-    "backbone.trunk",
+    "backbone.feature_trunk",
     "config",
     "costs",
     "data",

@@ -1,29 +1,44 @@
 """Pooling of token maps: P_Q, P_K, P_V of Eq. 1 and the pooled skip connection.
 
-Axes: N = batch × heads, H × W tokens, D channels of a head.
+Axes: N = batch × heads; n axes of a map, H × W or T × H × W tokens; D channels of a head.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+_CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 
-def head_pool(channels: int, kernel: tuple[int, int], stride: int) -> nn.Conv2d:
+
+def convolution(axes: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
+    """The convolution of maps with so many axes."""
+    return _CONVOLUTIONS[axes]
+
+
+def head_pool(
+    channels: int, kernel: Sequence[int], stride: Sequence[int]
+) -> nn.Conv2d | nn.Conv3d:
     """The pooling operator of one head's q, k or v: a depthwise convolution."""
-    padding = (kernel[0] // 2, kernel[1] // 2)
-    return nn.Conv2d(
-        channels, channels, kernel, stride=stride, padding=padding, groups=channels, bias=False
+    return convolution(len(kernel))(
+        channels,
+        channels,
+        (*kernel,),
+        stride=(*stride,),
+        padding=tuple(side // 2 for side in kernel),
+        groups=channels,
+        bias=False,
     )
 
 
-def skip_pool(stride: int) -> nn.Module:
+def skip_pool(stride: Sequence[int]) -> nn.Module:
     """The max pooling of the skip connection where queries are strided."""
-    if stride == 1:
+    if max(stride) == 1:
         return nn.Identity()
-    kernel = stride + 1
-    return nn.MaxPool2d(kernel, stride, kernel // 2)
+    kernel = [side + 1 if side > 1 else 1 for side in stride]
+    pool = nn.MaxPool2d if len(stride) == 2 else nn.MaxPool3d
+    return pool((*kernel,), (*stride,), tuple(side // 2 for side in kernel))
 
 
 def pool_map(x: Tensor, pool: Callable[[Tensor], Tensor]) -> Tensor:
-    """Applies a channels-first pooling to a channels-last map: (N, H, W, D) to (N, H', W', D)."""
-    return pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    """Applies a channels-first pooling to a channels-last map: (N, *axes, D) to (N, *axes', D)."""
+    return pool(x.movedim(-1, 1)).movedim(1, -1)

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from ..attention.spec import AttentionSpec
+from .feature_trunk import FeatureTrunk
 from .schedule import FEATURE_NAMES, FIRST_STAGE, build_schedule
-from .trunk import PatchEmbed, Trunk
+from .trunk import PatchEmbed
 
 
-class MViT(Trunk):
+class MViT(FeatureTrunk):
     """Multiscale vision transformer with Hybrid window attention (Hwin, section 4.2).
 
     Takes every keyword of ``detectron2.modeling.MViT`` with the same meaning and default, has the

@@ -13,7 +13,7 @@ were trained with it:
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..attention.spec import AttentionSpec
+from ..attention.spec import AttentionSpec, per_axis
 from ..attention.windows import largest_shift
 from ..variants import NUM_STAGES
 
@@ -57,7 +57,7 @@ def build_schedule(
     last_block_indexes: Sequence[int],
     adaptive_kv_stride: int,
     adaptive_window_size: int | Sequence[int],
-    table_size: int,
+    table_size: int | tuple[int, ...],
     drop_path_rate: float,
     expand_in_attention: bool = True,
     global_kv_stride_factor: int = 2,
@@ -76,7 +76,8 @@ def build_schedule(
         adaptive_kv_stride: K/V stride of scale2, halved from stage to stage down to 1.
         adaptive_window_size: window of scale2, halved from stage to stage, or the windows of all
             four stages; 0: no windows.
-        table_size: token grid side of the pre-training images at scale2.
+        table_size: token grid of the pre-training images or clips at scale2, a number for each
+            axis or one for all.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
         expand_in_attention: channels double in the first attention of a stage (appendix B.1);
             otherwise in the MLP of the last block of the stage before.
@@ -87,8 +88,9 @@ def build_schedule(
             ones of scale3, scale4 and scale5.
         full_q_pooling: pool the queries of every block (Table 7), not only where a stage starts.
         mlp_ratio: hidden channels of the MLPs over their input channels.
-        attention: the options that all blocks share; widths, heads, strides, windows and table
-            sizes are set block by block.
+        attention: the options that all blocks share, which say how many axes the maps have;
+            widths, heads, strides, windows and table sizes are set block by block. Time, the
+            first of three axes, is never strided (appendix B.1).
 
     Raises:
         ValueError: a size does not fit another; the message has both numbers.
@@ -100,6 +102,7 @@ def build_schedule(
     last = tuple(last_block_indexes)
     _check_windows(adaptive_window_size)
     global_blocks = _global_blocks(window_layout, global_block_indexes, last[1:], depth)
+    grid = per_axis("table_size", table_size, attention.axes)
 
     schedule = []
     for index in range(depth):
@@ -125,11 +128,11 @@ def build_schedule(
                 dim_out=width,
                 num_heads=num_heads * 2**stage,
                 pool_q=full_q_pooling or starts_stage,
-                stride_q=stride_q,
-                stride_kv=stride_kv,
+                stride_q=_in_space(stride_q, attention.axes),
+                stride_kv=_in_space(stride_kv, attention.axes),
                 window_size=window,
                 shift=largest_shift(window, (stride_q, stride_kv)) if is_shifted else 0,
-                table_size=table_size // 2**lagging_stage,
+                table_size=(*grid[:-2], *(side // 2**lagging_stage for side in grid[-2:])),
             ),
             dim_out=2 * width if widens_next else width,
             mlp_ratio=mlp_ratio,
@@ -199,11 +202,11 @@ def build_plain_schedule(
                 num_heads=num_heads,
                 pool_q=pooling,
                 pool_kv=pooling,
-                stride_q=1,
-                stride_kv=kv_stride,
+                stride_q=(1, 1),
+                stride_kv=(kv_stride, kv_stride),
                 window_size=window,
                 shift=largest_shift(window, (kv_stride,)) if is_shifted else 0,
-                table_size=window or table_size,
+                table_size=(window or table_size,) * 2,
             ),
             dim_out=embed_dim,
             mlp_ratio=mlp_ratio,
@@ -218,6 +221,11 @@ def build_plain_schedule(
 def _stage_of(index: int, last_block_indexes: Sequence[int]) -> int:
     """Which stage, counted from 0, the block belongs to."""
     return sum(index > last for last in last_block_indexes)
+
+
+def _in_space(stride: int, axes: int) -> tuple[int, ...]:
+    """The stride of each axis: height and width, the last two, are strided."""
+    return (*(1,) * (axes - 2), stride, stride)
 
 
 def _window(adaptive_window_size: int | Sequence[int], stage: int, stride_q: int) -> int:
@@ -309,7 +317,8 @@ def _check_sizes(
 def _check_window(index: int, spec: BlockSpec) -> None:
     """Query and key windows must cover the same tokens, so both strides divide the window."""
     window = spec.attention.window_size
-    for name, stride in (("q", spec.attention.stride_q), ("K/V", spec.attention.stride_kv)):
+    strides = (("q", spec.attention.stride_q[-1]), ("K/V", spec.attention.stride_kv[-1]))
+    for name, stride in strides:
         if window % stride:
             raise ValueError(
                 f"the window of block {index} (scale{spec.stage}) must be divisible by its "

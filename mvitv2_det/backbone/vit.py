@@ -9,11 +9,12 @@ from math import log2
 from torch import nn
 
 from ..attention.spec import AttentionSpec
+from .feature_trunk import FeatureTrunk
 from .schedule import build_plain_schedule
-from .trunk import PatchEmbed, Trunk
+from .trunk import PatchEmbed
 
 
-class ViT(Trunk):
+class ViT(FeatureTrunk):
     """Plain ViT with any of the attention kinds that the paper compares on ViT-B.
 
     One scale from beginning to end. Without windows and pooling its outputs and parameter names

@@ -130,7 +130,7 @@ def pools_and_shape(attention: MultiScaleAttention, x: Tensor) -> tuple[Pools, A
     )
     if spec.window_size:
         window_q, window_kv = (
-            (spec.window_size // stride,) * 2 for stride in (spec.stride_q, spec.stride_kv)
+            (spec.window_size // stride[0],) * 2 for stride in (spec.stride_q, spec.stride_kv)
         )
     else:
         window_q, window_kv = (pool.output_size(x.shape[1:3]) for pool in pools[:2])

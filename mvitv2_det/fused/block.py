@@ -39,16 +39,16 @@ class FusedBlock(MultiScaleBlock):
     norm2: nn.LayerNorm
     compiled: Callable[["FusedBlock", Tensor, PathScales], Tensor] | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C_in) to (B, H / stride_q, W / stride_q, C_out), sizes rounded up.
+    def forward(self, x: Tensor, token: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Computes the block; see :meth:`MultiScaleBlock.forward`.
 
         Raises:
             ValueError: the backend asked for by name cannot compute this block; the message says
                 why.
         """
-        choice = self.choose(x)
+        choice = self.choose(x, token)
         if choice.is_plain:
-            return super().forward(x)
+            return super().forward(x, token)
         if self.compiled is None or not choice.compiled:
             return self.compute(x, choice, self.draw_path_scales(x))
         # Each side a symbol of its own: of one symbol in two places, as a square map would have,
@@ -56,14 +56,19 @@ class FusedBlock(MultiScaleBlock):
         torch._dynamo.maybe_mark_dynamic(x, [1, 2])
         return self.compiled(self, x, self.draw_path_scales(x))
 
-    def choose(self, x: Tensor) -> Choice:
-        """What computes this block on tokens ``x`` (B, H, W, C), and why nothing faster.
+    def choose(self, x: Tensor, token: Tensor | None = None) -> Choice:
+        """What computes this block on tokens ``x`` (B, *axes, C), and why nothing faster.
 
         Raises:
             ValueError: as :meth:`forward`.
         """
-        has_compiled_code = self.compiled is not None
-        return choose(self, self.backend, x, has_compiled_code=has_compiled_code)
+        return choose(
+            self,
+            self.backend,
+            x,
+            has_token=token is not None,
+            has_compiled_code=self.compiled is not None,
+        )
 
     def compute(self, x: Tensor, choice: Choice, path_scales: PathScales) -> Tensor:
         """Computes the plain forward pass, each step in the way that was chosen.

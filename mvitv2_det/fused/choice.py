@@ -30,6 +30,7 @@ from .tokens import TokenKernels, product_dtype
 from .triton import available
 
 AUTO, REFERENCE, TILED, SDPA, TRITON = "auto", "reference", "tiled", "sdpa", "triton"
+COMPILED = "compiled"  # not a backend: what compile_blocks() makes of any
 BACKENDS = (AUTO, TILED, SDPA, TRITON, REFERENCE)
 # What ``auto`` tries on each type of device. No figures for the Triton kernels are committed yet,
 # so they run only where they are asked for.
@@ -79,7 +80,7 @@ class Choice:
 
     def __str__(self) -> str:
         if self.compiled:
-            return "compiled"
+            return COMPILED
         return self.attention if self.kernels is None else f"{self.attention}, fused norms and MLP"
 
 
@@ -90,18 +91,32 @@ def check_name(name: str) -> None:
 
 
 def choose(
-    block: MultiScaleBlock, backend: str, x: Tensor, *, has_compiled_code: bool = False
+    block: MultiScaleBlock,
+    backend: str,
+    x: Tensor,
+    *,
+    has_token: bool = False,
+    has_compiled_code: bool = False,
 ) -> Choice:
-    """What computes ``block`` on tokens ``x`` (B, H, W, C).
+    """What computes ``block`` on tokens ``x`` (B, *axes, C).
 
     Args:
         backend: what was asked for, one of :data:`BACKENDS`.
+        has_token: whether there is a class token beside the map.
         has_compiled_code: whether the block was compiled; compiled code runs wherever no other
             graph is being captured.
 
     Raises:
         ValueError: the backend that was asked for by name cannot compute it; the message says why.
     """
+    if reason := _why_only_plain(x, has_token):
+        if backend not in (AUTO, REFERENCE):
+            raise ValueError(f"attention_backend {backend!r} cannot run here: {reason}")
+        faster = _AUTOMATIC.get(x.device.type, ()) if backend == AUTO else ()
+        faster = (COMPILED, *faster) if has_compiled_code else faster
+        passed_over = tuple((name, reason) for name in faster)
+        _say(passed_over)
+        return Choice(REFERENCE, passed_over=passed_over)
     if has_compiled_code and not is_capturing():
         return Choice(backend, compiled=True)
     if backend == AUTO:
@@ -115,6 +130,15 @@ def choose(
 
         return Choice(TRITON, norm_gelu)
     return Choice(backend, tokens if backend == TILED else None)
+
+
+def _why_only_plain(x: Tensor, has_token: bool) -> str | None:
+    """Why nothing but the plain model computes such tokens; None for maps of images alone."""
+    if x.dim() != 4:
+        return "its maps have three axes, as those of clips"
+    if has_token:
+        return "a class token travels beside its map"
+    return None
 
 
 def is_capturing() -> bool:

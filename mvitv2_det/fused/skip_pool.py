@@ -33,7 +33,7 @@ class _MaxPool(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         (places,) = ctx.saved_tensors
-        kernel, stride, padding = ([size, size] for size in ctx.options)
+        kernel, stride, padding = ctx.options
         shaped = grad.new_empty(ctx.shape).permute(0, 3, 1, 2)  # its values are not read
         grad_x = torch.ops.aten.max_pool2d_with_indices_backward(
             grad.permute(0, 3, 1, 2), shaped, kernel, stride, padding, [1, 1], False, places.long()

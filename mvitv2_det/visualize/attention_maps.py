@@ -104,8 +104,8 @@ def attention_of_pixel(
     blocks = blocks_of(trunk)
     attention = blocks[block].attn
     side = trunk.patch_embed.proj.stride[0]
-    side *= math.prod(earlier.spec.attention.stride_q for earlier in blocks[:block])
-    row, column = (place // (side * attention.spec.stride_q) for place in pixel)
+    side *= math.prod(earlier.spec.attention.stride_q[-1] for earlier in blocks[:block])
+    row, column = (place // (side * attention.spec.stride_q[-1]) for place in pixel)
     return query_attention(attention, blocks[block].norm1(x), (row, column), side)
 
 
@@ -151,8 +151,8 @@ def query_attention(
         on_map[:, 1:].unflatten(1, sizes[1]),
         seen[1:].unflatten(0, sizes[1]),
         query,
-        token_side * spec.stride_q,
-        token_side * spec.stride_kv,
+        token_side * spec.stride_q[-1],
+        token_side * spec.stride_kv[-1],
     )
 
 

@@ -94,8 +94,8 @@ def work_of(attention: AttentionSpec, stage: str, batch: int, size: tuple[int, i
         tuple(size),
         attention.dim_out,
         attention.num_heads,
-        attention.stride_q,
-        attention.stride_kv,
+        attention.stride_q[0],
+        attention.stride_kv[0],
         attention.window_size,
     )
 

@@ -1,16 +1,29 @@
-"""Positions: relative ones, decomposed (Eq. 3 and 4) or joint (Table 6), and absolute ones.
+"""Positions: relative ones (Eq. 3 and 4, Tables 6 and A.6) and absolute ones.
 
 Relative positions enter attention as up to three terms (appendix A.4): of the queries, of the
-keys and of the values. :mod:`.decomposed` and :mod:`.joint` have the same functions, one for each
-term; they differ in their tables.
+keys and of the values, each with tables of its own.
 """
 
-from . import decomposed, joint
-from .absolute import absolute_embedding, resize_grid
-from .decomposed import axis_logits, relative_embedding
+from .absolute import (
+    ABSOLUTE_NAMES,
+    absolute_embedding,
+    absolute_shapes,
+    resize_frames,
+    resize_grid,
+    separable_embedding,
+)
+from .relative import (
+    TABLES,
+    RelativeTable,
+    axis_logits,
+    key_term,
+    query_term,
+    relative_embedding,
+    relative_tables,
+    value_term,
+)
 from .tables import relative_index, resize_table, table_length
 
-RELATIVE = {"decomposed": decomposed, "joint": joint}
 TERMS = ("q", "k", "v")
 
 
@@ -20,22 +33,26 @@ def table_name(name: str, term: str) -> str:
 
 
 # Every relative position table that an attention can have.
-TABLE_NAMES = tuple(
-    table_name(name, term) for kind in RELATIVE.values() for name in kind.TABLES for term in TERMS
-)
+TABLE_NAMES = tuple(table_name(name, term) for name in TABLES for term in TERMS)
 
 __all__ = [
-    "RELATIVE",
+    "ABSOLUTE_NAMES",
     "TABLE_NAMES",
     "TERMS",
+    "absolute_shapes",
+    "RelativeTable",
     "absolute_embedding",
     "axis_logits",
-    "decomposed",
-    "joint",
+    "key_term",
+    "query_term",
     "relative_embedding",
     "relative_index",
+    "relative_tables",
+    "resize_frames",
     "resize_grid",
     "resize_table",
+    "separable_embedding",
     "table_length",
     "table_name",
+    "value_term",
 ]

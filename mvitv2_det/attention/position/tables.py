@@ -8,8 +8,6 @@ scaling of coordinates where queries and keys have different strides, and the or
 float32 operations follow ``get_rel_pos`` in ``detectron2/modeling/backbone/utils.py``.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,11 +37,6 @@ def resize_table(table: Tensor, *lengths: int) -> Tensor:
         return table
     mode = _INTERPOLATION[len(lengths)]
     return F.interpolate(table.movedim(-1, 0)[None], size=lengths, mode=mode)[0].movedim(0, -1)
-
-
-def distances(query_size: Sequence[int], key_size: Sequence[int]) -> list[int]:
-    """Rows that a table needs along each axis: one for each distance on the finer grid."""
-    return [2 * max(q, k) - 1 for q, k in zip(query_size, key_size, strict=True)]
 
 
 @cached_per_device

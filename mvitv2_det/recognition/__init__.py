@@ -1,0 +1,1 @@
+"""Classification of images and clips: the networks, and what predicts with them."""

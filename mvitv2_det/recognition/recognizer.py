@@ -1,0 +1,303 @@
+"""MViTv2 as a classifier of images (section 4.1) and of clips (section 4.3).
+
+Axes: B images or clips, *axes = H × W or T × H × W, C channels.
+
+What surrounds the blocks differs between the released networks of the two tasks, and the
+constructors here follow each: ``mvit/models/mvit_model.py`` of facebookresearch/mvit for images,
+``slowfast/models/video_model_builder.py`` of facebookresearch/SlowFast for clips. Parameters have
+the names of both, so that a released file is this network's state dict.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..attention.spec import AttentionSpec
+from ..backbone.schedule import build_schedule
+from ..backbone.trunk import PatchEmbed, Trunk
+from ..variants import VARIANTS, Variant
+
+# Stochastic depth in training from scratch, by size: appendix B.2 for images, B.4 and the public
+# configs of SlowFast for clips. The paper has no clips for T and H: T has what S has, H what L has.
+IMAGE_DROP_PATH = {"T": 0.1, "S": 0.1, "B": 0.3, "L": 0.5, "H": 0.8}
+CLIP_DROP_PATH = {"T": 0.2, "S": 0.2, "B": 0.3, "L": 0.75, "H": 0.75}
+
+INITIALIZATIONS = ("mvit", "pyslowfast")
+
+
+class Recognizer(Trunk):
+    """MViTv2 with a linear layer on the mean of its last tokens, or on its class token.
+
+    :meth:`image` and :meth:`video` make the networks of the paper; the keywords here make all
+    others, MViTv1 among them (:data:`mvitv2_det.variants.MVITV1_ARGUMENTS`).
+
+    Args:
+        variant: the size.
+        num_classes: outputs.
+        input_size: (H, W) of images, or (T, H, W) of clips, that the positions are made for.
+            Other sizes resize them.
+        patch_kernel, patch_stride, patch_padding: the patch embedding's convolution, a number for
+            each axis.
+        pool_kernel: kernel of the pooling convolutions.
+        adaptive_kv_stride: K/V stride in height and width of the first stage, halved from stage
+            to stage.
+        class_token: classify a class token, not the mean of all tokens.
+        residual_class_token: whether the class token's query is added to its output as all others
+            are (Eq. 5).
+        residual_pooling, expand_in_attention, full_q_pooling, use_abs_pos, use_rel_pos,
+            rel_pos_zero_init, mlp_ratio, qkv_bias, norm_layer, act_layer, use_act_checkpoint,
+            attention_backend: as in :class:`mvitv2_det.MViT`.
+        rel_pos_kind, rel_pos_terms: as in :class:`~mvitv2_det.attention.spec.AttentionSpec`.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
+        head_dropout: dropout before the linear layer.
+        initialization: ``"mvit"``: linear layers from a truncated normal distribution of standard
+            deviation 0.02, biases 0, convolutions as PyTorch has them. ``"pyslowfast"``:
+            convolutions too from that distribution, biases of linear layers and of norms 0.02.
+        in_chans: channels of the images.
+
+    Raises:
+        ValueError: a size does not fit another, or a name is unknown; the message says which.
+    """
+
+    def __init__(
+        self,
+        variant: Variant,
+        num_classes: int,
+        input_size: tuple[int, ...],
+        *,
+        patch_kernel: tuple[int, ...] = (7, 7),
+        patch_stride: tuple[int, ...] = (4, 4),
+        patch_padding: tuple[int, ...] = (3, 3),
+        pool_kernel: tuple[int, ...] = (3, 3),
+        adaptive_kv_stride: int = 4,
+        class_token: bool = False,
+        residual_class_token: bool = True,
+        residual_pooling: bool = True,
+        expand_in_attention: bool = True,
+        full_q_pooling: bool = True,
+        use_abs_pos: bool = False,
+        use_rel_pos: bool = True,
+        rel_pos_kind: str = "decomposed",
+        rel_pos_terms: tuple[str, ...] = ("q",),
+        rel_pos_zero_init: bool = False,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_path_rate: float = 0.0,
+        head_dropout: float = 0.0,
+        norm_layer: Callable[[int], nn.Module] = partial(nn.LayerNorm, eps=1e-6),
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        initialization: str = "mvit",
+        use_act_checkpoint: bool = False,
+        attention_backend: str = "auto",
+        in_chans: int = 3,
+    ) -> None:
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        if initialization not in INITIALIZATIONS:
+            raise ValueError(
+                f"initialization must be {' or '.join(INITIALIZATIONS)}, got {initialization!r}"
+            )
+        patches = _patch_grid(input_size, patch_stride)
+        schedule = build_schedule(
+            embed_dim=variant.embed_dim,
+            depth=variant.depth,
+            num_heads=variant.num_heads,
+            last_block_indexes=variant.last_block_indexes,
+            adaptive_kv_stride=adaptive_kv_stride,
+            adaptive_window_size=0,
+            table_size=patches,
+            drop_path_rate=drop_path_rate,
+            expand_in_attention=expand_in_attention,
+            global_kv_stride_factor=1,
+            full_q_pooling=full_q_pooling,
+            mlp_ratio=mlp_ratio,
+            attention=AttentionSpec(
+                qkv_bias=qkv_bias,
+                pool_kernel=(*pool_kernel,),
+                stride_q=(1,) * len(pool_kernel),
+                stride_kv=(1,) * len(pool_kernel),
+                residual_pooling=residual_pooling,
+                residual_class_token=residual_class_token,
+                use_rel_pos=use_rel_pos,
+                rel_pos_kind=rel_pos_kind,
+                rel_pos_terms=(*rel_pos_terms,),
+                rel_pos_zero_init=rel_pos_zero_init,
+                table_size=patches,
+            ),
+        )
+        super().__init__(
+            PatchEmbed(
+                in_chans, variant.embed_dim, (*patch_kernel,), (*patch_stride,), (*patch_padding,)
+            ),
+            schedule,
+            norm_layer=norm_layer,
+            act_layer=act_layer,
+            use_abs_pos=use_abs_pos,
+            pretrain_size=patches,
+            pretrain_use_cls_token=class_token,
+            class_token=class_token,
+            use_act_checkpoint=use_act_checkpoint,
+            attention_backend=attention_backend,
+        )
+        channels = schedule[-1].dim_out
+        self.num_classes = num_classes
+        self.norm = norm_layer(channels)
+        self.head = Head(channels, num_classes, head_dropout)
+        if initialization == "pyslowfast":
+            self.apply(_init_as_pyslowfast)
+
+    @classmethod
+    def image(
+        cls,
+        variant: str = "T",
+        num_classes: int = 1000,
+        class_token: bool = False,
+        *,
+        image_size: int = 224,
+        **options,
+    ) -> "Recognizer":
+        """The network of ImageNet (Table 2); with a class token, that of ImageNet-21K.
+
+        It takes images (B, 3, H, W). Without a class token, channels of L double in the MLPs, as
+        in the paper's tables and the released weights; those of all others in attention.
+
+        Args:
+            variant: T, S, B, L or H.
+            num_classes: outputs; 19,168 for ImageNet-21K as facebookresearch/mvit has it.
+            class_token: classify a class token.
+            image_size: side of the images that the position tables are made for.
+            options: further keywords of :class:`Recognizer`.
+
+        Raises:
+            ValueError: there is no such variant, or as :class:`Recognizer`.
+        """
+        size = _variant(variant)
+        defaults = {
+            "drop_path_rate": IMAGE_DROP_PATH[variant],
+            "expand_in_attention": class_token or variant != "L",
+        }
+        return cls(
+            size,
+            num_classes,
+            (image_size, image_size),
+            class_token=class_token,
+            **defaults | options,
+        )
+
+    @classmethod
+    def video(
+        cls,
+        variant: str = "S",
+        frames: int = 16,
+        num_classes: int = 400,
+        class_token: bool = True,
+        *,
+        image_size: int = 224,
+        **options,
+    ) -> "Recognizer":
+        """The network of Kinetics and Something-Something (Table 10).
+
+        It takes clips (B, 3, T, H, W). All released ones have a class token (appendix B.1 says
+        otherwise), L has 40 frames of 312².
+
+        Args:
+            variant: T, S, B, L or H.
+            frames: T that the position tables are made for.
+            num_classes: outputs.
+            class_token: classify a class token.
+            image_size: side of the frames that the position tables are made for.
+            options: further keywords of :class:`Recognizer`.
+
+        Raises:
+            ValueError: there is no such variant, or as :class:`Recognizer`.
+        """
+        size = _variant(variant)
+        defaults = {
+            "patch_kernel": (3, 7, 7),
+            "patch_stride": (2, 4, 4),
+            "patch_padding": (1, 3, 3),
+            "pool_kernel": (3, 3, 3),
+            "adaptive_kv_stride": 8,
+            "residual_class_token": False,
+            "drop_path_rate": CLIP_DROP_PATH[variant],
+            "head_dropout": 0.5,
+            "initialization": "pyslowfast",
+        }
+        return cls(
+            size,
+            num_classes,
+            (frames, image_size, image_size),
+            class_token=class_token,
+            **defaults | options,
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of images or clips.
+
+        Args:
+            images: (B, C, H, W) images or (B, C, T, H, W) clips, of any size.
+
+        Returns:
+            (B, num_classes), before softmax.
+
+        Raises:
+            ValueError: ``images`` has another number of dimensions or channels.
+        """
+        x, token = self.embed(images)
+        for index in range(len(self.blocks)):
+            if token is None:
+                x = self.run_block(index, x)
+            else:
+                x, token = self.run_block(index, x, token)
+        if token is None:
+            return self.head(self.norm(x).flatten(1, -2).mean(dim=1))
+        return self.head(self.norm(token)[:, 0])
+
+
+class Head(nn.Module):
+    """Dropout and a linear layer, (B, C) to (B, classes)."""
+
+    def __init__(self, channels: int, num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.projection = nn.Linear(channels, num_classes)
+        nn.init.trunc_normal_(self.projection.weight, std=0.02)
+        nn.init.zeros_(self.projection.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C) to logits (B, classes)."""
+        return self.projection(self.dropout(x))
+
+
+def _variant(name: str) -> Variant:
+    if name not in VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {name!r}")
+    return VARIANTS[name]
+
+
+def _patch_grid(input_size: tuple[int, ...], patch_stride: tuple[int, ...]) -> tuple[int, ...]:
+    """Patches along each axis, rounded down as the released tables are."""
+    if len(input_size) != len(patch_stride):
+        raise ValueError(
+            f"patch_stride must have a number for each axis of input_size {input_size}, got "
+            f"{patch_stride}"
+        )
+    # Three more stages halve height and width; time is strided by the patches alone.
+    least = [1] * (len(input_size) - 2) + [8, 8]
+    for size, stride, halvings in zip(input_size, patch_stride, least, strict=True):
+        if size < halvings * stride:
+            raise ValueError(
+                f"input_size must be at least {halvings} patch strides = {halvings * stride} along "
+                f"each axis that is halved, got {input_size}"
+            )
+    return tuple(size // stride for size, stride in zip(input_size, patch_stride, strict=True))
+
+
+@torch.no_grad()
+def _init_as_pyslowfast(module: nn.Module) -> None:
+    if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d)):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    if isinstance(module, (nn.Linear, nn.LayerNorm)) and module.bias is not None:
+        nn.init.constant_(module.bias, 0.02)
