@@ -15,9 +15,7 @@ def convolution(axes: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
     return _CONVOLUTIONS[axes]
 
 
-def head_pool(
-    channels: int, kernel: Sequence[int], stride: Sequence[int]
-) -> nn.Conv2d | nn.Conv3d:
+def head_pool(channels: int, kernel: Sequence[int], stride: Sequence[int]) -> nn.Conv2d | nn.Conv3d:
     """The pooling operator of one head's q, k or v: a depthwise convolution."""
     return convolution(len(kernel))(
         channels,

@@ -86,10 +86,12 @@ class AttentionSpec:
             raise ValueError(
                 f"dim_out must be divisible by num_heads, got {self.dim_out} and {self.num_heads}"
             )
-        if self.window_size and (self.axes != 2 or len({*self.stride_q}) + len({*self.stride_kv}) > 2):
+        if self.window_size and (
+            self.axes != 2 or len({*self.stride_q}) + len({*self.stride_kv}) > 2
+        ):
             raise ValueError(
                 f"windows need maps of 2 axes with the same stride along both, got strides "
-                f"{self.stride_q} and {self.stride_kv}"
+                f"{self.stride_q} of queries, {self.stride_kv} of keys and values"
             )
         relative_tables(self.rel_pos_kind, self.axes)
         terms = self.rel_pos_terms

@@ -151,7 +151,7 @@ class Recognizer(Trunk):
     @classmethod
     def image(
         cls,
-        variant: str = "T",
+        variant: str | Variant = "T",
         num_classes: int = 1000,
         class_token: bool = False,
         *,
@@ -164,7 +164,7 @@ class Recognizer(Trunk):
         in the paper's tables and the released weights; those of all others in attention.
 
         Args:
-            variant: T, S, B, L or H.
+            variant: T, S, B, L or H; or another size.
             num_classes: outputs; 19,168 for ImageNet-21K as facebookresearch/mvit has it.
             class_token: classify a class token.
             image_size: side of the images that the position tables are made for.
@@ -173,9 +173,9 @@ class Recognizer(Trunk):
         Raises:
             ValueError: there is no such variant, or as :class:`Recognizer`.
         """
-        size = _variant(variant)
+        size, drop_path_rate = _size(variant, IMAGE_DROP_PATH)
         defaults = {
-            "drop_path_rate": IMAGE_DROP_PATH[variant],
+            "drop_path_rate": drop_path_rate,
             "expand_in_attention": class_token or variant != "L",
         }
         return cls(
@@ -189,7 +189,7 @@ class Recognizer(Trunk):
     @classmethod
     def video(
         cls,
-        variant: str = "S",
+        variant: str | Variant = "S",
         frames: int = 16,
         num_classes: int = 400,
         class_token: bool = True,
@@ -203,7 +203,7 @@ class Recognizer(Trunk):
         otherwise), L has 40 frames of 312².
 
         Args:
-            variant: T, S, B, L or H.
+            variant: T, S, B, L or H; or another size.
             frames: T that the position tables are made for.
             num_classes: outputs.
             class_token: classify a class token.
@@ -213,7 +213,7 @@ class Recognizer(Trunk):
         Raises:
             ValueError: there is no such variant, or as :class:`Recognizer`.
         """
-        size = _variant(variant)
+        size, drop_path_rate = _size(variant, CLIP_DROP_PATH)
         defaults = {
             "patch_kernel": (3, 7, 7),
             "patch_stride": (2, 4, 4),
@@ -221,7 +221,7 @@ class Recognizer(Trunk):
             "pool_kernel": (3, 3, 3),
             "adaptive_kv_stride": 8,
             "residual_class_token": False,
-            "drop_path_rate": CLIP_DROP_PATH[variant],
+            "drop_path_rate": drop_path_rate,
             "head_dropout": 0.5,
             "initialization": "pyslowfast",
         }
@@ -251,9 +251,12 @@ class Recognizer(Trunk):
                 x = self.run_block(index, x)
             else:
                 x, token = self.run_block(index, x, token)
+        x = x.flatten(1, -2)
         if token is None:
-            return self.head(self.norm(x).flatten(1, -2).mean(dim=1))
-        return self.head(self.norm(token)[:, 0])
+            return self.head(self.norm(x).mean(dim=1))
+        # All tokens are normalised, as in the reference: parameters that move the map alone then
+        # have gradients, zeros, which training on several processes waits for.
+        return self.head(self.norm(torch.cat((token, x), dim=1))[:, 0])
 
 
 class Head(nn.Module):
@@ -271,10 +274,13 @@ class Head(nn.Module):
         return self.projection(self.dropout(x))
 
 
-def _variant(name: str) -> Variant:
-    if name not in VARIANTS:
-        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {name!r}")
-    return VARIANTS[name]
+def _size(variant: str | Variant, drop_path_rates: dict[str, float]) -> tuple[Variant, float]:
+    """The size of a network, and its stochastic depth."""
+    if isinstance(variant, Variant):
+        return variant, variant.drop_path_rate
+    if variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+    return VARIANTS[variant], drop_path_rates[variant]
 
 
 def _patch_grid(input_size: tuple[int, ...], patch_stride: tuple[int, ...]) -> tuple[int, ...]:

@@ -45,13 +45,24 @@ def build(**options) -> MultiScaleAttention:
     return randomize(attention).double()
 
 
-def check(attention: MultiScaleAttention, size: tuple[int, int] = (6, 9), batch: int = 1) -> None:
-    """Outputs and the gradients of the input and of every parameter."""
+def check(
+    attention: MultiScaleAttention,
+    size: tuple[int, ...] = (6, 9),
+    batch: int = 1,
+    *,
+    class_token: bool = False,
+) -> None:
+    """Outputs and the gradients of the inputs and of every parameter."""
     x = torch.randn(batch, *size, 4, dtype=torch.float64, requires_grad=True)
-    inputs = [x, *attention.parameters()]
-    actual, expected = attention(x), slow_attention(attention, x)
+    inputs = [x]
+    if class_token:
+        inputs.append(torch.randn(batch, 1, 4, dtype=torch.float64, requires_grad=True))
+    actual, expected = attention(*inputs), slow_attention(attention, *inputs)
+    if not class_token:
+        actual, expected = (actual,), (expected,)
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
-    seed = torch.randn_like(actual)
+    seed = [torch.randn_like(part) for part in actual]
+    inputs += attention.parameters()
     actual = torch.autograd.grad(actual, inputs, seed)
     expected = torch.autograd.grad(expected, inputs, seed)
     for one, other in zip(actual, expected, strict=True):
@@ -67,6 +78,38 @@ def test_kinds(kind):
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_positions(positions):
     check(build(**POSITIONS[positions], stride_kv=2), size=(4, 6))
+
+
+CLIPS = {"pool_kernel": (3, 3, 3), "stride_q": (1, 2, 2), "stride_kv": (2, 1, 2)}
+
+
+@pytest.mark.parametrize("token", [False, True], ids=["", "class token"])
+@pytest.mark.parametrize("kind", ["decomposed", "joint", "joint_space", "space", "time"])
+def test_clips(kind, token):
+    """All rows of Table A.6, with terms of queries, keys and values, tables resized."""
+    options = CLIPS | {"rel_pos_kind": kind, "rel_pos_terms": ("q", "k", "v")}
+    check(build(**options, table_size=(4, 8, 8)), size=(2, 4, 5), class_token=token)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stride_q": 2},
+        {"stride_kv": 2, "rel_pos_terms": ("q", "v")},
+        {"stride_kv": 2, "residual_class_token": False},
+        {"stride_kv": 2, "residual_pooling": False, "rel_pos_kind": "joint"},
+        PLAIN,
+    ],
+    ids=str,
+)
+def test_class_token(options):
+    check(build(**options), size=(4, 5), batch=2, class_token=True)
+
+
+def test_a_class_token_needs_whole_maps():
+    attention = build(**WINDOWS)
+    with pytest.raises(ValueError, match="a class token needs attention over the whole map"):
+        attention(torch.randn(1, 4, 4, 4).double(), torch.randn(1, 1, 4).double())
 
 
 @pytest.mark.parametrize("positions", ["decomposed on q+k+v", "joint on q+k+v"])
@@ -86,7 +129,7 @@ def test_no_token_sees_another_region(mask_padding):
     size = (7, 9)
     x = torch.randn(1, *size, 4, dtype=torch.float64, requires_grad=True)
     out = attention(x)
-    grids = [Axis.of(attention, side, side) for side in size]
+    grids = [Axis.of(attention.spec, axis, side, side) for axis, side in enumerate(size)]
     for i in range(size[0]):
         for j in range(size[1]):
             (gradient,) = torch.autograd.grad(out[0, i, j].sum(), x, retain_graph=True)
@@ -136,8 +179,12 @@ def test_shifted_windows_equal_those_of_detectron2s_swin():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"pool_q": False, "stride_q": 2}, "stride_q = 2 needs pool_q=True"),
-        ({"pool_kv": False, "stride_kv": 2}, "stride_kv = 2 needs pool_kv=True"),
+        ({"pool_q": False, "stride_q": 2}, "stride_q = .2, 2. needs pool_q=True"),
+        ({"pool_kv": False, "stride_kv": 2}, "stride_kv = .2, 2. needs pool_kv=True"),
+        ({"pool_kernel": (3,)}, "pool_kernel must have 2 or 3 sides, got .3,."),
+        ({"stride_q": (1, 2, 2)}, "stride_q must have one number for each of 2 axes"),
+        (WINDOWS | {"stride_kv": (1, 2)}, "windows need maps of 2 axes with the same stride"),
+        (WINDOWS | CLIPS, "windows need maps of 2 axes with the same stride"),
         ({"rel_pos_kind": "relative"}, "must be decomposed or joint, got 'relative'"),
         ({"rel_pos_terms": ("q", "x")}, "some of q, k, v, each once, got .'q', 'x'."),
         ({"rel_pos_terms": ()}, "use_rel_pos=False goes without"),

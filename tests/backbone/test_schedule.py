@@ -20,7 +20,9 @@ def schedule(variant="T", **changes):
 def column(specs, name):
     """A number of each block, of the block itself or of its attention; one where axes agree."""
     values = [getattr(spec if name in BLOCK else spec.attention, name) for spec in specs]
-    return [value[0] if isinstance(value, tuple) and len({*value}) == 1 else value for value in values]
+    return [
+        value[0] if isinstance(value, tuple) and len({*value}) == 1 else value for value in values
+    ]
 
 
 def test_table_1():

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 from mvitv2_det import MViT
-from mvitv2_det.fused import BACKENDS, accelerate, choice, explain
+from mvitv2_det.fused import BACKENDS, accelerate, choice, compile_blocks, explain
 
+CLIPS = {"pool_kernel": (3, 3, 3), "stride_q": 1, "stride_kv": 1, "table_size": 14}
 X = torch.linspace(-1, 1, 9 * 14 * 12).reshape(1, 9, 14, 12)
 
 
@@ -133,6 +134,41 @@ def test_a_named_backend_says_why_it_cannot_run(backend, change, words):
         module, x = change(block(backend))
     with pytest.raises(ValueError, match=f"'{backend}' cannot run here: .*{words}"):
         module(x)
+
+
+@pytest.mark.parametrize(
+    ("options", "inputs", "words"),
+    [
+        (CLIPS, (X[:, :4, None],), "its maps have three axes"),
+        ({}, (X, X[:, :1, 0]), "a class token travels beside its map"),
+    ],
+    ids=["clip", "class token"],
+)
+def test_clips_and_class_tokens_are_the_plain_models(options, inputs, words):
+    """Each faster way says why it is not taken; the outputs are the plain model's, bit for bit."""
+    module = block("auto", **options)
+    assert module.choose(*inputs).is_plain
+    assert module.choose(*inputs).passed_over == (
+        ("tiled", words_of(words)),
+        ("sdpa", words_of(words)),
+    )
+    torch.testing.assert_close(module(*inputs), block(None, **options)(*inputs), rtol=0, atol=0)
+    for backend in ("tiled", "sdpa", "triton"):
+        accelerate(module, backend)
+        with pytest.raises(ValueError, match=f"'{backend}' cannot run here: {words}"):
+            module(*inputs)
+    accelerate(module, "auto")
+    compile_blocks(module, backend="eager")
+    assert module.choose(*inputs).is_plain
+    assert module.choose(*inputs).passed_over[0] == ("compiled", words_of(words))
+
+
+def words_of(beginning: str) -> str:
+    reasons = (
+        "its maps have three axes, as those of clips",
+        "a class token travels beside its map",
+    )
+    return next(reason for reason in reasons if reason.startswith(beginning))
 
 
 def test_unknown_names_are_refused():

@@ -1,64 +1,105 @@
 """Attention as the paper writes it, one query and key at a time.
 
 Slow and plain on purpose, and made without the package: it reads weights and options off a
-``MultiScaleAttention`` and computes everything from them with loops over tokens.
+``MultiScaleAttention`` and computes everything from them with loops over tokens, of maps with two
+axes or three, with a class token or without.
 """
 
+from itertools import product
 from math import floor
 
 import torch
 from torch import Tensor
 
 
-def slow_attention(attention, x: Tensor) -> Tensor:
-    """(B, H, W, C_in) to (B, H / stride_q, W / stride_q, C_out)."""
-    return torch.stack([_one_image(attention, image) for image in x])
+def slow_attention(attention, x: Tensor, token: Tensor | None = None):
+    """(B, *axes, C_in) to (B, *axes / stride_q, C_out); with a class token also (B, 1, C_out)."""
+    if token is None:
+        return torch.stack([_one_image(attention, image) for image in x])
+    both = [_one_image(attention, *pair) for pair in zip(x, token, strict=True)]
+    return torch.stack([z for z, _ in both]), torch.stack([z for _, z in both])
 
 
-def _one_image(attention, image: Tensor) -> Tensor:
-    height, width, _ = image.shape
-    projected = image @ attention.qkv.weight.T
+def _one_image(attention, image: Tensor, token: Tensor | None = None):
+    heads = attention.spec.num_heads
+    maps = _projected(attention, image)
+    tokens = [None] * heads if token is None else _projected(attention, token[0])
+    found = [_one_head(attention, *pair) for pair in zip(maps, tokens, strict=True)]
+    merged = [torch.cat(parts, dim=-1) for parts in zip(*found, strict=True)]
+    projected = [z @ attention.proj.weight.T + attention.proj.bias for z in merged]
+    return projected[0] if token is None else (projected[0], projected[1][None])
+
+
+def _projected(attention, x: Tensor) -> list[Tensor]:
+    """(…, C_in) to q, k and v of each head, (3, …, D)."""
+    x = x @ attention.qkv.weight.T
     if attention.qkv.bias is not None:
-        projected = projected + attention.qkv.bias
-    projected = projected.reshape(height, width, 3, attention.spec.num_heads, -1)
-    heads = [
-        _one_head(attention, *projected[:, :, :, head].unbind(2))
-        for head in range(attention.spec.num_heads)
-    ]
-    merged = torch.cat(heads, dim=-1)
-    return merged @ attention.proj.weight.T + attention.proj.bias
+        x = x + attention.qkv.bias
+    x = x.reshape(*x.shape[:-1], 3, attention.spec.num_heads, -1)
+    return [head.movedim(-2, 0) for head in x.unbind(-2)]
 
 
-def _one_head(attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Maps (H, W, D) of one head to (Hq, Wq, D)."""
-    q = pooled(q, attention.pool_q, attention.norm_q, attention.spec.stride_q)
-    k = pooled(k, attention.pool_k, attention.norm_k, attention.spec.stride_kv)
-    v = pooled(v, attention.pool_v, attention.norm_v, attention.spec.stride_kv)
-    rows = []
-    for i in range(q.shape[0]):
-        row = [_one_query(attention, q, k, v, (i, j)) for j in range(q.shape[1])]
-        rows.append(torch.stack(row))
-    out = torch.stack(rows)
-    return out + q if attention.spec.residual_pooling else out
+def _one_head(attention, maps: Tensor, token: Tensor | None):
+    """Maps (3, *axes, D) of one head, and a token (3, D), to (*axes', D) and (D)."""
+    spec = attention.spec
+    norms = attention.norm_q, attention.norm_k, attention.norm_v
+    q, k, v = (
+        pooled(part, pool, norm, stride)
+        for part, pool, norm, stride in zip(
+            maps,
+            (attention.pool_q, attention.pool_k, attention.pool_v),
+            norms,
+            (spec.stride_q, spec.stride_kv, spec.stride_kv),
+            strict=True,
+        )
+    )
+    if token is not None:
+        token = [
+            part if norm is None else _normed(part, norm)
+            for part, norm in zip(token, norms, strict=True)
+        ]
+    rows = [_one_query(attention, q, k, v, at, token) for at in places(q.shape[:-1])]
+    z = torch.stack(rows).reshape(q.shape)
+    z = z + q if spec.residual_pooling else z
+    if token is None:
+        return (z,)
+    keys = torch.stack([token[1], *(k[at] for at in places(k.shape[:-1]))])
+    values = torch.stack([token[2], *(v[at] for at in places(v.shape[:-1]))])
+    weights = (spec.scale * keys @ token[0]).exp()
+    of_token = (weights / weights.sum()) @ values
+    if spec.residual_pooling and spec.residual_class_token:
+        of_token = of_token + token[0]
+    return z, of_token
 
 
-def _one_query(attention, q: Tensor, k: Tensor, v: Tensor, at: tuple[int, int]) -> Tensor:
-    grids = [Axis.of(attention, q.shape[axis], k.shape[axis]) for axis in (0, 1)]
-    logits, values = [], []
+def seen_keys(grids: "list[Axis]", at) -> list[tuple[int, ...]]:
+    return list(product(*(axis.seen(place) for axis, place in zip(grids, at, strict=True))))
+
+
+def places(size) -> list[tuple[int, ...]]:
+    return list(product(*(range(side) for side in size)))
+
+
+def _one_query(attention, q: Tensor, k: Tensor, v: Tensor, at, token) -> Tensor:
+    spec = attention.spec
+    grids = [Axis.of(spec, axis, q.shape[axis], k.shape[axis]) for axis in range(len(at))]
+    query, logits, values = q[at], [], []
     for key_at in seen_keys(grids, at):
-        inside = key_at[0] < k.shape[0] and key_at[1] < k.shape[1]
-        key = k[key_at] if inside else torch.zeros_like(k[0, 0])
-        value = v[key_at] if inside else torch.zeros_like(v[0, 0])
-        query = q[at]
-        logit = attention.spec.scale * (query @ key)
-        if "q" in attention.spec.position_terms:
+        inside = all(place < side for place, side in zip(key_at, k.shape[:-1], strict=True))
+        key = k[key_at] if inside else torch.zeros_like(query)
+        value = v[key_at] if inside else torch.zeros_like(query)
+        logit = spec.scale * (query @ key)
+        if "q" in spec.position_terms:
             logit = logit + query @ relative(attention, "q", grids, at, key_at)
-        if "k" in attention.spec.position_terms:
+        if "k" in spec.position_terms:
             logit = logit + key @ relative(attention, "k", grids, at, key_at)
-        if "v" in attention.spec.position_terms:
+        if "v" in spec.position_terms:
             value = value + relative(attention, "v", grids, at, key_at)
         logits.append(logit)
         values.append(value)
+    if token is not None:
+        logits.append(spec.scale * (query @ token[1]))
+        values.append(token[2])
     weights = torch.stack(logits).exp()
     return (weights / weights.sum()) @ torch.stack(values)
 
@@ -78,18 +119,18 @@ class Axis:
             self.q_shift = self.k_shift = 0
 
     @classmethod
-    def of(cls, attention, q_size, k_size):
-        if not attention.spec.window_size:
+    def of(cls, spec, axis, q_size, k_size):
+        if not spec.window_size:
             return cls(q_size, k_size, q_size, k_size, 0, 0, True)
-        q_stride, k_stride = attention.spec.stride_q, attention.spec.stride_kv
+        q_stride, k_stride = spec.stride_q[axis], spec.stride_kv[axis]
         return cls(
             q_size,
             k_size,
-            attention.spec.window_size // q_stride,
-            attention.spec.window_size // k_stride,
-            attention.spec.shift // q_stride,
-            attention.spec.shift // k_stride,
-            attention.spec.mask_window_padding,
+            spec.window_size // q_stride,
+            spec.window_size // k_stride,
+            spec.shift // q_stride,
+            spec.shift // k_stride,
+            spec.mask_window_padding,
         )
 
     def seen(self, query: int) -> list[int]:
@@ -110,22 +151,33 @@ class Axis:
         return 2 * max(self.q_side, self.k_side) - 1
 
 
-def seen_keys(grids: list[Axis], at: tuple[int, int]) -> list[tuple[int, int]]:
-    down, across = (axis.seen(place) for axis, place in zip(grids, at, strict=True))
-    return [(i, j) for i in down for j in across]
+# The axes that each table covers, of clips; images have the last two of these axes.
+COVERED = {
+    "decomposed": {"t": "t", "h": "h", "w": "w"},
+    "joint": {"joint": "thw"},
+    "joint_space": {"hw": "hw", "t": "t"},
+    "space": {"h": "h", "w": "w"},
+    "time": {"t": "t"},
+}
 
 
 def relative(attention, term: str, grids: list[Axis], at, key_at) -> Tensor:
-    """R of a query and a key."""
-    suffix = "" if term == "q" else f"_{term}"
-    rows = [axis.row(*pair) for axis, *pair in zip(grids, at, key_at, strict=True)]
-    if attention.spec.rel_pos_kind == "joint":
-        table = stretched(getattr(attention, f"rel_pos_joint{suffix}"), grids[0].rows)
-        table = stretched(table.transpose(0, 1), grids[1].rows).transpose(0, 1)
-        return table[rows[0], rows[1]]
-    down = stretched(getattr(attention, f"rel_pos_h{suffix}"), grids[0].rows)
-    across = stretched(getattr(attention, f"rel_pos_w{suffix}"), grids[1].rows)
-    return down[rows[0]] + across[rows[1]]
+    """R of a query and a key: the sum of one row of each table."""
+    letters = "thw"[-len(grids) :]
+    rows = {
+        letter: (axis.rows, axis.row(*pair))
+        for letter, axis, *pair in zip(letters, grids, at, key_at, strict=True)
+    }
+    total = torch.zeros((), dtype=attention.qkv.weight.dtype)
+    for name, covered in COVERED[attention.spec.rel_pos_kind].items():
+        covered = [letter for letter in covered if letter in letters]
+        if not covered:
+            continue
+        table = getattr(attention, f"rel_pos_{name}" + ("" if term == "q" else f"_{term}"))
+        for place, letter in enumerate(covered):
+            table = stretched(table.transpose(0, place), rows[letter][0]).transpose(0, place)
+        total = total + table[tuple(rows[letter][1] for letter in covered)]
+    return total
 
 
 def stretched(table: Tensor, rows: int) -> Tensor:
@@ -143,24 +195,24 @@ def stretched(table: Tensor, rows: int) -> Tensor:
     return torch.stack(out)
 
 
-def pooled(x: Tensor, pool, norm, stride: int) -> Tensor:
-    """A depthwise convolution over zero padding, and a layer norm; (H, W, D) to (H', W', D)."""
+def pooled(x: Tensor, pool, norm, stride: tuple[int, ...]) -> Tensor:
+    """A depthwise convolution over zero padding, and a layer norm; (*axes, D) to (*axes', D)."""
     if pool is None:
         return x
-    side = pool.weight.shape[-1]
+    kernel = pool.weight.shape[2:]
+    size = [-(-side // step) for side, step in zip(x.shape[:-1], stride, strict=True)]
     rows = []
-    for i in range(-(-x.shape[0] // stride)):
-        row = []
-        for j in range(-(-x.shape[1] // stride)):
-            total = torch.zeros_like(x[0, 0])
-            for a in range(side):
-                for b in range(side):
-                    y, z = i * stride + a - side // 2, j * stride + b - side // 2
-                    if 0 <= y < x.shape[0] and 0 <= z < x.shape[1]:
-                        total = total + pool.weight[:, 0, a, b] * x[y, z]
-            row.append(_normed(total, norm))
-        rows.append(torch.stack(row))
-    return torch.stack(rows)
+    for at in places(size):
+        total = torch.zeros_like(x[(0,) * len(size)])
+        for tap in places(kernel):
+            source = tuple(
+                place * step + offset - side // 2
+                for place, step, offset, side in zip(at, stride, tap, kernel, strict=True)
+            )
+            if all(0 <= place < side for place, side in zip(source, x.shape[:-1], strict=True)):
+                total = total + pool.weight[(slice(None), 0, *tap)] * x[source]
+        rows.append(_normed(total, norm))
+    return torch.stack(rows).reshape(*size, -1)
 
 
 def _normed(x: Tensor, norm) -> Tensor:

@@ -62,7 +62,9 @@ _KINDS = {
 }
 # The names of all relative position tables that an attention can have.
 TABLES = tuple(
-    dict.fromkeys(table.name for kinds in _KINDS.values() for kind in kinds.values() for table in kind)
+    dict.fromkeys(
+        table.name for kinds in _KINDS.values() for kind in kinds.values() for table in kind
+    )
 )
 
 
@@ -129,17 +131,13 @@ def axis_logits(
     return logits
 
 
-def query_term(
-    q: Tensor, table: Tensor, covered: Sequence[int], key_size: Sequence[int]
-) -> Tensor:
+def query_term(q: Tensor, table: Tensor, covered: Sequence[int], key_size: Sequence[int]) -> Tensor:
     """E(rel q) = Q · R of one table, (N, Q_1, …, Q_n, K_1, …, K_n), 1 for K_a not covered."""
     (logits,) = axis_logits(q, [table], key_size, [covered])
     return logits.reshape(*q.shape[:-1], *_only(covered, key_size))
 
 
-def key_term(
-    k: Tensor, table: Tensor, covered: Sequence[int], query_size: Sequence[int]
-) -> Tensor:
+def key_term(k: Tensor, table: Tensor, covered: Sequence[int], query_size: Sequence[int]) -> Tensor:
     """E(rel k) = R · K of one table, (N, Q_1, …, Q_n, K_1, …, K_n), 1 for Q_a not covered."""
     axes = k.dim() - 2
     rows, keys = _letters(covered, axes)

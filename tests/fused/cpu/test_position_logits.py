@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mvitv2_det.attention.position import decomposed
+from mvitv2_det.attention.position import axis_logits, relative_embedding
 from mvitv2_det.fused.cpu.position_logits import (
     empty_logits,
     position_logits,
@@ -46,11 +46,10 @@ def test_of_one_window_they_are_the_reference_paths():
     q, _ = inputs(WINDOW, WINDOW)
     tables = [torch.randn(9, CHANNELS, dtype=torch.float64) for _ in KEYS]
     embeddings = [
-        decomposed.relative_embedding(table, WINDOW, keys)
-        for table, keys in zip(tables, KEYS, strict=True)
+        relative_embedding(table, WINDOW, keys) for table, keys in zip(tables, KEYS, strict=True)
     ]
     maps = q.permute(0, 3, 1, 2, 4).flatten(0, 1)  # (B·h, H, W, d)
-    expected = decomposed.axis_logits(maps, tables, KEYS)
+    expected = axis_logits(maps, tables, KEYS)
     for actual, wanted in zip(position_logits(q, embeddings), expected, strict=True):
         actual = actual.permute(0, 3, 1, 2, 4).flatten(0, 1)
         torch.testing.assert_close(actual, wanted, rtol=1e-12, atol=1e-12)
