@@ -26,6 +26,8 @@ CLIP_DROP_PATH = {"T": 0.2, "S": 0.2, "B": 0.3, "L": 0.75, "H": 0.75}
 
 INITIALIZATIONS = ("mvit", "pyslowfast")
 
+LAYER_NORM = partial(nn.LayerNorm, eps=1e-6)
+
 
 class Recognizer(Trunk):
     """MViTv2 with a linear layer on the mean of its last tokens, or on its class token.
@@ -86,7 +88,7 @@ class Recognizer(Trunk):
         qkv_bias: bool = True,
         drop_path_rate: float = 0.0,
         head_dropout: float = 0.0,
-        norm_layer: Callable[[int], nn.Module] = partial(nn.LayerNorm, eps=1e-6),
+        norm_layer: Callable[[int], nn.Module] = LAYER_NORM,
         act_layer: Callable[[], nn.Module] = nn.GELU,
         initialization: str = "mvit",
         use_act_checkpoint: bool = False,
