@@ -8,7 +8,6 @@ from tabulate import tabulate
 
 from ..errors import UserError
 
-
 # The classifier of a recogniser, whose first axis counts the classes.
 _HEAD = "head.projection."
 _TABLES = {"as_is": "row for row (as_is)", "aligned": "by distance (aligned)"}
