@@ -5,8 +5,8 @@
     mvitv2-det convert output/model_final.pth backbone.safetensors --to timm
 
 SOURCE is a path, a URL, detectron2://… or timm://NAME: weights of facebookresearch/mvit,
-PySlowFast, timm, torchvision, mmpretrain, mmaction2, Detectron2 or this project. TARGET ends in .safetensors, .pkl, .pth
-or .pyth.
+PySlowFast, timm, torchvision, mmpretrain, mmaction2, Detectron2 or this project. TARGET ends in
+.safetensors, .pkl, .pth or .pyth.
 """
 
 import argparse

@@ -79,8 +79,8 @@ def convert_weights(
         to: ``timm``, ``mvit``, ``pyslowfast`` or ``torchvision`` writes the backbone and the
             classifier under the names of that project; ``detectron2`` or ``safetensors`` writes
             all tensors under the names of a detector. Of clips' filters, ``timm``, ``mvit`` and
-            ``detectron2`` get the centre frame. The default depends on the ending: ``mvit`` for ``.pyth``, ``safetensors``
-            for ``.safetensors``, otherwise ``detectron2``.
+            ``detectron2`` get the centre frame. The default depends on the ending: ``mvit`` for
+            ``.pyth``, ``safetensors`` for ``.safetensors``, otherwise ``detectron2``.
         strict: raise an error instead of dropping tensors that the target has no name for, or
             frames of filters.
 
@@ -101,7 +101,7 @@ def convert_weights(
     checkpoint = read_source(source)
     if to == "torchvision" and not checkpoint.is_of_clips:
         raise UserError(
-            f"checkpoint {checkpoint.source!r} is no network of clips, and torchvision's MViTs are: "
+            f"checkpoint {checkpoint.source!r} is no network of clips, as torchvision's MViTs are: "
             f"write timm or mvit"
         )
     weights, dropped = _renamed(checkpoint, TARGETS[to].format)

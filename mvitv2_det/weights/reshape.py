@@ -170,7 +170,7 @@ def _grids(weights: Mapping[str, Tensor], axis: str) -> list[tuple[int, int]]:
             grids.append((tokens >> stage, before // max(stride >> stage, 1)))
     if not stride or lengths != [2 * max(q, k) - 1 for q, k in grids]:
         raise UserError(
-            f"tables='aligned' cannot tell from the lengths of rel_pos_{axis} which row is distance "
-            f"zero; use tables='as_is'"
+            f"tables='aligned' cannot tell from the lengths of rel_pos_{axis} which row is that of "
+            f"distance zero; use tables='as_is'"
         )
     return grids
