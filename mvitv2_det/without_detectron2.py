@@ -27,7 +27,6 @@ _NEED_DETECTRON2 = (
     "predict.outputs",
     "predict.predictor",
     "visualize",
-    "weights",
 )
 
 

@@ -5,8 +5,8 @@
     mvitv2-det convert output/model_final.pth backbone.safetensors --to timm
 
 SOURCE is a path, a URL, detectron2://… or timm://NAME: weights of facebookresearch/mvit,
-PySlowFast, timm, torchvision, Detectron2 or this project. TARGET ends in .safetensors, .pkl, .pth
-or .pyth.
+PySlowFast, timm, torchvision, mmpretrain, mmaction2, Detectron2 or this project. TARGET ends in
+.safetensors, .pkl, .pth or .pyth.
 """
 
 import argparse
@@ -24,12 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="TARGET", nargs="?")
     parser.add_argument(
         "--to",
-        metavar="{timm,mvit,detectron2,safetensors}",
+        metavar="{timm,mvit,pyslowfast,torchvision,detectron2,safetensors}",
         help="whose names the tensors get; by default as TARGET's ending says",
     )
     parser.add_argument("--show", action="store_true", help="print what SOURCE holds")
     parser.add_argument(
-        "--strict", action="store_true", help="stop if the target has no name for a tensor"
+        "--strict",
+        action="store_true",
+        help="stop if the target has no name for a tensor, or no frames",
     )
 
 
@@ -38,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.show and args.target is None:
         raise UserError("name a TARGET, or give --show")
     from ..weights import convert_weights, read_source
+    from ..weights.report import shortened
 
     if args.show:
         print(describe(read_source(args.source)))
@@ -49,6 +52,11 @@ def run(args: argparse.Namespace) -> int:
         )
         for name in done.dropped:
             print(f"dropped, as {done.target_format} has no name for it: {name}")
+        if done.reduced:
+            print(
+                f"the centre frame alone, as {done.target_format} has no frames, of "
+                f"{', '.join(shortened(done.reduced))}; --to pyslowfast keeps all"
+            )
     return 0
 
 

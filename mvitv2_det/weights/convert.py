@@ -7,7 +7,16 @@ from torch import Tensor
 
 from ..errors import UserError
 from .files import TORCH_ENDINGS, check_target, write_weights
-from .key_maps import DETECTOR_PREFIX, MVIT, TIMM, Format, to_target
+from .key_maps import (
+    DETECTOR_PREFIX,
+    MVIT,
+    PYSLOWFAST,
+    TIMM,
+    TORCHVISION,
+    Format,
+    to_target,
+)
+from .reshape import centre_frame
 from .sources import Checkpoint, Source, read_source
 
 
@@ -19,18 +28,22 @@ class _Target:
         format: the table of its names; None keeps the names of a detector.
         key: key of the weights in a torch file; None if the file holds nothing but weights.
         endings: file name endings that the format may have.
+        has_frames: whether filters of clips can be written; the others get their centre frame.
     """
 
     format: Format | None
     key: str | None
     endings: tuple[str, ...]
+    has_frames: bool = False
 
 
 TARGETS = {
     "timm": _Target(TIMM, None, (".safetensors", *TORCH_ENDINGS)),
     "mvit": _Target(MVIT, "model_state", TORCH_ENDINGS),
+    "pyslowfast": _Target(PYSLOWFAST, "model_state", TORCH_ENDINGS, has_frames=True),
+    "torchvision": _Target(TORCHVISION, None, (".safetensors", *TORCH_ENDINGS), has_frames=True),
     "detectron2": _Target(None, "model", (".pkl", *TORCH_ENDINGS)),
-    "safetensors": _Target(None, None, (".safetensors",)),
+    "safetensors": _Target(None, None, (".safetensors",), has_frames=True),
 }
 
 
@@ -43,6 +56,8 @@ class Conversion:
         source_format, target_format: formats of the names before and after.
         written: names of the tensors in the new file.
         dropped: names, in the source, of the tensors that the target format has no name for.
+        reduced: names, in the source, of the filters of clips of which the centre frame alone was
+            written, because the target format is of images.
     """
 
     source: str
@@ -50,6 +65,7 @@ class Conversion:
     target_format: str
     written: tuple[str, ...]
     dropped: tuple[str, ...]
+    reduced: tuple[str, ...]
 
 
 def convert_weights(
@@ -60,15 +76,18 @@ def convert_weights(
     Args:
         source: any source that :func:`mvitv2_det.load_weights` takes.
         target: the file to write; its ending selects the kind of file.
-        to: ``timm`` or ``mvit`` writes the backbone and the classifier under the names of that
-            project; ``detectron2`` or ``safetensors`` writes all tensors under the names of a
-            detector. The default depends on the ending: ``mvit`` for ``.pyth``, ``safetensors``
-            for ``.safetensors``, otherwise ``detectron2``.
-        strict: raise an error instead of dropping tensors that the target has no name for.
+        to: ``timm``, ``mvit``, ``pyslowfast`` or ``torchvision`` writes the backbone and the
+            classifier under the names of that project; ``detectron2`` or ``safetensors`` writes
+            all tensors under the names of a detector. Of clips' filters, ``timm``, ``mvit`` and
+            ``detectron2`` get the centre frame. The default depends on the ending: ``mvit`` for
+            ``.pyth``, ``safetensors`` for ``.safetensors``, otherwise ``detectron2``.
+        strict: raise an error instead of dropping tensors that the target has no name for, or
+            frames of filters.
 
     Raises:
         UserError: the source cannot be read, the target cannot be written, its ending does not
-            belong to the format, or ``strict`` is set and a tensor would be dropped.
+            belong to the format, a network of images is to be torchvision's, or ``strict`` is set
+            and something would be dropped.
     """
     path = Path(target)
     check_target(path)
@@ -80,14 +99,30 @@ def convert_weights(
             f"a file of {to} must end in {', '.join(TARGETS[to].endings)}, got {path.name!r}"
         )
     checkpoint = read_source(source)
+    if to == "torchvision" and not checkpoint.is_of_clips:
+        raise UserError(
+            f"checkpoint {checkpoint.source!r} is no network of clips, as torchvision's MViTs are: "
+            f"write timm or mvit"
+        )
     weights, dropped = _renamed(checkpoint, TARGETS[to].format)
     if strict and dropped:
         raise UserError(
             f"{checkpoint.source}: {to} has no names for {len(dropped)} tensors: "
             f"{', '.join(dropped[:3])}"
         )
+    reduced: list[str] = []
+    if not TARGETS[to].has_frames:
+        reduced = [checkpoint.own_names[n] for n, v in checkpoint.weights.items() if v.dim() == 5]
+        weights = {name: centre_frame(value) for name, value in weights.items()}
+    if strict and reduced:
+        raise UserError(
+            f"{checkpoint.source}: {to} has no frames, and {len(reduced)} filters have: write "
+            f"pyslowfast, or leave strict out to keep their centre frame"
+        )
     write_weights(weights, path, TARGETS[to].key)
-    return Conversion(checkpoint.source, checkpoint.format, to, tuple(weights), tuple(dropped))
+    return Conversion(
+        checkpoint.source, checkpoint.format, to, tuple(weights), tuple(dropped), tuple(reduced)
+    )
 
 
 def _renamed(checkpoint: Checkpoint, format: Format | None) -> tuple[dict[str, Tensor], list[str]]:

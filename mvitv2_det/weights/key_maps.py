@@ -5,7 +5,9 @@ name means. It maps the names of the source to the names in :mod:`mvitv2_det.wei
 
 Sources read for this: ``mvit/models/mvit_model.py`` and ``attention.py`` of facebookresearch/mvit,
 ``slowfast/models/video_model_builder.py`` of facebookresearch/SlowFast, ``models/mvitv2.py`` of
-timm, ``models/video/mvit.py`` of torchvision, ``modeling/backbone/mvit.py`` of Detectron2.
+timm, ``models/video/mvit.py`` of torchvision, ``modeling/backbone/mvit.py`` of Detectron2,
+``models/backbones/mvit.py`` of mmpretrain and of mmaction2, with mmpretrain's
+``tools/model_converters/mvitv2_to_mmcls.py`` and mmaction2's ``models/heads/mvit_head.py``.
 """
 
 import re
@@ -28,6 +30,10 @@ FINAL_NORM = ("norm.weight", "norm.bias")
 CLASSIFIER = ("head.projection.weight", "head.projection.bias")
 CLASS_TOKEN = "cls_token"
 ABSOLUTE_POSITIONS = "pos_embed"
+# The positions of clips, a sum of two (PySlowFast's SEP_POS_EMBED); the class token has its own.
+SPATIAL_POSITIONS = "pos_embed_spatial"
+TEMPORAL_POSITIONS = "pos_embed_temporal"
+CLASS_POSITION = "pos_embed_class"
 
 _STEM = (PATCHES, "patch_embed.proj.bias", CLASS_TOKEN, ABSOLUTE_POSITIONS)
 _BLOCK_MODULES = ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "proj")
@@ -52,12 +58,50 @@ _TORCHVISION_BLOCK = {
 }
 
 
+# Absolute positions and class token of torchvision, which keeps them without their axes of one.
+_TORCHVISION_POSITIONS = {
+    "pos_encoding.class_token": CLASS_TOKEN,
+    "pos_encoding.class_pos": CLASS_POSITION,
+    "pos_encoding.spatial_pos": SPATIAL_POSITIONS,
+    "pos_encoding.temporal_pos": TEMPORAL_POSITIONS,
+}
+
+
 def mvit_names(layout: Layout) -> dict[str, str]:
-    """Builds the table of facebookresearch/mvit and PySlowFast, whose names are used here too."""
+    """Builds the table of facebookresearch/mvit, whose names are used here too."""
     names = [*_STEM, *FINAL_NORM, *CLASSIFIER]
     for index in range(sum(layout.blocks)):
-        names += [f"blocks.{index}.{name}" for name in (*_BLOCK, _TEMPORAL)]
+        names += [f"blocks.{index}.{name}" for name in _BLOCK]
     return {name: name for name in names}
+
+
+def pyslowfast_names(layout: Layout) -> dict[str, str]:
+    """Builds the table of PySlowFast: those of images, and what clips have beyond."""
+    names = [SPATIAL_POSITIONS, TEMPORAL_POSITIONS, CLASS_POSITION]
+    names += [f"blocks.{index}.{_TEMPORAL}" for index in range(sum(layout.blocks))]
+    return mvit_names(layout) | {name: name for name in names}
+
+
+def mmpretrain_names(layout: Layout) -> dict[str, str]:
+    """Builds the table of mmpretrain, which calls the last norm after its stage."""
+    return _mmlab_names(mvit_names(layout), head="head.fc")
+
+
+def mmaction2_names(layout: Layout) -> dict[str, str]:
+    """Builds the table of mmaction2."""
+    return _mmlab_names(pyslowfast_names(layout), head="cls_head.fc_cls")
+
+
+def _mmlab_names(names: Iterable[str], head: str) -> dict[str, str]:
+    table = {}
+    for name in names:
+        if name in CLASSIFIER:
+            table[name.replace("head.projection", head)] = name
+        elif name in FINAL_NORM:
+            table[name.replace("norm", "backbone.norm3")] = name
+        else:
+            table[f"backbone.{name.replace('patch_embed.proj', 'patch_embed.projection')}"] = name
+    return table
 
 
 def timm_names(layout: Layout) -> dict[str, str]:
@@ -83,7 +127,7 @@ def torchvision_names(layout: Layout) -> dict[str, str]:
     """Builds the table of torchvision's video networks."""
     theirs_of = {ours: theirs for theirs, ours in _TORCHVISION_BLOCK.items()}
     table = {f"conv_proj.{leaf}": f"patch_embed.proj.{leaf}" for leaf in ("weight", "bias")}
-    table["pos_encoding.class_token"] = CLASS_TOKEN
+    table |= _TORCHVISION_POSITIONS
     table |= {name: name for name in FINAL_NORM}
     table |= {name.replace("projection", "1"): name for name in CLASSIFIER}
     for index in range(sum(layout.blocks)):
@@ -100,14 +144,12 @@ class Format:
 
     Attributes:
         name: short name, for reports and the command line.
-        title: name of the project or projects that use the format.
         names: builds the table from the names of the format to those used here, for a layout.
         patches: name of the patch embedding's weight; it identifies the format.
         first_block: name of the first block's first norm; it identifies the format too.
     """
 
     name: str
-    title: str
     names: Callable[[Layout], dict[str, str]]
     patches: str
     first_block: str = "blocks.0.norm1.weight"
@@ -117,10 +159,16 @@ class Format:
         return {self.patches, self.first_block} <= set(names)
 
 
-MVIT = Format("mvit", "facebookresearch/mvit or PySlowFast", mvit_names, PATCHES)
-TIMM = Format("timm", "timm", timm_names, PATCHES, "stages.0.blocks.0.norm1.weight")
-TORCHVISION = Format("torchvision", "torchvision", torchvision_names, "conv_proj.weight")
-CLASSIFICATION_FORMATS = (MVIT, TIMM, TORCHVISION)
+MVIT = Format("mvit", mvit_names, PATCHES)
+PYSLOWFAST = Format("pyslowfast", pyslowfast_names, PATCHES)
+TIMM = Format("timm", timm_names, PATCHES, "stages.0.blocks.0.norm1.weight")
+TORCHVISION = Format("torchvision", torchvision_names, "conv_proj.weight")
+_MMLAB = ("backbone.patch_embed.projection.weight", "backbone.blocks.0.norm1.weight")
+MMPRETRAIN = Format("mmpretrain", mmpretrain_names, *_MMLAB)
+MMACTION2 = Format("mmaction2", mmaction2_names, *_MMLAB)
+CLASSIFICATION_FORMATS = (MVIT, TIMM, TORCHVISION, MMPRETRAIN)
+# The format of clips where its names begin like those of a format of images.
+OF_CLIPS = {MVIT: PYSLOWFAST, MMPRETRAIN: MMACTION2}
 
 
 def unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -161,8 +209,9 @@ def from_source(
     """
     table = source.names(source_layout(weights, source))
     renamed = {table[name]: value for name, value in weights.items() if name in table}
-    if source is TORCHVISION and CLASS_TOKEN in renamed:
-        renamed[CLASS_TOKEN] = renamed[CLASS_TOKEN].reshape(1, 1, -1)
+    if source is TORCHVISION:
+        for name in _TORCHVISION_POSITIONS.values() & renamed.keys():
+            renamed[name] = renamed[name].reshape(1, -1, renamed[name].shape[-1])
     unknown = {name: value for name, value in weights.items() if name not in table}
     return renamed, unknown
 
@@ -172,6 +221,14 @@ def to_target(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Renames the weights of a backbone to the names of a format; reverses :func:`from_source`."""
     table = target.names(Layout.of(weights))
+    if target is TORCHVISION:
+        weights = dict(weights)
+        for name in (CLASS_TOKEN, CLASS_POSITION):
+            if name in weights:
+                weights[name] = weights[name].flatten()
+        for name in (SPATIAL_POSITIONS, TEMPORAL_POSITIONS):
+            if name in weights:
+                weights[name] = weights[name][0]
     theirs = {ours: name for name, ours in table.items()}
     renamed = {theirs[name]: value for name, value in weights.items() if name in theirs}
     unknown = {name: value for name, value in weights.items() if name not in theirs}
@@ -192,11 +249,11 @@ def source_layout(weights: Mapping[str, Tensor], source: Format) -> Layout:
     if source is TIMM:
         layout = _timm_layout(weights)
     else:
-        projection = "project" if source is TORCHVISION else "proj"
+        plain = {name.removeprefix("backbone."): value for name, value in weights.items()}
         layout = Layout.of(
             {
-                re.sub(rf"^(blocks\.\d+)\.{projection}\.", r"\1.proj.", name): value
-                for name, value in weights.items()
+                re.sub(r"^(blocks\.\d+)\.project\.", r"\1.proj.", name): value
+                for name, value in plain.items()
             }
             | {PATCHES: weights[source.patches]}
         )

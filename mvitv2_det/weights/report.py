@@ -8,6 +8,10 @@ from tabulate import tabulate
 
 from ..errors import UserError
 
+# The classifier of a recogniser, whose first axis counts the classes.
+_HEAD = "head.projection."
+_TABLES = {"as_is": "row for row (as_is)", "aligned": "by distance (aligned)"}
+
 
 @dataclass(frozen=True)
 class Reshaped:
@@ -16,11 +20,13 @@ class Reshaped:
     Attributes:
         name: name in the model.
         old, new: shapes in the checkpoint and in the model.
+        how: how the one became the other, in the words of the report.
     """
 
     name: str
     old: tuple[int, ...]
     new: tuple[int, ...]
+    how: str = "resized"
 
 
 @dataclass(frozen=True)
@@ -29,13 +35,18 @@ class LoadReport:
 
     Attributes:
         source: path, URL or description of the source.
-        format: ``mvit``, ``timm``, ``torchvision``, ``pyslowfast`` or ``detectron2``.
+        format: ``mvit``, ``timm``, ``torchvision``, ``pyslowfast``, ``mmpretrain``, ``mmaction2``
+            or ``detectron2``.
         loaded: names, in the model, of the tensors that were copied unchanged.
-        resized: position tables that were resized, and video filters that were reduced to their
-            centre frame.
-        misfits: tensors outside the backbone that were not copied because their shapes differ,
-            for example those of another number of classes; they are also listed in
-            ``initialised`` and ``unexpected``.
+        resized: position tables that were resized or aligned, filters that were inflated or reduced
+            to their centre frame, heads whose first outputs were taken.
+        misfits: tensors of heads that were not copied because their shapes differ, for example
+            those of another number of classes; they are also listed in ``initialised`` and
+            ``unexpected``.
+        zeroed: names, in the model, of temporal positions, which an image network has not, set to
+            zero (section 4.3).
+        tables: ``as_is`` or ``aligned`` where an image network was loaded into one of clips,
+            otherwise empty: how its spatial tables were taken.
         initialised: names, in the model, of the tensors that were not loaded.
         unused: names, in the checkpoint, of the tensors that the model does not have.
         unexpected: the names in ``initialised`` and ``unused`` that point to a mistake. Output
@@ -48,6 +59,8 @@ class LoadReport:
     loaded: tuple[str, ...]
     resized: tuple[Reshaped, ...]
     misfits: tuple[Reshaped, ...]
+    zeroed: tuple[str, ...]
+    tables: str
     initialised: tuple[str, ...]
     unused: tuple[str, ...]
     unexpected: tuple[str, ...]
@@ -58,7 +71,13 @@ class LoadReport:
         Tensors whose names differ only in the number of their block share a line.
         """
         rows = [("loaded", len(self.loaded), "as they are")] if self.loaded else []
-        rows += _rows("resized", _sizes(self.resized))
+        for how in dict.fromkeys(tensor.how for tensor in self.resized):
+            rows += _rows(how, _sizes(t for t in self.resized if t.how == how))
+        rows += _rows("set to zero", dict.fromkeys(self.zeroed, ""))
+        if self.tables:
+            names = [*self.loaded, *(tensor.name for tensor in self.resized)]
+            spatial = [name for name in names if re.search(r"\.rel_pos_[hw]", name)]
+            rows += _rows("spatial tables", dict.fromkeys(spatial, _TABLES[self.tables]))
         rows += _rows("of other shape", _sizes(self.misfits))
         rows += _rows("left at initialisation", dict.fromkeys(self.initialised, ""))
         rows += _rows("unused", dict.fromkeys(self.unused, ""))
@@ -107,7 +126,15 @@ def _rows(kind: str, notes: dict[str, str]) -> list[tuple[str, int, str]]:
 
 
 def _sizes(tensors: Iterable[Reshaped]) -> dict[str, str]:
-    return {tensor.name: f"{_size(tensor.old)} → {_size(tensor.new)}" for tensor in tensors}
+    """Notes on the shapes; a head of other classes is named once, with their numbers."""
+    notes = {}
+    for tensor in tensors:
+        prefix, head, _ = tensor.name.rpartition(_HEAD)
+        if head and tensor.old[1:] == tensor.new[1:]:
+            notes[f"{prefix}head:"] = f"{tensor.old[0]} → {tensor.new[0]} classes"
+        else:
+            notes[tensor.name] = f"{_size(tensor.old)} → {_size(tensor.new)}"
+    return notes
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -1,6 +1,7 @@
 """Reading weights of any source, and renaming them to the names of a detector.
 
-Importing this module adds ``timm://NAME`` to the addresses that Detectron2's path manager knows.
+Importing this module adds ``timm://NAME`` to the addresses that Detectron2's path manager knows,
+where Detectron2 is installed; otherwise files and URLs are found by a path manager of iopath.
 """
 
 import os
@@ -10,8 +11,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import timm
-from detectron2.utils.file_io import PathManager
-from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
+from iopath.common.file_io import (
+    HTTPURLHandler,
+    PathHandler,
+    PathManagerFactory,
+    file_lock,
+    get_cache_dir,
+)
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -20,15 +26,20 @@ from .key_maps import (
     CLASSIFICATION_FORMATS,
     DETECTOR_PREFIX,
     MVIT,
+    OF_CLIPS,
     Format,
     backbone_prefix,
     from_source,
-    source_layout,
     unwrapped,
     without_prefix,
 )
-from .layout import Layout
-from .report import Reshaped
+from .layout import PATCHES, Layout
+
+try:
+    from detectron2.utils.file_io import PathManager
+except ImportError:
+    PathManager = PathManagerFactory.get(defaults_setup=False)
+    PathManager.register_handler(HTTPURLHandler())
 
 Source = str | Path | Mapping[str, Tensor] | nn.Module
 
@@ -45,14 +56,12 @@ class Checkpoint:
         format: the format of the names in the source.
         weights: tensors by their names in a detector; those of the backbone are
             ``backbone.bottom_up.`` followed by a name of :mod:`mvitv2_det.weights.layout`.
-        cut: video filters, which ``weights`` holds reduced to their centre frame.
         own_names: names in the source, by the names in ``weights``.
     """
 
     source: str
     format: str
     weights: dict[str, Tensor]
-    cut: tuple[Reshaped, ...]
     own_names: dict[str, str]
 
     @property
@@ -64,6 +73,12 @@ class Checkpoint:
     def layout(self) -> Layout | None:
         """The layout of the MViT; None if there is no MViT."""
         return Layout.of(self.backbone) if backbone_prefix(self.weights) is not None else None
+
+    @property
+    def is_of_clips(self) -> bool:
+        """Whether the MViT's filters have frames."""
+        patches = self.weights.get(f"{DETECTOR_PREFIX}{PATCHES}")
+        return patches is not None and patches.dim() == 5
 
 
 def read_source(source: Source) -> Checkpoint:
@@ -99,7 +114,7 @@ def _local_path(source: str) -> str:
     if "://" in path:
         raise UserError(
             f"checkpoint {source!r} is no address that is known: use a path, a URL, "
-            f"detectron2://… or timm://NAME"
+            f"detectron2://… (if Detectron2 is installed) or timm://NAME"
         )
     return path
 
@@ -110,60 +125,50 @@ def _identify(source: str, weights: dict[str, Tensor]) -> Checkpoint:
         return _classification(source, weights, MVIT)
     if prefix is not None:
         names = {name: detector_name(name, prefix) for name in weights}
-    elif any(name.startswith(_DETECTOR_PARTS) for name in weights):
-        names = {name: name for name in weights}
     else:
         for format in CLASSIFICATION_FORMATS:
             if format.fits(weights):
                 return _classification(source, weights, format)
-        raise UserError(
-            f"it holds neither an MViT nor a detector; its first tensors are "
-            f"{', '.join(list(weights)[:3])}"
-        )
+        if not any(name.startswith(_DETECTOR_PARTS) for name in weights):
+            raise UserError(
+                f"it holds neither an MViT nor a detector; its first tensors are "
+                f"{', '.join(list(weights)[:3])}"
+            )
+        names = {name: name for name in weights}
     return Checkpoint(
         source,
         "detectron2",
         {names[name]: value for name, value in weights.items()},
-        cut=(),
         own_names={ours: name for name, ours in names.items()},
     )
 
 
 def _classification(source: str, weights: dict[str, Tensor], format: Format) -> Checkpoint:
-    source_layout(weights, format)
-    flat, cut, is_video = {}, {}, False
-    for name, value in weights.items():
-        flat[name] = centre_frame(value)
-        if value.dim() == 5:
-            cut[name] = value
-        is_video |= value.dim() == 5 or name.endswith("rel_pos_t")
-    renamed, unknown = from_source(flat, format)
-    named = [(name, value) for group in (renamed, unknown) for name, value in group.items()]
+    """Renames the weights of a classification network, of images or clips.
+
+    PySlowFast trains image networks with filters of one frame too; these lose that axis.
+    """
+    is_of_clips = any(
+        name.endswith("rel_pos_t") or (value.dim() == 5 and value.shape[2] > 1)
+        for name, value in weights.items()
+    )
+    if is_of_clips:
+        format = OF_CLIPS.get(format, format)
+    else:
+        weights = {n: v.squeeze(2) if v.dim() == 5 else v for n, v in weights.items()}
+    renamed, unknown = from_source(weights, format)
+    named = [*renamed.items(), *unknown.items()]
     # Both groups keep the order that they have in the source.
-    order = [name for name in flat if name not in unknown] + list(unknown)
-    own_names = {
-        f"{DETECTOR_PREFIX}{ours}": theirs for (ours, _), theirs in zip(named, order, strict=True)
-    }
-    ours_of = {theirs: ours for ours, theirs in own_names.items()}
+    order = [name for name in weights if name not in unknown] + list(unknown)
     return Checkpoint(
         source,
-        "pyslowfast" if is_video and format is MVIT else format.name,
+        format.name,
         {f"{DETECTOR_PREFIX}{name}": value for name, value in named},
-        cut=tuple(
-            Reshaped(ours_of[name], tuple(value.shape), tuple(flat[name].shape))
-            for name, value in cut.items()
-        ),
-        own_names=own_names,
+        own_names={
+            f"{DETECTOR_PREFIX}{ours}": theirs
+            for (ours, _), theirs in zip(named, order, strict=True)
+        },
     )
-
-
-def centre_frame(weight: Tensor) -> Tensor:
-    """Reduces video filters (C', C, T, H, W) to their centre frame (C', C, H, W).
-
-    This inverts the inflation of section 4.3, which puts the filters of an image network into the
-    centre frame. Other tensors are returned unchanged.
-    """
-    return weight[:, :, weight.shape[2] // 2] if weight.dim() == 5 else weight
 
 
 def has_output_norms(names: Mapping[str, Tensor]) -> bool:

@@ -165,7 +165,6 @@ def test_arguments_of_the_process(monkeypatch, capsys):
             *("export", "--config", "demo", "--weights", "w.pth", "--output", "o"),
             *("--part", "backbone", "--format", "onnx"),
         ],
-        ["convert", "--show", "w.pth"],
         ["count", "--all"],
         ["draw", "output"],
         [

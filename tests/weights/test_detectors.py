@@ -104,6 +104,21 @@ def test_detectron2s_own_files(name, tmp_path):
         assert_same_detections(reference, ours)
 
 
+def test_to_timm_and_back(tmp_path):
+    """A trained detector's backbone, bit for bit; its output norms and heads are not timm's."""
+    detector = shaken(our_detector(NAMES[0]))
+    DetectionCheckpointer(detector, str(tmp_path)).save("model_final")
+    done = convert_weights(tmp_path / "model_final.pth", tmp_path / "timm.pth", to="timm")
+    before = detector.backbone.bottom_up.state_dict()
+    shared = {name for name in before if not name.startswith("scale")}
+    assert len(done.written) == len(shared)
+    other = our_detector(NAMES[0])
+    report = load_weights(other, tmp_path / "timm.pth", strict=True)
+    assert set(report.loaded) == {f"backbone.bottom_up.{name}" for name in shared}
+    after = other.backbone.bottom_up.state_dict()
+    assert_same_weights({n: after[n] for n in shared}, {n: before[n] for n in shared})
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("ending", ["pth", "pkl"])
 def test_our_files_in_stock_detectron2(name, ending, tmp_path):
