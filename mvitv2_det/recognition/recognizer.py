@@ -10,6 +10,7 @@ the names of both, so that a released file is this network's state dict.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -158,7 +159,7 @@ class Recognizer(Trunk):
         class_token: bool = False,
         *,
         image_size: int = 224,
-        **options,
+        **options: Any,
     ) -> "Recognizer":
         """The network of ImageNet (Table 2); with a class token, that of ImageNet-21K.
 
@@ -176,7 +177,7 @@ class Recognizer(Trunk):
             ValueError: there is no such variant, or as :class:`Recognizer`.
         """
         size, drop_path_rate = _size(variant, IMAGE_DROP_PATH)
-        defaults = {
+        defaults: dict[str, Any] = {
             "drop_path_rate": drop_path_rate,
             "expand_in_attention": class_token or variant != "L",
         }
@@ -197,7 +198,7 @@ class Recognizer(Trunk):
         class_token: bool = True,
         *,
         image_size: int = 224,
-        **options,
+        **options: Any,
     ) -> "Recognizer":
         """The network of Kinetics and Something-Something (Table 10).
 
@@ -216,7 +217,7 @@ class Recognizer(Trunk):
             ValueError: there is no such variant, or as :class:`Recognizer`.
         """
         size, drop_path_rate = _size(variant, CLIP_DROP_PATH)
-        defaults = {
+        defaults: dict[str, Any] = {
             "patch_kernel": (3, 7, 7),
             "patch_stride": (2, 4, 4),
             "patch_padding": (1, 3, 3),
@@ -249,10 +250,7 @@ class Recognizer(Trunk):
         """
         x, token = self.embed(images)
         for index in range(len(self.blocks)):
-            if token is None:
-                x = self.run_block(index, x)
-            else:
-                x, token = self.run_block(index, x, token)
+            x, token = self.run_block(index, x, token)
         x = x.flatten(1, -2)
         if token is None:
             return self.head(self.norm(x).mean(dim=1))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import detectron2.data.transforms as T
 import numpy as np
@@ -11,6 +12,7 @@ from detectron2.data.detection_utils import read_image
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from ..backbone.feature_trunk import FeatureTrunk
 from ..backbone.trunk import Trunk
 from ..data import naming_unreadable_image
 from ..errors import UserError
@@ -146,5 +148,7 @@ def _features(
         backbone(images)
     finally:
         hook.remove()
-    strides = {name: shape.stride for name, shape in trunk.output_shape().items()}
+    strides = {
+        name: shape.stride for name, shape in cast(FeatureTrunk, trunk).output_shape().items()
+    }
     return {name: maps[0] for name, maps in outputs[0].items()}, strides
