@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import detectron2.data.transforms as T
 import numpy as np
@@ -12,7 +12,6 @@ from detectron2.data.detection_utils import read_image
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from ..backbone.feature_trunk import FeatureTrunk
 from ..backbone.trunk import Trunk
 from ..data import naming_unreadable_image
 from ..errors import UserError
@@ -139,7 +138,7 @@ def _describe(trunk: Trunk, block: int, position: tuple[int, int]) -> str:
 
 @torch.no_grad()
 def _features(
-    backbone: nn.Module, trunk: Trunk, images: Tensor
+    backbone: nn.Module, trunk: Any, images: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Computes the trunk's maps (C, H', W') of the images, padded by the backbone, and strides."""
     outputs = []
@@ -148,7 +147,5 @@ def _features(
         backbone(images)
     finally:
         hook.remove()
-    strides = {
-        name: shape.stride for name, shape in cast(FeatureTrunk, trunk).output_shape().items()
-    }
+    strides = {name: shape.stride for name, shape in trunk.output_shape().items()}
     return {name: maps[0] for name, maps in outputs[0].items()}, strides
