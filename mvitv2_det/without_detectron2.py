@@ -23,10 +23,12 @@ _NEED_DETECTRON2 = (
     "engine",
     "export",
     "predict.classes",
-    "predict.images",
     "predict.outputs",
     "predict.predictor",
-    "visualize",
+    "visualize.gallery",
+    "visualize.instances",
+    "visualize.look_inside",
+    "visualize.results",
 )
 
 

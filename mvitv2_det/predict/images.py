@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import numpy as np
-from detectron2.data.detection_utils import read_image
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UserError
@@ -13,7 +12,7 @@ _MOST_16_BIT = 65535
 
 
 def read_rgb(file: str | Path) -> np.ndarray:
-    """Reads an image as training and evaluation do, rotated as its Exif data say.
+    """Reads an image as Detectron2's training and evaluation do, rotated as its Exif data say.
 
     Grey, palette and CMYK images are converted; transparency is dropped, as in training. Training
     clips channels of 16 bits at 255; here their full range is scaled to 8 bits.
@@ -32,8 +31,8 @@ def read_rgb(file: str | Path) -> np.ndarray:
     try:
         with Image.open(file) as image:
             if image.mode == "F" or image.mode.startswith("I"):
-                return _from_deep_grey(np.asarray(ImageOps.exif_transpose(image)))
-        return np.ascontiguousarray(read_image(str(file), "RGB"))
+                return _from_deep_grey(np.asarray(_upright(image)))
+            return np.array(_upright(image).convert("RGB"))
     except UnidentifiedImageError as error:
         raise UserError(f"cannot read image {file}: it is no image that Pillow knows") from error
     except Exception as error:  # damaged files make Pillow's decoders raise whatever they meet
@@ -72,6 +71,14 @@ def as_rgb(image: np.ndarray, channel_order: str) -> np.ndarray:
         return np.repeat(image, 3, axis=2)
     image = image[:, :, :3]
     return np.ascontiguousarray(image[:, :, ::-1] if channel_order == "BGR" else image)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Rotates an image as its Exif data say; damaged ones are ignored, as by Detectron2."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # pixels that cannot be read raise again when they are converted
+        return image
 
 
 def _from_deep_grey(grey: np.ndarray) -> np.ndarray:

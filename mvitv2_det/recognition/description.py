@@ -152,9 +152,11 @@ class Description:
         try:
             variant = arguments.get("variant")
             if isinstance(variant, Mapping):
-                arguments["variant"] = Variant(
-                    **{k: tuple(v) if isinstance(v, list) else v for k, v in variant.items()}
-                )
+                sizes: dict[str, Any] = {
+                    name: tuple(value) if isinstance(value, list) else value
+                    for name, value in variant.items()
+                }
+                arguments["variant"] = Variant(**sizes)
             elif variant is not None and variant not in VARIANTS:
                 raise _wrong("variant", f"one of {', '.join(VARIANTS)}, or its sizes", variant)
             construct: Callable[..., Recognizer] = getattr(Recognizer, self.constructor)
