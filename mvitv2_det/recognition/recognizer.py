@@ -10,6 +10,7 @@ the names of both, so that a released file is this network's state dict.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -259,6 +260,20 @@ class Recognizer(Trunk):
         # All tokens are normalised, as in the reference: parameters that move the map alone then
         # have gradients, zeros, which training on several processes waits for.
         return self.head(self.norm(torch.cat((token, x), dim=1))[:, 0])
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """The layers of parameters by their names, from input to output, as timm asks for them.
+
+        ``timm.optim.param_groups_layer_decay`` calls it. The last norm is a layer before the head.
+
+        Args:
+            coarse: timm's coarser division; there is one division here.
+        """
+        del coarse
+        return {
+            "stem": r"^cls_token|^pos_embed|^patch_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
 
 
 class Head(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from mvitv2_det.errors import UserError
-from mvitv2_det.recognition.description import ENTRY, Description, Input
+from mvitv2_det.recognition.description import Description, Input
 
 from .sources import (
     Images,
@@ -127,17 +127,26 @@ def train_loader(
         augmentation: keywords of ``timm.data.create_loader``.
         total_batch_size: images of all processes together.
         num_workers: of each process.
+
+    Raises:
+        UserError: the batch cannot be divided among the processes.
     """
+    processes = comm.get_world_size()
+    if total_batch_size % processes:
+        raise UserError(
+            f"dataloader.train.total_batch_size must be a multiple of the {processes} processes, "
+            f"got {total_batch_size}"
+        )
     return EpochLoader(
         create_loader(
             open_split(dataset, "train"),
             input.size,
-            total_batch_size // comm.get_world_size(),
+            total_batch_size // processes,
             is_training=True,
             use_prefetcher=False,
             mean=input.mean,
             std=input.std,
-            distributed=comm.get_world_size() > 1,
+            distributed=processes > 1,
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
             **augmentation,
@@ -275,7 +284,6 @@ def _describe(cfg: DictConfig) -> Description:
 def _set_schedule(cfg: DictConfig, images: int) -> None:
     """Sets what is given in epochs or for a batch of 256, and was not given otherwise."""
     batch, recipe = cfg.dataloader.train.total_batch_size, cfg.recipe
-    processes = comm.get_world_size()
     if batch % 2 and cfg.task.mixup:
         raise UserError(
             f"dataloader.train.total_batch_size must be even, as mixup takes pairs, got {batch}; "
@@ -296,7 +304,3 @@ def _set_schedule(cfg: DictConfig, images: int) -> None:
     for key, value in defaults.items():
         if OmegaConf.select(cfg, key) is None:
             OmegaConf.update(cfg, key, value)
-    del processes
-
-
-assert ENTRY

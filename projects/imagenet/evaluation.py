@@ -5,15 +5,21 @@ Axes: N images, C classes, K guesses of each image.
 
 import json
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import Tensor
 
+from mvitv2_det.visualize.results import CLASSIFICATIONS, draw_classifications
+
+from .data import open_split
+from .sources import Images
+
 MOST_GUESSES = 5
-FILE = "predictions.json"
 
 
 class ClassificationEvaluator(DatasetEvaluator):
@@ -23,20 +29,18 @@ class ClassificationEvaluator(DatasetEvaluator):
     Detectron2's ``InferenceSampler`` gives them.
 
     Args:
-        num_classes: outputs of the model.
-        output_dir: ``predictions.json`` is written there; empty writes nothing.
+        dataset: the config's node ``dataset``.
+        output_dir: what the pictures show of each image is written there, and the pictures.
     """
 
-    def __init__(self, num_classes: int, output_dir: str = "") -> None:
-        self.guesses = min(MOST_GUESSES, num_classes)
-        self.output_dir = output_dir
+    def __init__(self, dataset: Mapping[str, Any], output_dir: str) -> None:
+        self.dataset = dataset
+        self.output_dir = Path(output_dir)
         self.reset()
 
     def reset(self) -> None:
         """Forgets all images."""
-        self._labels: list[np.ndarray] = []
-        self._top: list[np.ndarray] = []
-        self._probabilities: list[np.ndarray] = []
+        self._batches: list[tuple[np.ndarray, ...]] = []
 
     def process(self, inputs: tuple[Tensor, Tensor], outputs: Tensor) -> None:
         """Takes a batch.
@@ -45,40 +49,42 @@ class ClassificationEvaluator(DatasetEvaluator):
             inputs: images and (B,) labels.
             outputs: logits (B, C).
         """
-        top = outputs.float().softmax(dim=1).topk(self.guesses, dim=1)
-        self._labels.append(inputs[1].numpy())
-        self._top.append(top.indices.cpu().numpy())
-        self._probabilities.append(top.values.cpu().numpy())
+        labels = inputs[1]
+        probabilities = outputs.float().softmax(dim=1).cpu()
+        top = probabilities.topk(min(MOST_GUESSES, outputs.shape[1]), dim=1)
+        of_labels = probabilities.gather(1, labels[:, None])[:, 0]
+        batch = (labels, of_labels, top.indices, top.values)
+        self._batches.append(tuple(each.numpy() for each in batch))
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Returns ``{"classification": {"top1": …, "top5": …}}`` in percent, on one process.
 
         There is no top5 of five classes or fewer.
         """
-        parts = (self._labels, self._top, self._probabilities)
-        gathered = comm.gather([np.concatenate(part) if part else None for part in parts])
+        batches = [batch for batches in comm.gather(self._batches) for batch in batches]
         if not comm.is_main_process():
             return None
-        labels, top, probabilities = (
-            np.concatenate([part for part in parts if part is not None])
-            for parts in zip(*gathered, strict=True)
-        )
-        if self.output_dir:
-            self._write(labels, top, probabilities)
+        labels, of_labels, top, probabilities = map(np.concatenate, zip(*batches, strict=True))
+        self._draw(labels, of_labels, top, probabilities)
         hits = top == labels[:, None]
         accuracies = {"top1": 100 * float(hits[:, 0].mean())}
-        if top.shape[1] == MOST_GUESSES:
+        if len(self.dataset["classes"]) > MOST_GUESSES:
             accuracies["top5"] = 100 * float(hits.any(axis=1).mean())
         return OrderedDict(classification=accuracies)
 
-    def _write(self, labels: np.ndarray, top: np.ndarray, probabilities: np.ndarray) -> None:
-        folder = Path(self.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+    def _draw(self, labels: np.ndarray, of_labels: np.ndarray, *top: np.ndarray) -> None:
+        images = open_split(self.dataset, "val")
+        numbers, probabilities = top
         content = {
+            "classes": list(self.dataset["classes"]),
+            # timm's readers may have names that are no files.
+            "files": images.filenames() if isinstance(images, Images) else [],
             "labels": labels.tolist(),
-            "top": top.tolist(),
-            "probabilities": np.round(probabilities.astype(float), 6).tolist(),
+            "label_probabilities": of_labels.tolist(),
+            "top": numbers.tolist(),
+            "probabilities": probabilities.tolist(),
         }
-        (folder / FILE).write_text(json.dumps(content), encoding="utf-8")
-
-
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        file = self.output_dir / CLASSIFICATIONS
+        file.write_text(json.dumps(content), encoding="utf-8")
+        draw_classifications(file, self.output_dir)

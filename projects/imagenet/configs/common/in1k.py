@@ -22,6 +22,7 @@ from projects.imagenet.data import StoredDescription, test_loader, train_loader
 from projects.imagenet.evaluation import ClassificationEvaluator
 from projects.imagenet.optim import ClippedAdamW, parameter_groups
 from projects.imagenet.task import Classification
+from projects.imagenet.watching import CurvesHook
 
 from .....configs.common.train import train
 
@@ -91,7 +92,7 @@ dataloader.test = L(test_loader)(
     dataset="${dataset}", input="${input}", batch_size=64, num_workers="${..train.num_workers}"
 )
 dataloader.evaluator = L(ClassificationEvaluator)(
-    num_classes="${model.num_classes}", output_dir="${train.output_dir}/inference"
+    dataset="${dataset}", output_dir="${train.output_dir}/inference"
 )
 
 optimizer = L(ClippedAdamW)(
@@ -138,4 +139,5 @@ train.update(
     amp=dict(enabled=False, dtype="float16"),
     load=dict(classes="all"),
     checkpoint_parts=dict(recognizer=L(StoredDescription)(content="${description}")),
+    hooks=[L(CurvesHook)(output_dir="${train.output_dir}", period="${train.eval_period}")],
 )
