@@ -29,6 +29,7 @@ from .sources import (
     is_timm_source,
     names_of,
     open_timm,
+    read_class_names,
     read_samples,
 )
 
@@ -250,6 +251,8 @@ def _classes(cfg: DictConfig, training: bool, trained: Description | None) -> Se
     """Names of the classes, in the order of the outputs."""
     if trained:
         return trained.classes
+    if isinstance(cfg.dataset.classes, str):
+        return read_class_names(cfg.dataset.classes)
     if cfg.dataset.classes:
         return cfg.dataset.classes
     source = cfg.dataset.train

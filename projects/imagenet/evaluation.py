@@ -41,6 +41,7 @@ class ClassificationEvaluator(DatasetEvaluator):
     def reset(self) -> None:
         """Forgets all images."""
         self._batches: list[tuple[np.ndarray, ...]] = []
+        self._outputs = 0
 
     def process(self, inputs: tuple[Tensor, Tensor], outputs: Tensor) -> None:
         """Takes a batch.
@@ -49,7 +50,7 @@ class ClassificationEvaluator(DatasetEvaluator):
             inputs: images and (B,) labels.
             outputs: logits (B, C).
         """
-        labels = inputs[1]
+        labels, self._outputs = inputs[1], outputs.shape[1]
         probabilities = outputs.float().softmax(dim=1).cpu()
         top = probabilities.topk(min(MOST_GUESSES, outputs.shape[1]), dim=1)
         of_labels = probabilities.gather(1, labels[:, None])[:, 0]
@@ -65,23 +66,31 @@ class ClassificationEvaluator(DatasetEvaluator):
         if not comm.is_main_process():
             return None
         labels, of_labels, top, probabilities = map(np.concatenate, zip(*batches, strict=True))
-        self._draw(labels, of_labels, top, probabilities)
+        # Evaluation may look at the first outputs alone.
+        classes = list(self.dataset["classes"])[: self._outputs]
+        self._draw(classes, labels, of_labels, top, probabilities)
         hits = top == labels[:, None]
         accuracies = {"top1": 100 * float(hits[:, 0].mean())}
-        if len(self.dataset["classes"]) > MOST_GUESSES:
+        if len(classes) > MOST_GUESSES:
             accuracies["top5"] = 100 * float(hits.any(axis=1).mean())
         return OrderedDict(classification=accuracies)
 
-    def _draw(self, labels: np.ndarray, of_labels: np.ndarray, *top: np.ndarray) -> None:
+    def _draw(
+        self,
+        classes: list[str],
+        labels: np.ndarray,
+        of_labels: np.ndarray,
+        top: np.ndarray,
+        probabilities: np.ndarray,
+    ) -> None:
         images = open_split(self.dataset, "val")
-        numbers, probabilities = top
         content = {
-            "classes": list(self.dataset["classes"]),
+            "classes": classes,
             # timm's readers may have names that are no files.
             "files": images.filenames() if isinstance(images, Images) else [],
             "labels": labels.tolist(),
             "label_probabilities": of_labels.tolist(),
-            "top": numbers.tolist(),
+            "top": top.tolist(),
             "probabilities": probabilities.tolist(),
         }
         self.output_dir.mkdir(parents=True, exist_ok=True)

@@ -143,6 +143,24 @@ def read_samples(source: str, classes: Sequence[str] | None = None) -> tuple[lis
     return samples, list(classes)
 
 
+def read_class_names(file: str) -> list[str]:
+    """Reads names of classes from a text file, one a line, in the order of the outputs.
+
+    Raises:
+        UserError: the file cannot be read, is empty, or has a name twice.
+    """
+    try:
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"dataset.classes: cannot read {file}: {error}") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise UserError(f"dataset.classes: {file} has no names: expected one a line")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"dataset.classes: {file} has {twice[0]!r} more than once")
+    return names
+
+
 def held_out(samples: Sequence[Sample], share: float, *, inside: bool) -> list[Sample]:
     """Divides samples into two parts, always the same: a share of each class, and the rest.
 

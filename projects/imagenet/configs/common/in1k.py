@@ -11,7 +11,6 @@ from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler
 from omegaconf import OmegaConf
-from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 
 from mvitv2_det import Recognizer
@@ -25,6 +24,7 @@ from projects.imagenet.task import Classification
 from projects.imagenet.watching import CurvesHook
 
 from .....configs.common.train import train
+from .mixup import mixup
 
 dataset = dict(
     # A folder that holds train/ and val/, a folder of classes, a csv file of lines path,label, or
@@ -39,7 +39,8 @@ dataset = dict(
     val_split="validation",
     root="",
     options=dict(),
-    # Names in the order of the outputs; null takes them from the training split.
+    # Names in the order of the outputs, or a text file of one name a line; null takes them from
+    # the training split.
     classes=None,
     prepare="projects.imagenet.data.prepare_datasets",
 )
@@ -57,19 +58,7 @@ model = L(Recognizer.image)(
     use_act_checkpoint=False,
 )
 
-# Mixup and cutmix of each process's batch with itself, one of the two for all of it.
-task = L(Classification)(
-    loss=L(SoftTargetCrossEntropy)(),
-    mixup=L(Mixup)(
-        mixup_alpha=0.8,
-        cutmix_alpha=1.0,
-        prob=1.0,
-        switch_prob=0.5,
-        mode="batch",
-        label_smoothing=0.1,
-        num_classes="${model.num_classes}",
-    ),
-)
+task = L(Classification)(loss=L(SoftTargetCrossEntropy)(), mixup=mixup, first_outputs=None)
 
 dataloader = OmegaConf.create()
 dataloader.train = L(train_loader)(
