@@ -5,6 +5,7 @@ Axes: B images, H × W pixels.
 
 import itertools
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from mvitv2_det.errors import UserError
-from mvitv2_det.recognition.description import Description, Input
+from mvitv2_det.recognition.description import ENTRY, Description, Input
+from mvitv2_det.weights.files import read_checkpoint
 
 from .sources import (
     Images,
@@ -49,9 +51,9 @@ def prepare_datasets(cfg: DictConfig, *, training: bool, check: bool = True) -> 
     """
     if not check:
         return
+    _find_data(cfg, training)
     trained = _trained_description(cfg, training)
-    _find_data(cfg, training, trained)
-    classes = _classes(cfg, training, trained)
+    classes = trained.classes if trained else _classes(cfg, training)
     cfg.dataset.classes = list(classes)
     _set_num_classes(cfg, classes)
     cfg.description = _describe(cfg).to_dict()
@@ -81,9 +83,10 @@ def open_split(dataset: Mapping[str, Any], split: str, *, check: bool = False) -
     """
     source = dataset[split] or dataset["train"]
     if is_timm_source(source):
-        options = {**dataset["options"], "class_map": None}
         name = dataset[f"{split}_split"]
-        return open_timm(source, name, dataset["root"], options, training=split == "train")
+        return open_timm(
+            source, name, dataset["root"], dataset["options"], training=split == "train"
+        )
     samples, classes = read_samples(source, dataset["classes"])
     if not dataset["val"]:
         samples = held_out(samples, dataset["val_share"], inside=split == "val")
@@ -222,15 +225,20 @@ def _plain(node: Any) -> Any:
 
 
 def _trained_description(cfg: DictConfig, training: bool) -> Description | None:
-    """What a checkpoint that is to be evaluated says of itself; None if it says nothing."""
-    return None
+    """What weights that are to be evaluated say of themselves; None if they say nothing."""
+    weights = cfg.train.init_checkpoint
+    # Of a classifier of which the first outputs are taken, others may be the data's classes.
+    if training or cfg.train.load.classes == "first" or not os.path.isfile(weights):
+        return None
+    entry = read_checkpoint(weights)[1].get(ENTRY)
+    return None if entry is None else Description.from_dict(entry)
 
 
-def _find_data(cfg: DictConfig, training: bool, trained: Description | None) -> None:
+def _find_data(cfg: DictConfig, training: bool) -> None:
+    """Sets the sources of the splits; of an empty one for validation, a share is held out."""
     data = cfg.dataset
     if not training and data.val:
-        data.classes = list(trained.classes) if trained else data.classes
-        data.train = data.train or data.val
+        data.train = data.val  # needed for the names of the classes alone
         return
     if not data.train:
         raise UserError(
@@ -247,10 +255,8 @@ def _find_data(cfg: DictConfig, training: bool, trained: Description | None) -> 
         logger.info("no validation split: %g of each class are held out", data.val_share)
 
 
-def _classes(cfg: DictConfig, training: bool, trained: Description | None) -> Sequence[str]:
+def _classes(cfg: DictConfig, training: bool) -> Sequence[str]:
     """Names of the classes, in the order of the outputs."""
-    if trained:
-        return trained.classes
     if isinstance(cfg.dataset.classes, str):
         return read_class_names(cfg.dataset.classes)
     if cfg.dataset.classes:
