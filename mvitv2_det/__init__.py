@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .errors import UserError
     from .fused import compile_blocks, explain
     from .predict import Predictor
+    from .recognition.classifier import Classifier
     from .recognition.recognizer import Recognizer
     from .variants import VARIANTS, Variant
     from .weights import convert_weights, load_weights
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "VARIANTS",
+    "Classifier",
     "MViT",
     "MViTFPN",
     "Predictor",
@@ -47,6 +49,7 @@ __all__ = [
 
 _MODULES = {
     "VARIANTS": "variants",
+    "Classifier": "recognition.classifier",
     "MViT": "backbone.mvit",
     "MViTFPN": "detection",
     "Predictor": "predict",

@@ -1,4 +1,4 @@
-"""Trains, evaluates and applies MViTv2 detectors.
+"""Trains, evaluates and applies MViTv2 detectors, and applies classifiers.
 
 The exit status is 0; 2 if there is something for the user to put right, which is then said in one
 line on standard error; 130 after Ctrl-C. 'mvitv2-det COMMAND --help' describes a command.
@@ -15,7 +15,7 @@ from .. import __version__
 from ..errors import one_line
 from ..third_party_warnings import silence_third_party_warnings
 
-COMMANDS = ("train", "predict", "export", "convert", "count", "draw", "look-inside")
+COMMANDS = ("train", "predict", "classify", "export", "convert", "count", "draw", "look-inside")
 
 _INTERRUPTED = 130  # what a shell gives for a process that Ctrl-C ended: 128 + SIGINT
 _BROKEN_PIPE = 141  # the same for SIGPIPE

@@ -8,12 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .image_predictor import PRECISIONS
     from .images import read_rgb
-    from .predictor import PRECISIONS, Predictor
+    from .predictor import Predictor
 
 __all__ = ["PRECISIONS", "Predictor", "read_rgb"]
 
-_MODULES = {"PRECISIONS": "predictor", "Predictor": "predictor", "read_rgb": "images"}
+_MODULES = {"PRECISIONS": "image_predictor", "Predictor": "predictor", "read_rgb": "images"}
 
 
 def __getattr__(name: str) -> Any:

@@ -30,9 +30,7 @@ def read_rgb(file: str | Path) -> np.ndarray:
         raise UserError(f"cannot read image {file}: the file is empty")
     try:
         with Image.open(file) as image:
-            if image.mode == "F" or image.mode.startswith("I"):
-                return _from_deep_grey(np.asarray(_upright(image)))
-            return np.array(_upright(image).convert("RGB"))
+            return _from_pillow(image)
     except UnidentifiedImageError as error:
         raise UserError(f"cannot read image {file}: it is no image that Pillow knows") from error
     except Exception as error:  # damaged files make Pillow's decoders raise whatever they meet
@@ -40,20 +38,25 @@ def read_rgb(file: str | Path) -> np.ndarray:
         raise UserError(f"cannot read image {file}: {reason}") from error
 
 
-def as_rgb(image: np.ndarray, channel_order: str) -> np.ndarray:
+def as_rgb(image: np.ndarray | Image.Image, channel_order: str) -> np.ndarray:
     """Converts an image in memory to 8-bit RGB.
 
     Args:
         image: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8, or uint16 over its full range; a
-            fourth channel is dropped.
-        channel_order: ``RGB``, or ``BGR`` as ``cv2.imread`` gives it.
+            fourth channel is dropped. Or an image of Pillow, as :func:`read_rgb` converts it.
+        channel_order: of an array: ``RGB``, or ``BGR`` as ``cv2.imread`` gives it.
 
     Returns:
         (H, W, 3) RGB, uint8.
 
     Raises:
-        UserError: the array has another shape or type.
+        UserError: the array has another shape or type, or Pillow cannot convert the image.
     """
+    if isinstance(image, Image.Image):
+        try:
+            return _from_pillow(image)
+        except Exception as error:  # as for files: Pillow may read this one's only now
+            raise UserError(f"cannot convert the image of Pillow: {error}") from error
     if image.ndim == 2:
         image = image[:, :, None]
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
@@ -71,6 +74,12 @@ def as_rgb(image: np.ndarray, channel_order: str) -> np.ndarray:
         return np.repeat(image, 3, axis=2)
     image = image[:, :, :3]
     return np.ascontiguousarray(image[:, :, ::-1] if channel_order == "BGR" else image)
+
+
+def _from_pillow(image: Image.Image) -> np.ndarray:
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _from_deep_grey(np.asarray(_upright(image)))
+    return np.array(_upright(image).convert("RGB"))
 
 
 def _upright(image: Image.Image) -> Image.Image:

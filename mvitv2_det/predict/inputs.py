@@ -66,52 +66,56 @@ class Source:
         return rate if 0 < rate < float("inf") else 25.0
 
 
-def find_sources(inputs: Sequence[str]) -> list[Source]:
+def find_sources(inputs: Sequence[str], *, videos: bool = True) -> list[Source]:
     """Finds the images and videos that inputs name, each once, in their order.
 
     Args:
         inputs: files; folders, for the images and videos directly in them; patterns such as
             ``photos/**/*.jpg``, for the images and videos that match.
+        videos: whether videos are looked for; one that is named is refused otherwise.
 
     Raises:
         UserError: an input does not exist or holds nothing to predict on.
     """
-    paths = {path.resolve(): path.absolute() for text in inputs for path in _expand(text)}
+    endings = IMAGE_ENDINGS | VIDEO_ENDINGS if videos else IMAGE_ENDINGS
+    paths = {path.resolve(): path.absolute() for text in inputs for path in _expand(text, endings)}
+    for path in paths.values():
+        if path.suffix.lower() in VIDEO_ENDINGS - endings:
+            raise UserError(f"{path} is a video: expected images")
     root = os.path.commonpath([path.parent for path in paths.values()])
     return [Source(path, path.relative_to(root).as_posix()) for path in paths.values()]
 
 
-def _expand(text: str) -> list[Path]:
+def _expand(text: str, endings: set[str]) -> list[Path]:
     path = Path(text)
+    kinds = "image or video" if endings & VIDEO_ENDINGS else "image"
     if path.is_dir():
         try:
-            found = _known(path.iterdir())
+            found = _known(path.iterdir(), endings)
         except OSError as error:
             raise UserError(f"cannot read folder {text}: {error.strerror}") from error
         if not found:
             raise UserError(
-                f"there is no image or video directly in folder {text}; '{path}/**' also looks "
+                f"there is no {kinds} directly in folder {text}; '{path}/**' also looks "
                 f"into its folders"
             )
         return found
     if os.path.lexists(path):  # before patterns: a name may hold brackets
         return [path]
     if glob.has_magic(text):
-        found = _known(map(Path, glob.glob(text, recursive=True)))
+        found = _known(map(Path, glob.glob(text, recursive=True)), endings)
         if not found:
-            raise UserError(f"no image or video matches {text!r}")
+            raise UserError(f"no {kinds} matches {text!r}")
         return found
-    raise UserError(f"there is no image, video or folder {text!r}")
+    raise UserError(f"there is no {kinds.replace(' or', ',')} or folder {text!r}")
 
 
-def _known(paths: Iterable[Path]) -> list[Path]:
-    """Keeps images and videos, by their endings, and sorts them; leaves hidden files out."""
+def _known(paths: Iterable[Path], endings: set[str]) -> list[Path]:
+    """Keeps files with these endings, and sorts them; leaves hidden files out."""
     return sorted(
         path
         for path in paths
-        if path.suffix.lower() in IMAGE_ENDINGS | VIDEO_ENDINGS
-        and not path.name.startswith(".")
-        and not path.is_dir()
+        if path.suffix.lower() in endings and not path.name.startswith(".") and not path.is_dir()
     )
 
 

@@ -1,14 +1,12 @@
 """Writing predictions: overlays, and results in COCO's format, as they are found."""
 
 import json
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,6 +18,7 @@ from ..errors import UserError
 from ..visualize import draw_instances
 from .classes import Classes
 from .inputs import Source
+from .writing import json_list, replacing
 
 RESULTS, IMAGES, OVERLAYS = "results.json", "images.json", "overlays"
 
@@ -76,9 +75,9 @@ class OutputFolder:
     def __enter__(self) -> "OutputFolder":
         categories = json.dumps(self._classes.as_coco(), ensure_ascii=False)
         open_list = self._stack.enter_context
-        self._results = open_list(_json_list(self._folder / RESULTS, "[", "]"))
+        self._results = open_list(json_list(self._folder / RESULTS, "[", "]"))
         head = f'{{"categories": {categories},\n"images": ['
-        self._images = open_list(_json_list(self._folder / IMAGES, head, "]}"))
+        self._images = open_list(json_list(self._folder / IMAGES, head, "]}"))
         return self
 
     def __exit__(
@@ -130,7 +129,7 @@ class OutputFolder:
             return
         file = self._overlays[predicted.source]
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(file, keeps_part=False) as part:
+        with replacing(file, keeps_part=False) as part:
             Image.fromarray(drawn).save(part, quality=95)
 
     def _write_frame(self, source: Source, drawn: np.ndarray) -> None:
@@ -140,7 +139,7 @@ class OutputFolder:
             file = self._overlays[source]
             file.parent.mkdir(parents=True, exist_ok=True)
             stack = ExitStack()
-            part = stack.enter_context(_replacing(file, keeps_part=True))
+            part = stack.enter_context(replacing(file, keeps_part=True))
             # OpenCV's wheels have no encoder of H.264.
             code = cv2.VideoWriter.fourcc(*"mp4v")
             writer = cv2.VideoWriter(str(part), code, source.frames_per_second(), size)
@@ -170,20 +169,6 @@ def as_annotations(instances: Instances) -> list[dict[str, Any]]:
     return annotations
 
 
-def check_writable(folder: Path) -> None:
-    """Makes the folder and tries to write into it.
-
-    Raises:
-        UserError: it cannot be written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write to output folder {folder}: {error.strerror}") from error
-
-
 def _overlay_files(folder: Path, sources: Sequence[Source]) -> dict[Source, Path]:
     """Chooses a file for each source's overlay, so that no two sources share one.
 
@@ -210,45 +195,3 @@ def _overlay_files(folder: Path, sources: Sequence[Source]) -> dict[Source, Path
                 f"the overlay {files[source]} would replace that input: choose another --output"
             )
     return files
-
-
-class _JsonList:
-    """Extends a json list in a file, without holding it in memory."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file, self._separator = file, "\n"
-
-    def extend(self, values: Iterable[dict[str, Any]]) -> None:
-        for value in values:
-            self._file.write(self._separator + json.dumps(value, ensure_ascii=False))
-            self._separator = ",\n"
-
-
-@contextmanager
-def _json_list(file: Path, head: str, tail: str) -> Iterator[_JsonList]:
-    """Gives a list that is written to ``file``, between ``head`` and ``tail``."""
-    with _replacing(file, keeps_part=True) as part, open(part, "w", encoding="utf-8") as stream:
-        stream.write(head)
-        try:
-            yield _JsonList(stream)
-        finally:
-            stream.write(f"\n{tail}\n")
-
-
-@contextmanager
-def _replacing(file: Path, *, keeps_part: bool) -> Iterator[Path]:
-    """Gives a temporary file to write, which replaces ``file`` when the context ends.
-
-    After an error or an interrupt it replaces ``file`` only if ``keeps_part``, and else is removed.
-    """
-    part = file.with_name(f".{file.stem}.part{file.suffix}")
-    is_done = False
-    try:
-        yield part
-        is_done = True
-    finally:
-        if part.exists():
-            if is_done or keeps_part:
-                os.replace(part, file)
-            else:
-                part.unlink()

@@ -1,11 +1,9 @@
 """Finding instances in images, as evaluation does, with a LazyConfig and its weights."""
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any
 
 import detectron2.data.transforms as T
 import numpy as np
@@ -19,16 +17,10 @@ from ..config import apply_overrides
 from ..errors import UserError
 from ..trained import read_config, read_trained
 from .classes import known_classes, own_classes
-from .images import as_rgb, read_rgb
-
-Image = str | Path | np.ndarray
-Item = TypeVar("Item")
-
-PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
-_CHANNEL_ORDERS = ("RGB", "BGR")
+from .image_predictor import CHANNEL_ORDERS, ImageLike, ImagePredictor
 
 
-class Predictor:
+class Predictor(ImagePredictor[dict[str, Any], Instances]):
     """Finds instances in images, the same as evaluation with the same config and weights.
 
     Images are resized by the config's test augmentations, or seen at several scales where the
@@ -38,7 +30,7 @@ class Predictor:
     Attributes:
         model: in evaluation mode, on its device.
         classes: names and category ids of the model's classes.
-        batch_size: images that go through the model together, at most.
+        device, batch_size: as given.
     """
 
     def __init__(
@@ -69,17 +61,17 @@ class Predictor:
             UserError: an argument is wrong, the device is not there, or the weights are not those
                 of the config's model.
         """
-        self.batch_size = batch_size
-        self._check_arguments(precision, score_threshold, channel_order)
-        self._device = _check_device(device)
-        self._precision = PRECISIONS[precision]
-        self._channel_order = channel_order
+        super().__init__(
+            device=device, precision=precision, batch_size=batch_size, channel_order=channel_order
+        )
+        if score_threshold is not None and not 0 <= score_threshold <= 1:
+            raise UserError(f"the score threshold must be in [0, 1], got {score_threshold:g}")
         cfg = _read_config(config, overrides)
         classes = own_classes(cfg)
         if classes and OmegaConf.select(cfg, "model.roi_heads.num_classes") is not None:
             cfg.model.roi_heads.num_classes = len(classes.names)
         self._resize, self._channels = _read_mapper(cfg)
-        self.model = read_trained(cfg, str(weights), device=str(self._device))
+        self.model = read_trained(cfg, str(weights), device=str(self.device))
         count = _box_predictors(self.model)[0].num_classes
         self.classes = classes or known_classes(cfg, count)
         if score_threshold is not None:
@@ -89,48 +81,19 @@ class Predictor:
             self._resize = T.AugmentationList([])
             self.model = instantiate({**cfg.multi_scale_test, "model": self.model}).eval()
 
-    @overload
-    def __call__(self, images: Image) -> Instances: ...
-
-    @overload
-    def __call__(self, images: Sequence[Image]) -> list[Instances]: ...
-
-    def __call__(self, images: Image | Sequence[Image]) -> Instances | list[Instances]:
-        """Finds the instances of one image, or of each of several.
-
-        Args:
-            images: a file, or an array of shape (H, W, 3), (H, W, 4) or (H, W), of uint8 or, over
-                its full range, uint16; or a sequence of these.
-
-        Returns:
-            on the CPU, in pixels of the image, sorted by descending score: ``pred_boxes``,
-            ``scores``, ``pred_classes`` and, of a model with masks, ``pred_masks`` (N, H, W) bool.
-            A list for a sequence.
-
-        Raises:
-            UserError: an image cannot be read or resized.
-        """
-        if isinstance(images, (str, Path, np.ndarray)):
-            return self.infer([self.prepare(images)])[0]
-        found: list[Instances] = []
-        for batch in batches(images, self.batch_size):
-            found += self.infer([self.prepare(image) for image in batch])
-        return found
-
-    def prepare(self, image: Image, name: str = "the image") -> dict[str, Any]:
+    def prepare(self, image: ImageLike, name: str = "the image") -> dict[str, Any]:
         """Makes the model's input of an image, as the config's test loader does.
 
         Args:
-            image: a file or an array, as for :meth:`__call__`.
-            name: what errors call an array.
+            image: as for :meth:`__call__`.
+            name: what errors call an image in memory.
 
         Raises:
             UserError: it cannot be read or resized.
         """
-        if isinstance(image, np.ndarray):
-            rgb, name = as_rgb(image, self._channel_order), name
-        else:
-            rgb, name = read_rgb(image), f"image {image}"
+        rgb = self._read(image)
+        if isinstance(image, (str, Path)):
+            name = f"image {image}"
         height, width = rgb.shape[:2]
         is_bgr = self._channels == "BGR"
         pixels = T.AugInput(np.ascontiguousarray(rgb[:, :, ::-1]) if is_bgr else rgb)
@@ -145,6 +108,10 @@ class Predictor:
     def infer(self, inputs: Sequence[dict[str, Any]]) -> list[Instances]:
         """Finds the instances of inputs that :meth:`prepare` has made; returns them in that order.
 
+        Returns:
+            on the CPU, in pixels of the image, sorted by descending score: ``pred_boxes``,
+            ``scores``, ``pred_classes`` and, of a model with masks, ``pred_masks`` (N, H, W) bool.
+
         Raises:
             UserError: the GPU has too little memory.
         """
@@ -153,36 +120,13 @@ class Predictor:
             same_size.setdefault(one["image"].shape, []).append(index)
         found: dict[int, Instances] = {}
         for indexes in same_size.values():
-            try:
-                with self._autocast():
-                    outputs = self.model([inputs[index] for index in indexes])
-            except torch.cuda.OutOfMemoryError as error:
-                raise UserError(
-                    f"the GPU has too little memory for a batch of {len(indexes)}: choose a "
-                    f"smaller batch size, or a precision of fp16 or bf16"
-                ) from error
+            with self._running(len(indexes)):
+                outputs = self.model([inputs[index] for index in indexes])
             found |= {
                 index: _on_cpu(output["instances"])
                 for index, output in zip(indexes, outputs, strict=True)
             }
         return [found[index] for index in range(len(inputs))]
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self._precision is None:
-            return nullcontext()
-        return torch.autocast(self._device.type, self._precision)
-
-    def _check_arguments(
-        self, precision: str, score_threshold: float | None, channel_order: str
-    ) -> None:
-        if precision not in PRECISIONS:
-            raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-        if score_threshold is not None and not 0 <= score_threshold <= 1:
-            raise UserError(f"the score threshold must be in [0, 1], got {score_threshold:g}")
-        if channel_order not in _CHANNEL_ORDERS:
-            raise UserError(f"channel_order must be RGB or BGR, got {channel_order!r}")
-        if self.batch_size < 1:
-            raise UserError(f"the batch size must be 1 or more, got {self.batch_size}")
 
 
 def set_score_threshold(model: nn.Module, threshold: float) -> None:
@@ -195,36 +139,11 @@ def set_score_threshold(model: nn.Module, threshold: float) -> None:
         predictor.test_score_thresh = threshold
 
 
-def batches(items: Sequence[Item] | Iterator[Item], size: int) -> Iterator[list[Item]]:
-    """Cuts a sequence into lists of ``size``; the last may be shorter."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
-
-
 def _box_predictors(model: nn.Module) -> list[Any]:
     predictors = [module for module in model.modules() if hasattr(module, "test_score_thresh")]
     if not predictors:
         raise UserError("the config's model has no box predictor with a test_score_thresh")
     return predictors
-
-
-def _check_device(name: str | None) -> torch.device:
-    """Chooses the device, and tries it out.
-
-    Raises:
-        UserError: this machine has no such device.
-    """
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"device {name!r} cannot be used on this machine ({reason}); choose cpu, or none for "
-            f"what there is"
-        ) from error
-    return device
 
 
 def _read_config(config: str | Path | DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -247,7 +166,7 @@ def _read_mapper(cfg: DictConfig) -> tuple[T.Augmentation, str]:
                 f"dataloader.test.mapper, a {type(mapper).__name__}, has no {attribute!r}: "
                 f"expected a DatasetMapper"
             )
-    if mapper.image_format not in _CHANNEL_ORDERS:
+    if mapper.image_format not in CHANNEL_ORDERS:
         raise UserError(
             f"dataloader.test.mapper.image_format must be RGB or BGR, got {mapper.image_format!r}"
         )

@@ -6,7 +6,7 @@ All take plain data and need no Detectron2.
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -88,7 +88,7 @@ def draw_confusion_matrix(
     axes = figure.subplots()
     drawn = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
     figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.02, label="% of the true class's images")
-    names = [_short(classes[index]) for index in shown]
+    names = [shortened(classes[index]) for index in shown.tolist()]
     # Names are text, though they may hold the dollar signs of formulas.
     axes.set_xticks(range(len(shown)), names, rotation=90, parse_math=False)
     axes.set_yticks(range(len(shown)), names, parse_math=False)
@@ -171,11 +171,12 @@ class _Sheet:
         FigureCanvasAgg(self._figure)
         self._canvas = np.full((height, width, 3), 255, np.uint8)
 
-    def write(self, x: float, y: float, text: str, **style: object) -> None:
+    def write(self, x: float, y: float, text: str, **style: Any) -> None:
         """Writes a line with its middle at height ``y``."""
         height, width = self._canvas.shape[:2]
-        style = {"va": "center", "parse_math": False} | style
-        self._figure.text(x / width, 1 - y / height, text, **style)
+        style = {"va": "center", "parse_math": False, **style}
+        place: dict[str, Any] = {"x": x / width, "y": 1 - y / height, "s": text}
+        self._figure.text(**place, **style)
 
     def fill(self, x: float, y: float, width: float, height: float, color: str) -> None:
         """Fills a rectangle whose upper left corner is (x, y)."""
@@ -195,7 +196,7 @@ class _Sheet:
 
 def _draw_cell(sheet: _Sheet, row: Classified, classes: Sequence[str], left: int, top: int) -> None:
     name = row.name or ("" if isinstance(row.image, Image.Image) else _path_end(row.image))
-    sheet.write(left, top + _LINE / 2, _short(name, from_end=True), fontsize=10, color="0.3")
+    sheet.write(left, top + _LINE / 2, shortened(name, from_end=True), fontsize=10, color="0.3")
     picture = _thumbnail(row.image)
     y = top + _LINE
     if picture is None:
@@ -205,7 +206,7 @@ def _draw_cell(sheet: _Sheet, row: Classified, classes: Sequence[str], left: int
         sheet.paste(left, y, picture)
     y += _IMAGE_HEIGHT + 4
     if row.label is not None:
-        text = f"truth: {_short(classes[row.label], 18)}"
+        text = f"truth: {shortened(classes[row.label], 18)}"
         sheet.write(left, y + _LINE / 2, text, fontsize=11, weight="bold", color=_RIGHT)
         if row.label_probability is not None:
             _write_share(sheet, left, y, row.label_probability)
@@ -213,7 +214,7 @@ def _draw_cell(sheet: _Sheet, row: Classified, classes: Sequence[str], left: int
     for index, probability in zip(row.top, row.probabilities, strict=True):
         color = _NEUTRAL if row.label is None else _RIGHT if index == row.label else _WRONG
         sheet.fill(left, y + 2, max(_CELL * probability, 1), _LINE - 4, color)
-        sheet.write(left + 6, y + _LINE / 2, _short(classes[index], 24), fontsize=11)
+        sheet.write(left + 6, y + _LINE / 2, shortened(classes[index], 24), fontsize=11)
         _write_share(sheet, left, y, probability)
         y += _LINE
 
@@ -241,7 +242,8 @@ def _path_end(path: str | Path) -> str:
     return "/".join(Path(path).parts[-2:])
 
 
-def _short(text: str, most: int = _MOST_LETTERS, *, from_end: bool = False) -> str:
+def shortened(text: str, most: int = _MOST_LETTERS, *, from_end: bool = False) -> str:
+    """Cuts a text off at its end, or at its start, so that the other is kept."""
     if len(text) <= most:
         return text
     return f"…{text[1 - most :]}" if from_end else f"{text[: most - 1]}…"

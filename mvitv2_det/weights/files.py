@@ -12,6 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +46,19 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         UserError: the file does not exist, is truncated, is not a checkpoint, asks to run code,
             or declares tensors that are larger than the file.
     """
+    return read_checkpoint(path)[0]
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads the tensors of a checkpoint file as :func:`read_weights`, and what else it holds.
+
+    Returns:
+        the tensors by name; and the file's entries beside them, such as the optimiser's state, by
+        theirs, none if the file holds nothing but weights.
+
+    Raises:
+        UserError: as :func:`read_weights`.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no checkpoint file {str(path)!r}")
@@ -58,7 +72,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             f"checkpoint {str(path)!r} cannot be read; it is cut off or damaged: {reason}"
         ) from error
     try:
-        return select_weights(content, max_bytes=path.stat().st_size)
+        return select_weights(content, max_bytes=path.stat().st_size), other_entries(content)
     except UserError as error:
         raise UserError(f"checkpoint {str(path)!r}: {error}") from error
 
@@ -123,6 +137,17 @@ def _torch_load(path: Path) -> object:
                 f"containers are read"
             ) from error
         raise pickle.UnpicklingError(reason.splitlines()[0]) from error
+
+
+def other_entries(content: object) -> dict[str, Any]:
+    """The entries of a checkpoint beside its weights."""
+    if not isinstance(content, Mapping):
+        return {}
+    return {
+        name: value
+        for name, value in content.items()
+        if name not in WEIGHT_KEYS and not isinstance(value, (Tensor, np.ndarray))
+    }
 
 
 def select_weights(content: object, max_bytes: int | None = None) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ where Detectron2 is installed; otherwise files and URLs are found by a path mana
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +21,7 @@ from iopath.common.file_io import (
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .files import read_weights, select_weights, write_weights
+from .files import other_entries, read_checkpoint, select_weights, write_weights
 from .key_maps import (
     CLASSIFICATION_FORMATS,
     DETECTOR_PREFIX,
@@ -41,8 +41,6 @@ except ImportError:
     PathManager = PathManagerFactory.get(defaults_setup=False)
     PathManager.register_handler(HTTPURLHandler())
 
-Source = str | Path | Mapping[str, Tensor] | nn.Module
-
 # Prefixes of the names in a detector without an MViT.
 _DETECTOR_PARTS = ("backbone.", "proposal_generator.", "roi_heads.")
 
@@ -57,12 +55,14 @@ class Checkpoint:
         weights: tensors by their names in a detector; those of the backbone are
             ``backbone.bottom_up.`` followed by a name of :mod:`mvitv2_det.weights.layout`.
         own_names: names in the source, by the names in ``weights``.
+        others: entries of a checkpoint beside its weights, by their names.
     """
 
     source: str
     format: str
     weights: dict[str, Tensor]
     own_names: dict[str, str]
+    others: dict[str, Any] = field(default_factory=dict)
 
     @property
     def backbone(self) -> dict[str, Tensor]:
@@ -81,24 +81,31 @@ class Checkpoint:
         return patches is not None and patches.dim() == 5
 
 
+Source = str | Path | Mapping[str, Tensor] | nn.Module | Checkpoint
+
+
 def read_source(source: Source) -> Checkpoint:
     """Reads weights and finds out which network they belong to.
 
     Args:
         source: a path, a URL, ``detectron2://…``, ``timm://NAME``, a mapping from names to
-            tensors, or a module.
+            tensors, or a module; what has been read already is returned.
 
     Raises:
         UserError: the weights cannot be read, or belong neither to an MViT nor to a detector.
     """
+    if isinstance(source, Checkpoint):
+        return source
     if isinstance(source, nn.Module):
         title, source = type(source).__name__, source.state_dict()
     else:
         title = "weights given" if isinstance(source, Mapping) else str(source)
-    if not isinstance(source, Mapping):
-        source = read_weights(_local_path(title))
+    if isinstance(source, Mapping):
+        others = other_entries(source)
+    else:
+        source, others = read_checkpoint(_local_path(title))
     try:
-        return _identify(title, unwrapped(select_weights(source)))
+        return replace(_identify(title, unwrapped(select_weights(source))), others=others)
     except UserError as error:
         raise UserError(f"checkpoint {title!r}: {error}") from error
 
