@@ -93,9 +93,11 @@ class LoadReport:
             UserError: there are unexpected tensors; the message names them.
         """
         if self.unexpected:
+            sizes = [f"{name} {note}" for name, note in _sizes(self.misfits).items()][:3]
+            shapes = f" (of other shape: {', '.join(sizes)})" if sizes else ""
             raise UserError(
                 f"{self.source}: {len(self.unexpected)} of the tensors do not fit, and strict "
-                f"loading allows none: {', '.join(shortened(self.unexpected))}"
+                f"loading allows none: {', '.join(shortened(self.unexpected))}{shapes}"
             )
 
 
