@@ -54,11 +54,14 @@ def ap_table(records: list[dict[str, float]]) -> str:
     if not evaluated:
         raise UserError("the run's metrics.json holds no evaluation: let it train to its end")
     last = evaluated[-1]
-    headers, rows = ["", *AP_NAMES], [
-        [name] + [_percent(last.get(f"{task}/{ap}", math.nan)) for ap in AP_NAMES]
-        for task, name in TASKS.items()
-        if f"{task}/AP" in last
-    ]
+    headers, rows = (
+        ["", *AP_NAMES],
+        [
+            [name] + [_percent(last.get(f"{task}/{ap}", math.nan)) for ap in AP_NAMES]
+            for task, name in TASKS.items()
+            if f"{task}/AP" in last
+        ],
+    )
     if not rows:
         headers = [name for key, name in ACCURACIES.items() if key in last]
         rows = [[_percent(last[key]) for key in ACCURACIES if key in last]]

@@ -63,9 +63,7 @@ def draw_results(run: Path, images: int, score_threshold: float) -> DrawnResults
         return DrawnResults(last_evaluated(records), table, curves, drawn)
     results = read_results(run / "inference" / "coco_instances_results.json")
     prepare_datasets(cfg, training=False)
-    draw_curves(
-        records, f"{name}: {_describe(cfg, cfg.dataloader.test.dataset.names)}", curves
-    )
+    draw_curves(records, f"{name}: {_describe(cfg, cfg.dataloader.test.dataset.names)}", curves)
     gallery = draw_gallery(
         cfg.dataloader.test.dataset.names,
         results,
@@ -78,7 +76,7 @@ def draw_results(run: Path, images: int, score_threshold: float) -> DrawnResults
 
 
 def draw_classifications(file: Path, folder: Path, images: int = 48) -> list[Path]:
-    """Draws what a classifier confuses, ``confusion.png``, and its worst mistakes, ``mistakes.png``.
+    """Draws ``confusion.png``, what a classifier confuses, and ``mistakes.png``, the worst of them.
 
     Args:
         file: what an evaluation has written: ``classes``, their names; and for N images ``labels``,
@@ -99,7 +97,9 @@ def draw_classifications(file: Path, folder: Path, images: int = 48) -> list[Pat
         content = json.loads(file.read_text(encoding="utf-8"))
         classes, labels, top = content["classes"], content["labels"], content["top"]
         counts = np.zeros((len(classes), len(classes)), dtype=int)
-        for (label, guess), count in Counter((t, g[0]) for t, g in zip(labels, top, strict=True)).items():
+        for (label, guess), count in Counter(
+            (t, g[0]) for t, g in zip(labels, top, strict=True)
+        ).items():
             counts[label, guess] = count
         rows = [
             Classified(path, guesses[:_GUESSES], shares[:_GUESSES], label, share)

