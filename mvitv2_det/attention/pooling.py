@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-_CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
+_CONVOLUTIONS: dict[int, Callable[..., nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
-def convolution(axes: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
+def convolution(axes: int) -> Callable[..., nn.Conv2d | nn.Conv3d]:
     """The convolution of maps with so many axes."""
     return _CONVOLUTIONS[axes]
 
@@ -39,4 +39,5 @@ def skip_pool(stride: Sequence[int]) -> nn.Module:
 
 def pool_map(x: Tensor, pool: Callable[[Tensor], Tensor]) -> Tensor:
     """Applies a channels-first pooling to a channels-last map: (N, *axes, D) to (N, *axes', D)."""
-    return pool(x.movedim(-1, 1)).movedim(1, -1)
+    # torch.onnx moves axes right only if they are counted from the first.
+    return pool(x.movedim(x.dim() - 1, 1)).movedim(1, -1)
