@@ -346,7 +346,7 @@ class Recognizer(Trunk):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """The layers of parameters by their names, from input to output, as timm asks for them.
 
-        ``timm.optim.param_groups_layer_decay`` calls it. The last norm is a layer before the head.
+        ``timm.optim.param_groups_layer_decay`` calls it. The last norm belongs to the last block.
 
         Args:
             coarse: timm's coarser division; there is one division here.

@@ -76,7 +76,7 @@ def draw_results(run: Path, images: int, score_threshold: float) -> DrawnResults
 
 
 def draw_classifications(file: Path, folder: Path, images: int = 48) -> list[Path]:
-    """Draws what a classifier confuses, ``confusion.png``, and its worst mistakes, ``mistakes.png``.
+    """Draws ``confusion.png``, what a classifier confuses, and ``mistakes.png``, the worst of them.
 
     Args:
         file: what an evaluation has written: ``classes``, their names; and for N images ``labels``,

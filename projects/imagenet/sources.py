@@ -84,8 +84,8 @@ def find_splits(train: str, val: str) -> tuple[str, str]:
     """Finds the two splits of what a user has named.
 
     A folder that holds ``train`` and ``val`` (or ``valid``, ``validation``, ``eval``, ``test``)
-    is a data set, as ImageNet's is; otherwise a folder or csv of one of these names beside ``train``
-    is the validation split.
+    is a data set, as ImageNet's is; otherwise a folder or csv of one of these names beside
+    ``train`` is the validation split.
 
     Args:
         train, val: sources; ``val`` may be empty.

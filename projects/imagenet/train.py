@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains or evaluates an MViTv2 classifier of images: 'mvitv2-det train' with this project's configs.
+"""Trains or evaluates an MViTv2 classifier of images: the same as 'mvitv2-det train'.
 
     python projects/imagenet/train.py --config-file projects/imagenet/configs/t_in1k.py --num-gpus 8
     python projects/imagenet/train.py --config-file CONFIG dataset.train=photos train.device=cpu
