@@ -17,7 +17,6 @@ from .errors import MissingDetectron2
 _NEED_DETECTRON2 = (
     "backbone.feature_trunk",
     "config",
-    "costs",
     "data",
     "detection",
     "engine",

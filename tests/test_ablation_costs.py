@@ -10,7 +10,8 @@ from math import ceil
 import pytest
 
 from mvitv2_det import get_config
-from mvitv2_det.costs import Cost, count_costs
+from mvitv2_det.costs import Cost
+from mvitv2_det.detection.costs import count_costs
 from projects.attention_benchmark.measurement import count
 from projects.attention_benchmark.tables import read_tables
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-_CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
+_CONVOLUTIONS: dict[int, Callable[..., nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
-def convolution(axes: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
+def convolution(axes: int) -> Callable[..., nn.Conv2d | nn.Conv3d]:
     """The convolution of maps with so many axes."""
     return _CONVOLUTIONS[axes]
 

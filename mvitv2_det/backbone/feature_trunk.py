@@ -90,7 +90,7 @@ class FeatureTrunk(Trunk, Backbone):
         x, _ = self.embed(images)
         features = {}
         for index in range(max(self._feature_after_block) + 1):
-            x = self.run_block(index, x)
+            x, _ = self.run_block(index, x)
             if name := self._feature_after_block.get(index):
                 features[name] = getattr(self, f"{name}_norm")(x).permute(0, 3, 1, 2)
         return features

@@ -132,17 +132,21 @@ class Trunk(nn.Module):
                 token = token + self.pos_embed[:, :1]
             x = x + absolute_embedding(self.pos_embed, self.pretrain_use_cls_token, size)
         if self.pos_embed_spatial is not None and self.pos_embed_temporal is not None:
-            if token is not None:
+            if token is not None and self.pos_embed_class is not None:
                 token = token + self.pos_embed_class
             x = x + separable_embedding(self.pos_embed_spatial, self.pos_embed_temporal, size)
         return x, None if token is None else token.expand(x.shape[0], -1, -1)
 
-    def run_block(self, index: int, *tokens: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Runs one block on a map, or on a map and a class token, and returns the same."""
-        block = self.blocks[index]
+    def run_block(
+        self, index: int, x: Tensor, token: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Runs one block on a map (B, *axes, C) and a class token (B, 1, C), if there is one."""
+        block, tokens = self.blocks[index], (x,) if token is None else (x, token)
         if self.use_act_checkpoint and self.training and torch.is_grad_enabled():
-            return checkpoint(block, *tokens, use_reentrant=False)
-        return block(*tokens)
+            out = checkpoint(block, *tokens, use_reentrant=False)
+        else:
+            out = block(*tokens)
+        return (out, None) if token is None else out
 
     def _check_images(self, images: Tensor) -> None:
         channels = self.patch_embed.proj.in_channels

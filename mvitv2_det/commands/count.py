@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..errors import UserError
 
 if TYPE_CHECKING:
-    from ..costs import Costs
+    from ..detection.costs import Costs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     if args.all == bool(args.configs):
         raise UserError("name one config or more, or give --all alone")
     from ..config import config_files
-    from ..costs import count_costs
+    from ..detection.costs import count_costs
     from ..trained import read_config
 
     sizes = {

@@ -35,7 +35,9 @@ class HeadPool:
     normalises: bool = True
 
     @classmethod
-    def of(cls, pool: nn.Conv2d | None, norm: nn.Module | None, heads: int) -> "HeadPool":
+    def of(
+        cls, pool: nn.Conv2d | nn.Conv3d | None, norm: nn.Module | None, heads: int
+    ) -> "HeadPool":
         """What ``attention.pooling.head_pool`` and a norm of its channels do; nothing without."""
         if pool is None:
             return cls(heads, (1, 1), (0, 0), 0.0, None, None, None, normalises=False)

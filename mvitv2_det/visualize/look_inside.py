@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import detectron2.data.transforms as T
 import numpy as np
@@ -137,7 +138,7 @@ def _describe(trunk: Trunk, block: int, position: tuple[int, int]) -> str:
 
 @torch.no_grad()
 def _features(
-    backbone: nn.Module, trunk: Trunk, images: Tensor
+    backbone: nn.Module, trunk: Any, images: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Computes the trunk's maps (C, H', W') of the images, padded by the backbone, and strides."""
     outputs = []

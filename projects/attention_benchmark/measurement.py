@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from omegaconf import DictConfig
 from torch import nn
 
-from mvitv2_det.costs import IMAGE_SIZE, Cost, count_backbone, count_costs
+from mvitv2_det.costs import Cost, count_backbone
+from mvitv2_det.detection.costs import IMAGE_SIZE, count_costs
 from mvitv2_det.fused.block import FusedBlock
 from projects.attention_benchmark.tables import Row, Table, model_of
 from projects.attention_benchmark.workloads import Settings, Workload

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for projects and
 
 import torch
 
-from mvitv2_det.costs import IMAGE_SIZE
+from mvitv2_det.detection.costs import IMAGE_SIZE
 from mvitv2_det.errors import UserError
 from mvitv2_det.fused import BACKENDS
 from projects.attention_benchmark.measurement import CLASSIFICATION_SIZE, measure

@@ -10,15 +10,24 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from detectron2.config import LazyCall
 from omegaconf import DictConfig
 
-from mvitv2_det import UserError, get_config
+from mvitv2_det import VARIANTS, Recognizer, UserError, get_config
 from mvitv2_det.config import config_files, load_config
-from projects.attention_benchmark.classifier import classifier_of
 
 FOLDER = Path(__file__).parent
 NUMBERS = ("accuracy", "params", "giga", "train", "test", "memory")
 OUT_OF_MEMORY = "OOM"
+# What the rows of Tables 6, 7 and A.4 change, in detection and in classification.
+_ABLATED = (
+    "use_abs_pos",
+    "use_rel_pos",
+    "rel_pos_kind",
+    "rel_pos_terms",
+    "residual_pooling",
+    "full_q_pooling",
+)
 
 TITLES = {
     "4a": "Attention mechanisms, ImageNet-1K",
@@ -123,8 +132,22 @@ def _row(line: dict[str, str]) -> Row:
 
 
 def model_of(row: Row, task: str) -> DictConfig:
-    """Makes the LazyCall of the row's detector, or of its backbone as a classifier."""
+    """Makes the LazyCall of the row's detector, or of the classifier that it begins with."""
     if row.config not in config_files():
         return load_config(str(FOLDER / "configs" / f"{row.config}.py")).model
     model = get_config(row.config).model
     return model if task == "detection" else classifier_of(model.backbone.bottom_up)
+
+
+def classifier_of(backbone: DictConfig) -> DictConfig:
+    """Makes the LazyCall of the classifier with the size and the options of a detector's MViT.
+
+    In classification there are no windows, and all blocks of a stage have the same K/V stride.
+    """
+    (variant,) = (
+        name
+        for name, size in VARIANTS.items()
+        if (size.embed_dim, size.depth) == (backbone.embed_dim, backbone.depth)
+    )
+    options = {name: backbone[name] for name in _ABLATED if name in backbone}
+    return LazyCall(Recognizer.image)(variant=variant, **options)

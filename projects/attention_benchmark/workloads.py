@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from mvitv2_det import get_config
-from mvitv2_det.costs import DETECTIONS, IMAGE_SIZE, PROPOSALS
+from mvitv2_det.detection.costs import DETECTIONS, IMAGE_SIZE, PROPOSALS
 from mvitv2_det.fused import accelerate
 from projects.common.memory import saved_for_backward
 from projects.common.results import DTYPES

@@ -12,14 +12,13 @@ from models import TINY
 from omegaconf import OmegaConf
 from scripts import load_script
 
-from mvitv2_det import MViT, get_config
+from mvitv2_det import Recognizer, Variant, get_config
 from mvitv2_det.costs import Cost
 from projects.attention_benchmark import measurement, plots
-from projects.attention_benchmark.classifier import Classifier, classifier_of
 from projects.attention_benchmark.measurement import Measured, backend_of, measure
 from projects.attention_benchmark.plots import costs, draw
 from projects.attention_benchmark.results_files import markdown, ratio, records
-from projects.attention_benchmark.tables import NUMBERS, Row, Table, read_tables
+from projects.attention_benchmark.tables import NUMBERS, Row, Table, classifier_of, read_tables
 from projects.attention_benchmark.workloads import Settings, Workload
 from projects.common.memory import GIB, OutOfMemory
 from projects.common.results import write_csv
@@ -37,7 +36,8 @@ def tiny_detector():
 
 
 def tiny_classifier():
-    return LazyCall(Classifier)(backbone=LazyCall(MViT)(**TINY), num_classes=1000)
+    size = LazyCall(Variant)(embed_dim=8, blocks=(1, 1, 1, 1), num_heads=1, drop_path_rate=0.0)
+    return LazyCall(Recognizer.image)(variant=size, image_size=64)
 
 
 def row(name: str, is_default: bool = False, note: str = "", **paper) -> Row:
@@ -121,10 +121,10 @@ def _plain(value):
 
 
 def test_classifier_of_a_detection_backbone():
-    backbone = get_config("mask_rcnn_mvitv2_s_3x").model.backbone.bottom_up
+    backbone = get_config("mask_rcnn_s_abs_rel_pos").model.backbone.bottom_up
     model = classifier_of(backbone)
-    assert "adaptive_window_size" not in backbone
-    assert (model.backbone.adaptive_window_size, model.backbone.global_kv_stride_factor) == (0, 1)
+    assert model == LazyCall(Recognizer.image)(variant="S", use_abs_pos=True)
+    assert "variant" not in backbone
 
 
 # Measuring.

@@ -5,4 +5,4 @@ from .s_pooling import model
 # A guess, half of detection's: the paper does not give the windows on ImageNet.
 WINDOWS = (28, 14, 7, 7)
 
-model.backbone.adaptive_window_size = WINDOWS
+model.adaptive_window_size = WINDOWS

@@ -2,4 +2,4 @@
 
 from .s_pooling import model
 
-model.backbone.adaptive_kv_stride = 8
+model.adaptive_kv_stride = 8

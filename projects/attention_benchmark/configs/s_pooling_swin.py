@@ -2,4 +2,4 @@
 
 from .s_pooling_hwin import model
 
-model.backbone.window_layout = "shifted"
+model.window_layout = "shifted"

@@ -2,4 +2,4 @@
 
 from .vit_b_full import model
 
-model.backbone.update(window_size=7, window_layout="hybrid")
+model.update(window_size=7, window_layout="hybrid")

@@ -2,4 +2,4 @@
 
 from .vit_b_full import model
 
-model.backbone.update(pooling=True, kv_stride=2)
+model.update(pooling=True, kv_stride=2)
