@@ -128,7 +128,7 @@ def export_model(
             than :data:`TOLERANCE`, and is not kept.
     """
     _check_request(model, part, format, image_size, dynamic)
-    axes = _ANY_NUMBER if part == "classifier" else ()
+    axes: tuple[int, ...] = _ANY_NUMBER if part == "classifier" else ()
     if dynamic:
         axes = _ANY_NUMBER_AND_SIZE
     with _in_evaluation(model), warnings.catch_warnings(), torch.no_grad():
