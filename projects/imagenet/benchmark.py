@@ -69,8 +69,10 @@ def measure(
 ) -> list[dict[str, object]]:
     """The rows of one size: inference, then training."""
     # Stochastic depth would give both networks other work in every step.
-    theirs = timm.create_model(TIMM_NAMES[variant], drop_path_rate=0.0)
-    ours = Recognizer.image(variant, drop_path_rate=0.0, attention_backend=args.backend)
+    theirs = timm.create_model(TIMM_NAMES[variant], img_size=IMAGE_SIZE, drop_path_rate=0.0)
+    ours = Recognizer.image(
+        variant, image_size=IMAGE_SIZE, drop_path_rate=0.0, attention_backend=args.backend
+    )
     load_weights(ours, theirs, strict=True)
     networks = {"ours": ours.to(args.device), "timm": theirs.to(args.device)}
     images = torch.randn(args.batch, 3, IMAGE_SIZE, IMAGE_SIZE, device=args.device)
