@@ -218,7 +218,7 @@ def draw_attention(image: np.ndarray, attention: QueryAttention, title: str, fil
     # The title is wider than one panel.
     size = (max(columns * (_PANEL + 0.7), 6.5), rows * (height + 0.3) + 0.4)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)  # a class may be named $1
     all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in all_axes[len(panels) :]:
         axes.set_axis_off()

@@ -52,7 +52,9 @@ def look_inside_classifier(
     with torch.no_grad():
         probabilities = model(images).softmax(dim=1)[0]
     best = int(probabilities.argmax())
-    query = "class token" if position is None else f"query at y {position[0]}, x {position[1]}"
+    query = (
+        "from the class token" if position is None else f"query at y {position[0]}, x {position[1]}"
+    )
     output.mkdir(parents=True, exist_ok=True)
     return draw_attention_of_blocks(
         model,
@@ -61,7 +63,7 @@ def look_inside_classifier(
         pixel,
         output,
         blocks=blocks if blocks is not None else _last_blocks(model),
-        query=f"{query}\n{description.classes[best]} {probabilities[best]:.1%}",
+        query=f"{query}\nfound: {description.classes[best]}, {probabilities[best]:.1%}",
     )
 
 

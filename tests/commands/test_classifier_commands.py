@@ -120,8 +120,7 @@ assert main(["classify", photos, *classifier, "--output", out, "--device", "cpu"
 part = ["--part", "classifier", "--format", "torchscript", "--output", out + "/c.pt"]
 assert main(["export", *classifier, *part, "--check-image", photos + "/0.png"]) == 0
 assert main(["look-inside", photos + "/0.png", *classifier, "--output", out + "/inside"]) == 0
-import mvitv2_det.visualize
-print([name for name in mvitv2_det.visualize.__all__ if hasattr(mvitv2_det.visualize, name)])
+from mvitv2_det.visualize import draw_confusion_matrix, write_mistakes
 assert not any(name.startswith("detectron2.") for name in sys.modules)
 """
 
@@ -134,7 +133,6 @@ def test_all_of_it_without_detectron2(photos, weights, tmp_path):
         text=True,
     )
     assert answer.returncode == 0, answer.stderr
-    assert "write_mistakes" in answer.stdout and "draw_instances" not in answer.stdout
     files = {file.name for file in (tmp_path / "out").rglob("*.*")}
     assert {"results.json", "sheet_1.png", "c.pt", "attention_block_3.png"} <= files
     # Traced with two images, it takes any number.
