@@ -14,8 +14,28 @@ ROOT = Path(__file__).parents[1]
 JOIN = Path("mvitv2_det", "backbone", "trunk.py")
 # What the plain model consists of, and what its speed depends on.
 PLAIN = ("attention", "backbone")
-LONG = ("outputs[H", "outputs[L", "gradients[H", "gradients[L", "gradients_of_detection_sizes")
-TESTED = ("tests/attention", "tests/backbone", "tests/weights", "tests/test_configs.py")
+TESTED = (
+    "tests/attention",
+    "tests/backbone",
+    "tests/recognition",
+    "tests/weights",
+    "tests/test_configs.py",
+)
+# Tests of what others hold, which take long: larger sizes run the same code as smaller ones.
+OF_DETECTRON2 = "tests/backbone/test_against_detectron2.py::test_"
+LONG = (
+    *(f"{OF_DETECTRON2}{kind}[{size}" for kind in ("outputs", "gradients") for size in "LH"),
+    *(f"{OF_DETECTRON2}{kind}_of_detection_sizes" for kind in ("outputs", "gradients")),
+    "tests/backbone/test_mvit.py::test_every_parameter_gets_a_gradient",
+    "tests/recognition/test_against_timm.py::test_in_float64[mvitv2_large",
+    "tests/recognition/test_recognizer.py::test_the_wing_says_what_it_refuses",
+    # In float32 rounding may choose another token of a maximum, and so other gradients.
+    "tests/recognition/test_against_timm.py::test_in_float32",
+    "tests/recognition/test_against_timm.py::test_the_large_ones",
+    "tests/recognition/test_against_torchvision.py::test_logits_at_full_size",
+    "tests/weights/test_recognizers.py::test_published_sizes",
+    "tests/weights/test_load_weights.py::test_every_published_size_fits",
+)
 
 
 def lines_of_the_join(source: str) -> list[str]:
@@ -62,8 +82,7 @@ def test_it_passes_its_tests_without_the_wing(tmp_path):
     for name in [name for name in environment if name.startswith("PYTEST_")]:
         del environment[name]  # those of the run that this test is a part of
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-n", "2"]
-    # The largest sizes take minutes, and say nothing more about what is missing here.
-    long = [f"--deselect=tests/backbone/test_against_detectron2.py::test_{name}" for name in LONG]
+    long = [f"--deselect={name}" for name in LONG]
     run = subprocess.run(
         [*command, *long, *TESTED], cwd=tmp_path, env=environment, capture_output=True, text=True
     )

@@ -111,8 +111,11 @@ class MultiScaleAttention(nn.Module):
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, *axes, C_in) to q, k and v, each (N, *axes, D)."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.spec.num_heads, -1))
-        return qkv.movedim((-3, -2), (0, 2)).flatten(1, 2).unbind(0)
+        # torch.onnx moves axes right only if they are counted from the first, and gets sizes wrong
+        # after unflatten(-1, …).
+        qkv = self.qkv(x).reshape(*x.shape[:-1], 3, self.spec.num_heads, -1)
+        last = x.dim() - 1
+        return qkv.movedim((last, last + 1), (0, 2)).flatten(1, 2).unbind(0)
 
     def window_grids(
         self, query_size: Sequence[int], key_size: Sequence[int]

@@ -39,4 +39,5 @@ def skip_pool(stride: Sequence[int]) -> nn.Module:
 
 def pool_map(x: Tensor, pool: Callable[[Tensor], Tensor]) -> Tensor:
     """Applies a channels-first pooling to a channels-last map: (N, *axes, D) to (N, *axes', D)."""
-    return pool(x.movedim(-1, 1)).movedim(1, -1)
+    # torch.onnx moves axes right only if they are counted from the first.
+    return pool(x.movedim(x.dim() - 1, 1)).movedim(1, -1)

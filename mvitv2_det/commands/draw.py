@@ -1,13 +1,15 @@
-"""Draws the curves and a gallery of a finished training, and prints its AP.
+"""Draws the curves and predictions of a finished training, and prints its AP or accuracies.
 
     mvitv2-det draw output/demo
     mvitv2-det draw output/demo --images 16 --score-threshold 0.3
 
 Writes into the run's folder:
 
-- curves.png: training losses and validation AP over the iterations;
+- curves.png: training losses and validation AP, or accuracies, over the iterations;
 - gallery.png (and gallery_2.png, … beyond 8 images): predictions of the last evaluation beside the
-  ground truth, on images evenly spaced over the validation split ordered by image id.
+  ground truth, on images evenly spaced over the validation split ordered by image id;
+- of a classifier, in place of these: confusion.png, how often each class is taken for each, and
+  mistakes.png, the images that it is most wrong about.
 
 The data are found at the paths in the run's config: if those are relative, start this from the
 folder that the training was started from.
@@ -22,7 +24,7 @@ from ..errors import UserError, naming_unwritable
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the run and the options."""
     parser.add_argument("run", type=Path, metavar="RUN", help="output folder of the training")
-    parser.add_argument("--images", type=int, default=8, help="in the gallery (default: 8)")
+    parser.add_argument("--images", type=int, default=8, help="drawn (default: 8)")
     parser.add_argument(
         "--score-threshold", type=float, default=0.5, help="of predictions drawn (default: 0.5)"
     )
@@ -38,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
 
     with naming_unwritable(args.run):
         drawn = draw_results(args.run, args.images, args.score_threshold)
-    print(f"AP in percent of the last evaluation, at iteration {drawn.iteration}:\n")
+    print(f"percent, of the last evaluation, at iteration {drawn.iteration}:\n")
     print(drawn.ap_table, end="\n\n")
-    print(f"losses and AP: {drawn.curves}")
-    print(f"predictions:   {' '.join(map(str, drawn.gallery))}")
+    print(f"curves:      {drawn.curves}")
+    print(f"predictions: {' '.join(map(str, drawn.predictions))}")
     return 0

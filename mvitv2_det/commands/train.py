@@ -13,6 +13,7 @@ override of the config, in Hydra's syntax. Your own data in COCO's format need f
 
 import argparse
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
@@ -79,7 +80,6 @@ def _read_config(args: argparse.Namespace) -> "DictConfig":
     if not args.config_file:
         raise UserError("--config-file is missing: the configs are in configs/")
     from ..config import config_files
-    from ..data import prepare_datasets
     from ..engine import check_run
     from ..trained import read_config
 
@@ -88,8 +88,18 @@ def _read_config(args: argparse.Namespace) -> "DictConfig":
     args.config_file = str(config_files().get(args.config_file, args.config_file))
     cfg.train.strict = args.strict or cfg.train.get("strict", False)
     check_run(cfg, training=not args.eval_only)
-    prepare_datasets(cfg, training=not args.eval_only)
+    _prepare(cfg)(cfg, training=not args.eval_only)
     return cfg
+
+
+def _prepare(cfg: "DictConfig") -> Callable[..., None]:
+    """What prepares the data: the function that the config names, or that for COCO's format."""
+    from detectron2.utils.registry import locate
+
+    from ..data import prepare_datasets
+
+    name = (cfg.get("dataset") or {}).get("prepare")
+    return locate(name) if name else prepare_datasets
 
 
 def _run_process(args: argparse.Namespace, cfg: "DictConfig") -> None:
@@ -99,11 +109,10 @@ def _run_process(args: argparse.Namespace, cfg: "DictConfig") -> None:
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
 
-    from ..data import prepare_datasets
     from ..engine import evaluate_checkpoint, train
 
     # The processes do not share Detectron2's catalogs of data sets.
-    prepare_datasets(cfg, training=not args.eval_only, check=False)
+    _prepare(cfg)(cfg, training=not args.eval_only, check=False)
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mvitv2_det")
     if args.eval_only:

@@ -1,4 +1,14 @@
-"""The training and evaluation loop for LazyConfigs, made of Detectron2's trainer and hooks."""
+"""The training and evaluation loop for LazyConfigs, made of Detectron2's trainer and hooks.
+
+A config for another task than detection may have, beside what all have:
+
+    task                    a module around the model, its argument ``network``: it gives losses in
+                            training and takes the test loader's batches otherwise
+    train.load              keywords of :func:`mvitv2_det.load_weights`
+    train.best_metric       model_best.pth is the checkpoint with the highest, such as ``bbox/AP``
+    train.checkpoint_parts  further entries of each checkpoint: what Checkpointer takes
+    train.hooks             further hooks, after all others
+"""
 
 import logging
 import os
@@ -71,11 +81,16 @@ def load_checkpoint(cfg: DictConfig, model: nn.Module) -> None:
         UserError: as :func:`mvitv2_det.load_weights` does, strictly where ``train.strict`` is set.
     """
     if cfg.train.init_checkpoint:
-        load_weights(model, cfg.train.init_checkpoint, strict=cfg.train.get("strict", False))
+        load_weights(
+            model,
+            cfg.train.init_checkpoint,
+            strict=cfg.train.get("strict", False),
+            **cfg.train.get("load", {}),
+        )
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> Mapping[str, Mapping[str, float]]:
-    """Computes the COCO results of a model on the config's test split.
+    """Computes what the config's evaluator does of a model on the test split: COCO's results.
 
     Returns:
         ``{"bbox": {"AP": …, "AP50": …, …}, "segm": {…}}`` in percent; empty on all processes but
@@ -99,7 +114,7 @@ def evaluate_checkpoint(cfg: DictConfig) -> Mapping[str, Mapping[str, float]]:
     if cfg.get("multi_scale_test"):
         cfg.multi_scale_test.model = model
         model = instantiate(cfg.multi_scale_test)
-    return evaluate(cfg, create_ddp_model(model, **_ddp_options(cfg)))
+    return evaluate(cfg, _with_task(cfg, create_ddp_model(model, **_ddp_options(cfg))))
 
 
 def train(cfg: DictConfig, *, resume: bool = False) -> nn.Module:
@@ -119,9 +134,10 @@ def train(cfg: DictConfig, *, resume: bool = False) -> nn.Module:
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     model = create_ddp_model(model, **_ddp_options(cfg))
-    trainer = _build_trainer(cfg, model, optimizer)
-    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, trainer=trainer)
-    trainer.register_hooks(_hooks(cfg, model, checkpointer))
+    trainer = _build_trainer(cfg, _with_task(cfg, model), optimizer)
+    parts = {k: instantiate(v) for k, v in cfg.train.get("checkpoint_parts", {}).items()}
+    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, trainer=trainer, **parts)
+    trainer.register_hooks(_hooks(cfg, trainer.model, checkpointer))
     resumed = resume and checkpointer.has_checkpoint()
     if resumed:
         checkpointer.resume_or_load("", resume=True)
@@ -137,6 +153,14 @@ def train(cfg: DictConfig, *, resume: bool = False) -> nn.Module:
                 f"training diverged: {' '.join(str(error).split())}; lower optimizer.lr"
             ) from error
     return model
+
+
+def _with_task(cfg: DictConfig, model: nn.Module) -> nn.Module:
+    """Puts the config's task around a model; checkpoints are of the model alone."""
+    if not cfg.get("task"):
+        return model
+    cfg.task.network = model
+    return instantiate(cfg.task)
 
 
 def _amp_dtype(cfg: DictConfig) -> str:
@@ -175,11 +199,15 @@ def _hooks(
         hooks.LRScheduler(scheduler=schedule),
         hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if writes else None,
         hooks.EvalHook(cfg.train.eval_period, lambda: evaluate(cfg, model)),
+        hooks.BestCheckpointer(cfg.train.eval_period, checkpointer, cfg.train.best_metric)
+        if writes and cfg.train.get("best_metric")
+        else None,
         hooks.PeriodicWriter(
             default_writers(cfg.train.output_dir, max_iter), period=cfg.train.log_period
         )
         if writes
         else None,
+        *(instantiate(hook) for hook in cfg.train.get("hooks", [])),
     ]
 
 

@@ -343,6 +343,20 @@ class Recognizer(Trunk):
         # have gradients, zeros, which training on several processes waits for.
         return self.head(self.norm(torch.cat((token, x), dim=1))[:, 0])
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """The layers of parameters by their names, from input to output, as timm asks for them.
+
+        ``timm.optim.param_groups_layer_decay`` calls it. The last norm belongs to the last block.
+
+        Args:
+            coarse: timm's coarser division; there is one division here.
+        """
+        del coarse
+        return {
+            "stem": r"^cls_token|^pos_embed|^patch_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
+
 
 class Head(nn.Module):
     """Dropout and a linear layer, (B, C) to (B, classes)."""

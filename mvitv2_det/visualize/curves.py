@@ -1,4 +1,4 @@
-"""Table of a run's AP, and curves of its losses and AP."""
+"""Table of a run's AP or accuracies, and curves of its losses and of these."""
 
 import math
 import re
@@ -27,11 +27,22 @@ _LOSS_NAMES = {
 }
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _CURVE_COLORS = ("#000000", "#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7")
-_BOX_COLOR, _MASK_COLOR = "#0072b2", "#d55e00"
+# Curves of the validation: a metric's label, colour and line.
+_VALIDATION_CURVES = {
+    "bbox/AP50": ("box AP50", "#0072b2", "--"),
+    "bbox/AP": ("box AP", "#0072b2", "-"),
+    "segm/AP50": ("mask AP50", "#d55e00", "--"),
+    "segm/AP": ("mask AP", "#d55e00", "-"),
+    "classification/top5": ("top-5", "#0072b2", "--"),
+    "classification/top1": ("top-1", "#0072b2", "-"),
+}
+ACCURACIES = {"classification/top1": "top-1", "classification/top5": "top-5"}
 
 
 def ap_table(records: list[dict[str, float]]) -> str:
-    """Formats the last evaluation as a table in percent, one row for boxes and one for masks.
+    """Formats the last evaluation as a table in percent.
+
+    It has a row for boxes and one for masks, or a row of accuracies.
 
     Args:
         records: the records of :func:`read_metrics`.
@@ -43,13 +54,19 @@ def ap_table(records: list[dict[str, float]]) -> str:
     if not evaluated:
         raise UserError("the run's metrics.json holds no evaluation: let it train to its end")
     last = evaluated[-1]
-    rows = [
-        [name] + [_percent(last.get(f"{task}/{ap}", math.nan)) for ap in AP_NAMES]
-        for task, name in TASKS.items()
-        if f"{task}/AP" in last
-    ]
+    headers, rows = (
+        ["", *AP_NAMES],
+        [
+            [name] + [_percent(last.get(f"{task}/{ap}", math.nan)) for ap in AP_NAMES]
+            for task, name in TASKS.items()
+            if f"{task}/AP" in last
+        ],
+    )
+    if not rows:
+        headers = [name for key, name in ACCURACIES.items() if key in last]
+        rows = [[_percent(last[key]) for key in ACCURACIES if key in last]]
     return tabulate(
-        rows, headers=["", *AP_NAMES], disable_numparse=True, stralign="right", tablefmt="simple"
+        rows, headers=headers, disable_numparse=True, stralign="right", tablefmt="simple"
     )
 
 
@@ -63,7 +80,7 @@ def last_evaluated(records: list[dict[str, float]]) -> int:
 
 
 def draw_curves(records: list[dict[str, float]], title: str, file: Path) -> None:
-    """Draws the losses and the AP over the iterations.
+    """Draws the losses, and the AP or the accuracies, over the iterations.
 
     Args:
         records: the records of :func:`read_metrics`, with or without evaluations.
@@ -138,16 +155,18 @@ def _loss_curves(records: list[dict[str, float]]) -> dict[str, list[tuple[float,
 
 
 def _draw_precision(axes: Axes, evaluated: list[dict[str, float]]) -> None:
-    axes.set(title="Validation", ylabel="average precision (%)")
+    is_detection = not evaluated or "bbox/AP" in evaluated[-1]
+    axes.set(
+        title="Validation", ylabel=f"{'average precision' if is_detection else 'accuracy'} (%)"
+    )
     if not evaluated:
         axes.text(0.5, 0.5, "no evaluation", ha="center", transform=axes.transAxes)
         return
     iterations = [record["iteration"] for record in evaluated]
-    for task, color in (("bbox", _BOX_COLOR), ("segm", _MASK_COLOR)):
-        for ap, line in (("AP50", "--"), ("AP", "-")):
-            values = [record.get(f"{task}/{ap}", math.nan) for record in evaluated]
-            if not np.isnan(values).all():
-                label = f"{TASKS[task]} {ap}: {_percent(values[-1])} at the end"
-                axes.plot(iterations, values, line, color=color, marker="o", ms=4, label=label)
+    for metric, (name, color, line) in _VALIDATION_CURVES.items():
+        values = [record.get(metric, math.nan) for record in evaluated]
+        if not np.isnan(values).all():
+            label = f"{name}: {_percent(values[-1])} at the end"
+            axes.plot(iterations, values, line, color=color, marker="o", ms=4, label=label)
     axes.set_ylim(bottom=0, top=max(1, min(100, 1.08 * axes.dataLim.y1)))
     axes.legend()

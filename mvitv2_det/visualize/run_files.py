@@ -56,8 +56,8 @@ def read_results(file: Path) -> dict[int, list[dict[str, Any]]]:
 
 
 def evaluations(records: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Selects the records of :func:`read_metrics` that hold AP."""
-    return [record for record in records if "bbox/AP" in record]
+    """Selects the records of :func:`read_metrics` that hold AP or accuracies."""
+    return [r for r in records if "bbox/AP" in r or "classification/top1" in r]
 
 
 def _read_text(file: Path) -> str:

@@ -99,6 +99,7 @@ def convert_weights(
             f"a file of {to} must end in {', '.join(TARGETS[to].endings)}, got {path.name!r}"
         )
     checkpoint = read_source(source)
+    checkpoint.check_plain(checkpoint.weights)
     if to == "torchvision" and not checkpoint.is_of_clips:
         raise UserError(
             f"checkpoint {checkpoint.source!r} is no network of clips, as torchvision's MViTs are: "

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, readable
 from .key_maps import (
     ABSOLUTE_POSITIONS,
     CLASS_POSITION,
@@ -22,7 +22,7 @@ from .key_maps import (
     without_prefix,
 )
 from .layout import PATCHES, Layout
-from .report import LoadReport, Reshaped
+from .report import LoadReport, Reshaped, shortened
 from .reshape import (
     INFLATIONS,
     aligned_tables,
@@ -109,6 +109,19 @@ def load_weights(
         for name, value in fitted.items():
             target.weights[name].copy_(value)
     logger.info(report.table())
+    not_finite = [
+        target.own_names[name]
+        for name, value in fitted.items()
+        if not value.is_meta and not value.isfinite().all()
+    ]
+    if not_finite:
+        logger.warning(
+            "%d of the tensors of %s have values that are not finite; a network with them finds "
+            "nothing: %s",
+            len(not_finite),
+            report.source,
+            readable(", ".join(shortened(not_finite))),
+        )
     if report.unexpected:
         logger.warning(
             "%d of the tensors do not fit the weights of %s; train.strict=true stops here",
@@ -187,6 +200,9 @@ def _fit(
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Returns the tensors to copy, by their names in a detector, and the report on them."""
     _check_layouts(checkpoint, target)
+    # A model on the meta device takes shapes alone, which all tensors have.
+    with_values = {name for name, weight in target.weights.items() if not weight.is_meta}
+    checkpoint.check_plain(name for name in checkpoint.weights if name in with_values)
     becomes_clips = (
         target.is_of_clips and checkpoint.layout is not None and not checkpoint.is_of_clips
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from ..errors import UserError
+from ..errors import UserError, readable
 
 # The classifier of a recogniser, whose first axis counts the classes.
 _HEAD = "head.projection."
@@ -83,7 +83,8 @@ class LoadReport:
         rows += _rows("unused", dict.fromkeys(self.unused, ""))
         rows += _rows("unexpected among these", dict.fromkeys(self.unexpected, ""))
         title = f"Weights of {self.source} ({self.format}):"
-        return f"{title}\n{tabulate(rows, ('', 'tensors', 'which'))}"
+        rows = [(kind, number, readable(which)) for kind, number, which in rows]
+        return f"{readable(title)}\n{tabulate(rows, ('', 'tensors', 'which'))}"
 
     def check_strict(self) -> None:
         """Checks that no tensor is unexpected.
@@ -92,9 +93,11 @@ class LoadReport:
             UserError: there are unexpected tensors; the message names them.
         """
         if self.unexpected:
+            sizes = [f"{name} {note}" for name, note in _sizes(self.misfits).items()][:3]
+            shapes = f" (of other shape: {', '.join(sizes)})" if sizes else ""
             raise UserError(
                 f"{self.source}: {len(self.unexpected)} of the tensors do not fit, and strict "
-                f"loading allows none: {', '.join(shortened(self.unexpected))}"
+                f"loading allows none: {', '.join(shortened(self.unexpected))}{shapes}"
             )
 
 

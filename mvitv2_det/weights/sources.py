@@ -5,12 +5,13 @@ where Detectron2 is installed; otherwise files and URLs are found by a path mana
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 import timm
+import torch
 from iopath.common.file_io import (
     HTTPURLHandler,
     PathHandler,
@@ -79,6 +80,26 @@ class Checkpoint:
         """Whether the MViT's filters have frames."""
         patches = self.weights.get(f"{DETECTOR_PREFIX}{PATCHES}")
         return patches is not None and patches.dim() == 5
+
+    def check_plain(self, names: Iterable[str]) -> None:
+        """Checks that tensors, by their names in ``weights``, hold numbers that can be copied.
+
+        Raises:
+            UserError: a tensor is sparse, quantised, complex or on the meta device.
+        """
+        for name in names:
+            value = self.weights[name]
+            kinds = {
+                "sparse": value.layout != torch.strided,
+                "quantised": value.is_quantized,
+                "complex": value.is_complex(),
+                "on the meta device, without values": value.is_meta,
+            }
+            if found := [kind for kind, is_so in kinds.items() if is_so]:
+                raise UserError(
+                    f"checkpoint {self.source!r}: {self.own_names[name]} is {found[0]}; expected "
+                    f"a dense tensor of real numbers"
+                )
 
 
 Source = str | Path | Mapping[str, Tensor] | nn.Module | Checkpoint

@@ -125,7 +125,7 @@ def load_arrays(content: bytes) -> object:
         ValueError, pickle.UnpicklingError: the content is truncated or is not a pickle.
     """
     check_opcodes(io.BytesIO(content))
-    return _plain(_ArrayUnpickler(io.BytesIO(content), encoding="latin1").load())
+    return _plain(_ArrayUnpickler(io.BytesIO(content), encoding="latin1").load(), {})
 
 
 def check_opcodes(content: io.BytesIO) -> None:
@@ -140,20 +140,36 @@ def check_opcodes(content: io.BytesIO) -> None:
     start, size = content.tell(), len(content.getbuffer())
     argument: Any
     for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name == "LONG_BINPUT" and argument > size:
+        # BINPUT's argument is a byte, MEMOIZE has none.
+        if opcode.name in ("LONG_BINPUT", "PUT") and argument > size:
             raise ValueError(f"memo {argument} in a pickle of {size} bytes")
     content.seek(start)
 
 
-def _plain(value: object) -> object:
-    """Replaces each :class:`_Array` in a nested container with its array."""
+def _plain(value: object, done: dict[int, object]) -> object:
+    """Replaces each :class:`_Array` in a nested container with its array.
+
+    Args:
+        value: a container, or what is in one.
+        done: results by the identity of what they replace. A container that is in another many
+            times is read once: lists of twice the same list, forty deep, would not end otherwise.
+    """
     if isinstance(value, _Array):
         return value.array
-    if isinstance(value, dict):
-        return {name: _plain(child) for name, child in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_plain(child) for child in value)
-    return value
+    if not isinstance(value, (dict, list, tuple)):
+        return value
+    if id(value) not in done:
+        if isinstance(value, dict):
+            mapping: dict[object, object] = {}
+            done[id(value)] = mapping
+            mapping.update((name, _plain(child, done)) for name, child in value.items())
+        elif isinstance(value, list):
+            items: list[object] = []
+            done[id(value)] = items
+            items.extend(_plain(child, done) for child in value)
+        else:
+            done[id(value)] = tuple(_plain(child, done) for child in value)
+    return done[id(value)]
 
 
 def claimed_bytes(content: io.BytesIO) -> dict[str, int]:

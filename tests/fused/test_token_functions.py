@@ -88,7 +88,7 @@ def test_linear_and_skip(scaled, bias):
 
 
 def test_skip_pooling():
-    pool, x = skip_pool(2), torch.randn(2, 9, 14, 12, requires_grad=True)
+    pool, x = skip_pool((2, 2)), torch.randn(2, 9, 14, 12, requires_grad=True)
     actual, expected = pool_skip(x, pool), pool_map(x, pool)
     assert torch.equal(actual, expected)
     assert torch.equal(*(gradients(output, [x])[0] for output in (actual, expected)))

@@ -350,11 +350,11 @@ def test_two_checkouts_take_turns(tmp_path, monkeypatch):
             "import time\n"
             "from .backbone.mvit import MViT as _MViT\n"
             "_forward = _MViT.forward\n"
-            "_MViT.forward = lambda self, x: time.sleep(1) or _forward(self, x)\n"
+            "_MViT.forward = lambda self, x: time.sleep(0.3) or _forward(self, x)\n"
             "print('a line that is no answer')\n"
         )
     monkeypatch.setattr(run, "version_of", lambda checkout: checkout.name)
-    arguments = ["--variants", "T", "--sizes", "64x96", "--rounds", "1", "--device", "cpu"]
+    arguments = ["--variants", "T", "--sizes", "32x32", "--rounds", "1", "--device", "cpu"]
     arguments += ["--threads", "1", "--against", str(other), "--output", str(tmp_path)]
     assert run.main(arguments) == 0
     lines = (tmp_path / "cpu_fp32_batch1" / "speed.csv").read_text().splitlines()

@@ -11,6 +11,8 @@ from timm.models.mvitv2 import MultiScaleVit, model_cfgs
 from mvitv2_det import VARIANTS, Recognizer
 from mvitv2_det.weights.key_maps import TIMM
 
+SIZE = 96  # of the images: maps of 24² to 3² tokens
+
 
 @pytest.mark.parametrize(
     ("name", "variant", "class_token"),
@@ -23,8 +25,8 @@ from mvitv2_det.weights.key_maps import TIMM
 )
 def test_in_float32(name, variant, class_token):
     """At full depth, to 1e-4."""
-    theirs = timm.create_model(name, pretrained=False, num_classes=10)
-    ours = Recognizer.image(variant, num_classes=10, class_token=class_token)
+    theirs = timm.create_model(name, img_size=SIZE, num_classes=10)
+    ours = Recognizer.image(variant, num_classes=10, class_token=class_token, image_size=SIZE)
     check(ours, theirs, torch.float32, 1e-4)
 
 
@@ -40,11 +42,13 @@ def test_in_float32(name, variant, class_token):
 def test_in_float64(name, variant, class_token):
     """At a depth that has every kind of block, to 1e-9. L widens in the MLPs without a token."""
     depths = (1, 2, 2, 2)
-    theirs = MultiScaleVit(replace(model_cfgs[name], depths=depths), num_classes=10)
+    cfg = replace(model_cfgs[name], depths=depths)
+    theirs = MultiScaleVit(cfg, img_size=(SIZE, SIZE), num_classes=10)
     ours = Recognizer.image(
         replace(VARIANTS[variant], blocks=depths),
         num_classes=10,
         class_token=class_token,
+        image_size=SIZE,
         expand_in_attention=class_token or variant != "L",
     )
     check(ours, theirs, torch.float64, 1e-9)
@@ -52,7 +56,7 @@ def test_in_float64(name, variant, class_token):
 
 def check(ours, theirs, dtype, tolerance):
     copy_weights(ours.to(dtype), theirs.to(dtype), TIMM)
-    assert_equal(ours, theirs, TIMM, torch.randn(1, 3, 224, 224, dtype=dtype), tolerance)
+    assert_equal(ours, theirs, TIMM, torch.randn(2, 3, SIZE, SIZE, dtype=dtype), tolerance)
 
 
 @pytest.mark.parametrize(

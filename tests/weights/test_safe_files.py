@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from weight_files import assert_same_weights, mvit_file, mvit_state, without_windows
 
-from mvitv2_det import MViT, UserError, load_weights
+from mvitv2_det import MViT, UserError, convert_weights, load_weights
 from mvitv2_det.weights.files import read_weights
 from mvitv2_det.weights.unpickle import load_arrays
 
@@ -96,6 +96,61 @@ def test_lengths_beyond_the_end():
         load_arrays(b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b"x.")
     with pytest.raises(ValueError, match="memo 2147483647"):
         load_arrays(b"\x80\x02}r\xff\xff\xff\x7f.")
+    with pytest.raises(ValueError, match="memo 300000000"):
+        load_arrays(b"\x80\x02}p300000000\n.")
+
+
+def test_containers_that_are_shared_are_read_once():
+    """Forty lists of twice the same list are 2⁴⁰ entries, one that has itself is without end."""
+    chain: list = [np.ones(2)]
+    for _ in range(40):
+        chain = [chain, chain]
+    read = load_arrays(pickle.dumps({"model": chain}))["model"]
+    assert read[0] is read[1]
+    circle: list = []
+    circle.append((circle,))
+    read = load_arrays(pickle.dumps(circle))
+    assert read[0][0] is read
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # torch drops such tensors soon
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda weight: weight.to_sparse(), "sparse"),
+        (lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8), "quantised"),
+        (lambda weight: weight.to("meta"), "on the meta device"),
+        (lambda weight: weight.to(torch.complex64), "complex"),
+    ],
+)
+def test_tensors_that_are_no_dense_numbers(make, kind, weights, tmp_path):
+    """In a used place: one line, and no weight is changed; in another they are in nobody's way."""
+    name = "blocks.0.attn.qkv.weight"
+    model = without_windows()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    content = weights | {name: make(weights[name])}
+    with pytest.raises(UserError, match=rf"{name} is {kind}.*; expected a dense tensor"):
+        load_weights(model, content)
+    with pytest.raises(UserError, match=rf"{name} is {kind}"):
+        convert_weights(content, tmp_path / "converted.pth")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    load_weights(model, weights | {"extra": make(torch.ones(2))})
+
+
+def test_values_that_are_not_finite_are_named(weights, caplog):
+    weights["blocks.0.attn.qkv.weight"][0, 0] = float("nan")
+    weights["blocks.1.norm1.bias"][0] = float("inf")
+    load_weights(without_windows(), weights)
+    (message,) = (r.getMessage() for r in caplog.records if r.levelname == "WARNING")
+    assert message.startswith("2 of the tensors of weights given have values that are not finite")
+    assert "blocks.0.attn.qkv.weight" in message and "blocks.1.norm1.bias" in message
+
+
+def test_names_are_shown_without_control_characters(weights, caplog):
+    caplog.set_level("INFO")
+    with_escape = weights | {"blocks.0.\x1b[2J\x07": torch.ones(1)}
+    load_weights(without_windows(), with_escape)
+    assert "\x1b" not in caplog.text and r"\x1b[2J\x07" in caplog.text
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

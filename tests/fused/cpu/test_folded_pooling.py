@@ -16,7 +16,7 @@ def head_pools(stride: int, kernel: int = 3, count: int = 2) -> list[HeadPool]:
     """The pooling of k and of v, each with weights of its own, in float64."""
     return [
         HeadPool.of(
-            randomize(head_pool(CHANNELS, (kernel, kernel), stride)).double(),
+            randomize(head_pool(CHANNELS, (kernel, kernel), (stride, stride))).double(),
             randomize(nn.LayerNorm(CHANNELS)).double(),
             HEADS,
         )

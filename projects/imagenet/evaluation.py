@@ -1,0 +1,99 @@
+"""Top-1 and top-5 accuracy, and the predictions that they are of.
+
+Axes: N images, C classes, K guesses of each image.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from torch import Tensor
+
+from mvitv2_det.visualize.results import CLASSIFICATIONS, draw_classifications
+
+from .data import open_split
+from .sources import Images
+
+MOST_GUESSES = 5
+
+
+class ClassificationEvaluator(DatasetEvaluator):
+    """Counts images whose class is among the first guesses, exactly on any number of processes.
+
+    Each process must have a run of the images, in order, the first process the first, as
+    Detectron2's ``InferenceSampler`` gives them.
+
+    Args:
+        dataset: the config's node ``dataset``.
+        output_dir: what the pictures show of each image is written there, and the pictures.
+    """
+
+    def __init__(self, dataset: Mapping[str, Any], output_dir: str) -> None:
+        self.dataset = dataset
+        self.output_dir = Path(output_dir)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all images."""
+        self._batches: list[tuple[np.ndarray, ...]] = []
+        self._outputs = 0
+
+    def process(self, inputs: tuple[Tensor, Tensor], outputs: Tensor) -> None:
+        """Takes a batch.
+
+        Args:
+            inputs: images and (B,) labels.
+            outputs: logits (B, C).
+        """
+        labels, self._outputs = inputs[1], outputs.shape[1]
+        probabilities = outputs.float().softmax(dim=1).cpu()
+        top = probabilities.topk(min(MOST_GUESSES, outputs.shape[1]), dim=1)
+        of_labels = probabilities.gather(1, labels[:, None])[:, 0]
+        batch = (labels, of_labels, top.indices, top.values)
+        self._batches.append(tuple(each.numpy() for each in batch))
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Returns ``{"classification": {"top1": …, "top5": …}}`` in percent, on one process.
+
+        There is no top5 of five classes or fewer.
+        """
+        batches = [batch for batches in comm.gather(self._batches) for batch in batches]
+        if not comm.is_main_process():
+            return None
+        labels, of_labels, top, probabilities = map(np.concatenate, zip(*batches, strict=True))
+        # Evaluation may look at the first outputs alone.
+        classes = list(self.dataset["classes"])[: self._outputs]
+        self._draw(classes, labels, of_labels, top, probabilities)
+        hits = top == labels[:, None]
+        accuracies = {"top1": 100 * float(hits[:, 0].mean())}
+        if len(classes) > MOST_GUESSES:
+            accuracies["top5"] = 100 * float(hits.any(axis=1).mean())
+        return OrderedDict(classification=accuracies)
+
+    def _draw(
+        self,
+        classes: list[str],
+        labels: np.ndarray,
+        of_labels: np.ndarray,
+        top: np.ndarray,
+        probabilities: np.ndarray,
+    ) -> None:
+        images = open_split(self.dataset, "val")
+        content = {
+            "classes": classes,
+            # timm's readers may have names that are no files.
+            "files": images.filenames() if isinstance(images, Images) else [],
+            "labels": labels.tolist(),
+            "label_probabilities": of_labels.tolist(),
+            "top": top.tolist(),
+            "probabilities": probabilities.tolist(),
+        }
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        file = self.output_dir / CLASSIFICATIONS
+        file.write_text(json.dumps(content), encoding="utf-8")
+        draw_classifications(file, self.output_dir)
