@@ -1,11 +1,14 @@
-"""Exporting a backbone or a whole detector, and checking what was exported.
+"""Exporting a backbone, a whole detector or a classifier, and checking what was exported.
 
-======== ============ ===== ===========
-part     torch_export onnx  torchscript
-======== ============ ===== ===========
-backbone yes          yes   yes
-detector no           yes   yes
-======== ============ ===== ===========
+========== ============ ===== ===========
+part       torch_export onnx  torchscript
+========== ============ ===== ===========
+backbone   yes          yes   yes
+detector   no           yes   yes
+classifier yes          yes   yes
+========== ============ ===== ===========
+
+A classifier needs no Detectron2.
 
 A detector goes through Detectron2's ``TracingAdapter``. ``torch.export`` has no way for it: how
 many proposals and instances remain after non-maximum suppression is decided by the data, and
@@ -16,30 +19,29 @@ Axes: B images, H × W pixels, N instances, M × M pixels of a mask in its box.
 
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from detectron2.export import TracingAdapter
-from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from .attention.multiscale import MultiScaleAttention
 from .errors import UserError
+from .recognition.recognizer import Recognizer
 
-PARTS = ("backbone", "detector")
+PARTS = ("backbone", "detector", "classifier")
 FORMATS = ("torch_export", "onnx", "torchscript")
 TOLERANCE = 1e-4  # float32, of the largest value
 
+# Axes of (B, 3, H, W) whose sizes an exported file leaves open.
+_ANY_NUMBER, _ANY_NUMBER_AND_SIZE = (0,), (0, 2, 3)
 _LEAST_DYNAMIC_SIDE = 64  # pixels: one token along a side would be taken for the rule
 _ONNX_OPSET = 17  # of the tracing exporter; 16 is the first with Detectron2's RoIAlign
 _ONE_ONNX_FILE = 1_500_000_000  # bytes of weights; the format ends at 2 GB
-_SHAPE_OF = {"backbone": "(B, 3, H, W)", "detector": "(3, H, W)"}
-
-Runner = Callable[[Tensor], Sequence[Tensor]]
+Runner = Callable[[Tensor], Tensor | Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Comparison:
     Attributes:
         sizes: (H, W) of the images compared on.
         error: the largest difference over the largest value, of the worst output.
-        instances: number of a detector's instances that were compared; None for a backbone.
+        instances: number of a detector's instances that were compared; None for other parts.
     """
 
     sizes: list[tuple[int, int]]
@@ -64,7 +66,7 @@ class FeatureMaps(nn.Module):
         names: the names of the maps.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Any) -> None:
         super().__init__()
         self.backbone = backbone
         self.names = list(backbone.output_shape())
@@ -74,23 +76,21 @@ class FeatureMaps(nn.Module):
         return tuple(self.backbone(images).values())
 
 
-class Detections(TracingAdapter):
-    """A detector that takes one image and gives tensors.
-
-    Takes (3, H, W) float32, 0 to 255, in the channel order of the config's ``input_format``.
-    Gives, in pixels of that image, sorted by descending score: boxes (N, 4) as x0, y0, x1, y1;
-    classes (N,), int64; scores (N,); and of a model with masks their probabilities inside of the
-    boxes, (N, M, M), which ``detectron2.layers.paste_masks_in_image`` puts in place.
+class Logits(nn.Module):
+    """A classifier's outputs before softmax.
 
     Attributes:
-        names: the names of the outputs.
+        names: the name of the only output.
     """
 
-    def __init__(self, detector: nn.Module, image: Tensor) -> None:
-        super().__init__(detector, image, _detect)
-        self.names = ["boxes", "classes", "scores"]
-        if getattr(detector.roi_heads, "mask_on", False):
-            self.names.append("masks")
+    def __init__(self, classifier: Recognizer) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.names = ["logits"]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps normalised images (B, 3, H, W) to (B, classes)."""
+        return self.classifier(images)
 
 
 def export_model(
@@ -102,19 +102,23 @@ def export_model(
     image_size: tuple[int, int],
     dynamic: bool = False,
     check_images: Sequence[Tensor] = (),
+    metadata: Mapping[str, str] | None = None,
 ) -> Comparison:
     """Exports a model, reads the file again, and compares it with the model.
 
     Args:
-        model: a detector, or for ``part="backbone"`` a backbone as well, on the CPU, in float32.
+        model: a detector; for ``part="backbone"`` a backbone as well; for ``part="classifier"`` a
+            recogniser of images. On the CPU, in float32.
         file: to write; above 1.5 GB of weights ONNX puts them into a second file beside it.
         part: one of :data:`PARTS`; the backbone is with its FPN, where there is one.
         format: one of :data:`FORMATS`.
         image_size: (H, W) of the images to trace with.
         dynamic: take images of any size; otherwise of ``image_size`` alone. A backbone then also
-            takes any number of images at once, otherwise one.
-        check_images: to compare on, (3, H, W), 0 to 255; by default noise, three sizes of it where
-            ``dynamic``.
+            takes any number of images at once, otherwise one; a classifier always does.
+        check_images: to compare on, (3, H, W), 0 to 255, and for a classifier normalised; by
+            default noise, three sizes of it where ``dynamic``.
+        metadata: texts to keep in the file by name: in the metadata of ONNX, and in files of these
+            names inside of the others.
 
     Returns:
         how near the file is to the model.
@@ -124,25 +128,38 @@ def export_model(
             than :data:`TOLERANCE`, and is not kept.
     """
     _check_request(model, part, format, image_size, dynamic)
-    backbone = getattr(model, "backbone", model)
+    axes: tuple[int, ...] = _ANY_NUMBER if part == "classifier" else ()
+    if dynamic:
+        axes = _ANY_NUMBER_AND_SIZE
     with _in_evaluation(model), warnings.catch_warnings(), torch.no_grad():
         # Tracers warn of what may go wrong; the comparison finds out whether it did.
         warnings.simplefilter("ignore")
         example = _noise(image_size, seed=0)
-        if part == "backbone":
-            exported = FeatureMaps(backbone)
-            batch = 2 if dynamic else 1  # torch.export makes sizes of 1 constant
-            example = _normalised(example, model).expand(batch, -1, -1, -1).contiguous()
-        else:
-            exported = Detections(model, example)
-        exported.eval()
         images = list(check_images) or [
             _noise(size, seed=index + 1) for index, size in enumerate(_sizes(image_size, dynamic))
         ]
-        if part == "backbone":
-            images = [_normalised(image, model) for image in images]
+        if part == "detector":
+            from .detection.traceable import Detections  # which needs Detectron2
+
+            exported: nn.Module = Detections(model, example)
+        else:
+            is_classifier = isinstance(model, Recognizer)
+            exported = (
+                Logits(model)
+                if isinstance(model, Recognizer)
+                else FeatureMaps(getattr(model, "backbone", model))
+            )
+            batch = 2 if axes else 1  # torch.export makes sizes of 1 constant
+            example = _normalised(example, model).expand(batch, -1, -1, -1).contiguous()
+            if not (is_classifier and check_images):
+                images = [_normalised(image, model) for image in images]
+            images = [image if image.dim() == 4 else image[None] for image in images]
+            if is_classifier:
+                first = images[0]
+                images.append(torch.cat((first, first.flip(-1), first.flip(-2))))
+        exported.eval()
         try:
-            _WRITERS[part, format](exported, example, file, dynamic)
+            _WRITERS[part, format](exported, example, file, axes, metadata or {})
             run = _READERS[format](file)
         except Exception as error:  # exporters raise whatever they meet
             _remove(file)
@@ -190,16 +207,14 @@ def check_part_and_format(part: str, format: str) -> None:
             )
 
 
-def _detect(detector: Any, image: Tensor) -> tuple[Tensor, ...]:
-    (found,) = detector.inference([{"image": image}], do_postprocess=False)
-    outputs = (found.pred_boxes.tensor, found.pred_classes, found.scores)
-    return (*outputs, found.pred_masks[:, 0]) if found.has("pred_masks") else outputs
-
-
 def _check_request(
     model: nn.Module, part: str, format: str, image_size: tuple[int, int], dynamic: bool
 ) -> None:
     check_part_and_format(part, format)
+    if (part == "classifier") != isinstance(model, Recognizer):
+        raise UserError(f"the {part} of a {type(model).__name__} cannot be exported")
+    if isinstance(model, Recognizer) and model.axes != 2:
+        raise UserError("a classifier of clips cannot be exported: expected one of images")
     if part == "detector" and not hasattr(model, "roi_heads"):
         raise UserError(
             f"the config's model is a {type(model).__name__} without box heads: export "
@@ -257,12 +272,12 @@ def _sizes(image_size: tuple[int, int], dynamic: bool) -> list[tuple[int, int]]:
 
 
 def _torch_program(
-    exported: FeatureMaps, example: Tensor, dynamic: bool
+    exported: nn.Module, example: Tensor, axes: Sequence[int]
 ) -> torch.export.ExportedProgram:
-    """Exports the backbone by ``torch.export``."""
-    if not dynamic:
+    """Exports a function of ``images`` by ``torch.export``; ``axes`` of these may have any size."""
+    if not axes:
         return torch.export.export(exported, (example,), strict=False)
-    any_size = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}
+    any_size = {axis: torch.export.Dim.DYNAMIC for axis in axes}
     # Treat sizes as unknown: if the example has a single window, others may have more.
     config: Any = torch.fx.experimental._config  # torch gives it its functions when it is imported
     with config.patch(backed_size_oblivious=True):
@@ -275,13 +290,26 @@ def _torch_program(
     return program
 
 
-def _write_torch_export(exported: FeatureMaps, example: Tensor, file: Path, dynamic: bool) -> None:
-    torch.export.save(_torch_program(exported, example, dynamic), file)
+def _write_torch_export(
+    exported: nn.Module,
+    example: Tensor,
+    file: Path,
+    axes: Sequence[int],
+    metadata: Mapping[str, str],
+) -> None:
+    program = _torch_program(exported, example, axes)
+    torch.export.save(program, file, extra_files=dict(metadata))
 
 
-def _write_backbone_onnx(exported: FeatureMaps, example: Tensor, file: Path, dynamic: bool) -> None:
+def _write_onnx(
+    exported: FeatureMaps | Logits,
+    example: Tensor,
+    file: Path,
+    axes: Sequence[int],
+    metadata: Mapping[str, str],
+) -> None:
     program = torch.onnx.export(
-        _torch_program(exported, example, dynamic),
+        _torch_program(exported, example, axes),
         (example,),
         dynamo=True,
         input_names=["images"],
@@ -289,14 +317,17 @@ def _write_backbone_onnx(exported: FeatureMaps, example: Tensor, file: Path, dyn
         verbose=False,
     )
     weights = sum(p.numel() * p.element_size() for p in exported.parameters())
-    # With dynamo=True there always is a program.
-    cast("torch.onnx.ONNXProgram", program).save(file, external_data=weights > _ONE_ONNX_FILE)
+    program = cast("torch.onnx.ONNXProgram", program)  # With dynamo=True there always is one.
+    program.model.metadata_props.update(metadata)
+    program.save(file, external_data=weights > _ONE_ONNX_FILE)
 
 
-def _write_detector_onnx(exported: Detections, example: Tensor, file: Path, dynamic: bool) -> None:
+def _write_detector_onnx(
+    exported: Any, example: Tensor, file: Path, axes: Sequence[int], metadata: Mapping[str, str]
+) -> None:
     # torchvision gives NMS and RoIAlign to the tracing exporter.
     count = {name: {0: "instances"} for name in exported.names}
-    sizes = {"image": {1: "height", 2: "width"}} if dynamic else {}
+    sizes = {"image": {1: "height", 2: "width"}} if axes else {}
     torch.onnx.export(
         exported,
         (example,),
@@ -309,8 +340,15 @@ def _write_detector_onnx(exported: Detections, example: Tensor, file: Path, dyna
     )
 
 
-def _write_torchscript(exported: nn.Module, example: Tensor, file: Path, dynamic: bool) -> None:
-    torch.jit.trace(exported, (example,), check_trace=False).save(str(file))
+def _write_torchscript(
+    exported: nn.Module,
+    example: Tensor,
+    file: Path,
+    axes: Sequence[int],
+    metadata: Mapping[str, str],
+) -> None:
+    traced = torch.jit.trace(exported, (example,), check_trace=False)
+    torch.jit.save(traced, str(file), _extra_files=dict(metadata))
 
 
 def _read_onnx(file: Path) -> Runner:
@@ -325,10 +363,14 @@ def _read_onnx(file: Path) -> Runner:
     ]
 
 
-_WRITERS: dict[tuple[str, str], Callable[[Any, Tensor, Path, bool], None]] = {
+_Writer = Callable[[Any, Tensor, Path, Sequence[int], Mapping[str, str]], None]
+_WRITERS: dict[tuple[str, str], _Writer] = {
     ("backbone", "torch_export"): _write_torch_export,
-    ("backbone", "onnx"): _write_backbone_onnx,
+    ("backbone", "onnx"): _write_onnx,
     ("backbone", "torchscript"): _write_torchscript,
+    ("classifier", "torch_export"): _write_torch_export,
+    ("classifier", "onnx"): _write_onnx,
+    ("classifier", "torchscript"): _write_torchscript,
     ("detector", "onnx"): _write_detector_onnx,
     ("detector", "torchscript"): _write_torchscript,
 }
@@ -344,16 +386,21 @@ def _compare(run: Runner, model: nn.Module, images: Sequence[Tensor], part: str)
     for image in images:
         height, width = image.shape[-2:]
         sizes.append((height, width))
-        expected = model(image)
+        expected = _outputs(model(image))
         try:
-            actual = run(image)
+            actual = _outputs(run(image))
         except Exception:  # such as a size that the exported graph does not take
             error = float("inf")
             break
         instances += len(expected[0])
         for mine, theirs in zip(actual, expected, strict=True):
             error = max(error, _relative_error(mine, theirs))
+    sizes = list(dict.fromkeys(sizes))
     return Comparison(sizes, error, instances if part == "detector" else None)
+
+
+def _outputs(result: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return (result,) if isinstance(result, Tensor) else result
 
 
 def _relative_error(actual: Tensor, expected: Tensor) -> float:

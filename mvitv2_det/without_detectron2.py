@@ -20,7 +20,6 @@ _NEED_DETECTRON2 = (
     "data",
     "detection",
     "engine",
-    "export",
     "predict.classes",
     "predict.outputs",
     "predict.predictor",

@@ -14,7 +14,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from models import TINY, randomize, relative_error
 from torch import nn
 
-from mvitv2_det import MViT, MViTFPN, UserError, export, get_config
+from mvitv2_det import MViT, MViTFPN, Recognizer, UserError, Variant, export, get_config
 from mvitv2_det.attention.position import relative_index
 from mvitv2_det.config import apply_overrides
 from mvitv2_det.export import FeatureMaps, export_model
@@ -57,7 +57,7 @@ def traced_pyramid():
     """A model, and what both formats are made of, made once: symbolic shapes take their time."""
     model = pyramid()
     with torch.no_grad():
-        return model, export._torch_program(FeatureMaps(model), noise(2, 3, 96, 128), True)
+        return model, export._torch_program(FeatureMaps(model), noise(2, 3, 96, 128), (0, 2, 3))
 
 
 @pytest.mark.parametrize("format", ["torch_export", "onnx"])
@@ -187,3 +187,51 @@ def test_relative_index_as_of_numbers():
             + (keys - 1) * step_k
         ).long()
         assert torch.equal(relative_index(queries, keys, device=torch.device("cpu")), expected)
+
+
+@pytest.mark.parametrize("format", ["torch_export", "onnx", "torchscript"])
+@pytest.mark.parametrize("class_token", [True, False])
+def test_classifier_of_any_number_of_images(format, class_token, tmp_path):
+    """Float32, to 1e-4 of the largest logit; the file holds what was given to describe it."""
+    onnxruntime = pytest.importorskip("onnxruntime") if format == "onnx" else None
+    if class_token and format != "onnx":
+        pytest.skip("one network of each kind is enough")
+    sizes = Variant(8, (1, 1, 1, 1), 1, 0.0)
+    model = Recognizer.image(sizes, 7, class_token=class_token, image_size=96)
+    model = randomize(model).eval()
+    file, metadata = tmp_path / "classifier", {"classes": '["ä", "b"]'}
+    comparison = export_model(
+        model, file, part="classifier", format=format, image_size=(96, 96), metadata=metadata
+    )
+    assert comparison.sizes == [(96, 96)] and comparison.error <= 1e-4
+    run = export._READERS[format](file)
+    for batch in (1, 2, 5):
+        images = noise(batch, 3, 96, 96)
+        with torch.no_grad():
+            expected = model(images)
+            (actual,) = export._outputs(run(images))
+        assert actual.shape == (batch, 7)
+        assert relative_error(actual, expected) < 1e-4
+    if onnxruntime is not None:
+        session = onnxruntime.InferenceSession(file)
+        found = session.get_modelmeta().custom_metadata_map
+        assert session.get_outputs()[0].name == "logits"
+    else:
+        found = {"classes": ""}
+        load = torch.export.load if format == "torch_export" else torch.jit.load
+        name = "extra_files" if format == "torch_export" else "_extra_files"
+        load(file, **{name: found})
+    value = found["classes"]
+    assert (value.decode() if isinstance(value, bytes) else value) == metadata["classes"]
+
+
+def test_parts_belong_to_their_models(tmp_path):
+    sizes = Variant(8, (1, 1, 1, 1), 1, 0.0)
+    clips = Recognizer.video(sizes, num_classes=2, image_size=64)
+    request = {"file": tmp_path / "m", "format": "torchscript", "image_size": (64, 64)}
+    with pytest.raises(UserError, match="the backbone of a Recognizer cannot be exported"):
+        export_model(clips, part="backbone", **request)
+    with pytest.raises(UserError, match="the classifier of a MViTFPN cannot be exported"):
+        export_model(pyramid(), part="classifier", **request)
+    with pytest.raises(UserError, match="a classifier of clips"):
+        export_model(clips, part="classifier", **request)

@@ -6,7 +6,7 @@ import torch
 from models import TINY, randomize
 from PIL import Image
 
-from mvitv2_det import MViT, MViTFPN, UserError, ViT
+from mvitv2_det import MViT, MViTFPN, Recognizer, UserError, Variant, ViT
 from mvitv2_det.attention.multiscale import MultiScaleAttention
 from mvitv2_det.attention.spec import AttentionSpec
 from mvitv2_det.visualize.attention_maps import (
@@ -42,6 +42,42 @@ def test_probabilities_give_the_modules_output(kind):
             z = torch.einsum("hyx,hyxd->hd", found.probabilities, v) + q[:, row, column]
             actual = module.proj(z.flatten())
             torch.testing.assert_close(actual, expected[0, row, column], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_probabilities_with_a_class_token(residual):
+    """Float64: from two places and from the token itself, to the map and to the token."""
+    spec = AttentionSpec(8, 16, 2, table_size=8, stride_kv=2, residual_class_token=residual)
+    module = randomize(MultiScaleAttention(spec)).double().eval()
+    x, token = (torch.randn(1, *size, 8, dtype=torch.float64) for size in ((6, 9), (1,)))
+    with torch.no_grad():
+        expected, expected_token = module(x, token)
+        q, _, v = module.project_and_pool(x)
+        token_q, _, token_v = module.project_token(token)
+        for query in [(0, 0), (5, 8), None]:
+            found = query_attention(module, x, query, 1, token)
+            on_token = 1 - found.probabilities.sum(dim=(1, 2))
+            assert found.on_token == pytest.approx(on_token.mean().item()) and found.on_token > 0
+            assert found.on_padding < 1e-9 and found.seen.all()
+            z = torch.einsum("hyx,hyxd->hd", found.probabilities, v)
+            z = z + on_token[:, None] * token_v[:, 0]
+            if query is not None:
+                z, wanted = z + q[:, query[0], query[1]], expected[0, query[0], query[1]]
+            else:
+                z, wanted = z + (token_q[:, 0] if residual else 0), expected_token[0, 0]
+            torch.testing.assert_close(module.proj(z.flatten()), wanted, rtol=0, atol=1e-6)
+
+
+def test_a_recogniser_looks_from_its_class_token():
+    sizes = Variant(8, (1, 1, 1, 1), 1, 0.0)
+    model = Recognizer.image(sizes, 3, class_token=True, image_size=64).eval()
+    found = attention_of_pixel(model, torch.randn(1, 3, 64, 96), 2, None)
+    assert found.query is None and found.probabilities.shape == (4, 8, 12)
+    found = attention_of_pixel(model, torch.randn(1, 3, 64, 96), 2, (63, 95))
+    assert found.query == (3, 5)
+    without = Recognizer.image(sizes, 3, image_size=64).eval()
+    with pytest.raises(UserError, match="no class token to look from: give a position"):
+        attention_of_pixel(without, torch.randn(1, 3, 64, 96), 2, None)
 
 
 def test_windows_bound_what_is_seen():

@@ -1,23 +1,28 @@
-"""Exports a backbone or a whole detector to a file that runs without this project.
+"""Exports a backbone, a detector or a classifier to a file that runs without this project.
 
     mvitv2-det export --config CONFIG --weights W --part backbone --format onnx \\
         --output backbone.onnx --dynamic
     mvitv2-det export --config CONFIG --weights W --part detector --format torchscript \\
         --output detector.pt --image-size 800 1216 --check-image photo.jpg
+    mvitv2-det export --weights W --part classifier --format onnx --output classifier.onnx
 
 CONFIG is a file, or the name of a config of this project; the config.yaml that training has saved
 knows the classes of your own data. A backbone is exported with its FPN and takes normalised images
 (B, 3, H, W); a detector takes one image (3, H, W), 0 to 255, and gives boxes, classes, scores and
-the masks' probabilities inside of the boxes. torch_export is for backbones alone.
+the masks' probabilities inside of the boxes. torch_export is not for detectors. A classifier needs
+no config and no Detectron2: it takes any number of normalised images (B, 3, H, W) and gives logits
+(B, classes); the file's metadata hold its classes and preprocessing, as json.
 
 The file is read again and compared with the model before this says that it has succeeded.
 """
 
 import argparse
+import dataclasses
+import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, naming_unwritable
 
@@ -27,18 +32,18 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
-    parser.add_argument("--config", required=True, help="file or name of a LazyConfig")
+    parser.add_argument("--config", help="file or name of a LazyConfig; not of a classifier")
     parser.add_argument("--weights", required=True, help="a path, a URL, detectron2://…, timm://…")
-    parser.add_argument("--part", required=True, metavar="{backbone,detector}")
+    parser.add_argument("--part", required=True, metavar="{backbone,detector,classifier}")
     parser.add_argument("--format", required=True, metavar="{torch_export,onnx,torchscript}")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE")
     parser.add_argument(
         "--image-size",
         nargs=2,
         type=int,
-        default=(512, 640),
         metavar=("HEIGHT", "WIDTH"),
-        help="of the images to trace with, and without --dynamic of all images (default: 512 640)",
+        help="of the images to trace with, and without --dynamic of all images (default: 512 640; "
+        "of a classifier, that of its training)",
     )
     parser.add_argument("--dynamic", action="store_true", help="take images of any size")
     parser.add_argument(
@@ -58,24 +63,19 @@ def run(args: argparse.Namespace) -> int:
     if not args.output.parent.is_dir():
         raise UserError(f"--output: there is no folder {args.output.parent}")
     from ..export import check_part_and_format, export_model
-    from ..trained import read_config, read_trained
 
     # Exporters and loading log what they do; this command says in one line what is wrong.
     for name in ("torch", "mvitv2_det.weights"):
         logging.getLogger(name).setLevel(logging.ERROR)
     check_part_and_format(args.part, args.format)
-    part = "backbone." if args.part == "backbone" else ""
-    model = read_trained(read_config(args.config, args.opts), args.weights, part=part)
-    images = _read_images(args, getattr(model, "input_format", None) or "RGB")
+    read = _read_classifier if args.part == "classifier" else _read_by_config
     with naming_unwritable(args.output):
         comparison = export_model(
-            model,
-            args.output,
+            file=args.output,
             part=args.part,
             format=args.format,
-            image_size=tuple(args.image_size),
             dynamic=args.dynamic,
-            check_images=images,
+            **read(args),
         )
     sizes = ", ".join(f"{height}×{width}" for height, width in comparison.sizes)
     found = "" if comparison.instances is None else f" with {comparison.instances} instances"
@@ -92,8 +92,51 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read_images(args: argparse.Namespace, channel_order: str) -> "list[Tensor]":
-    """Reads each ``--check-image`` as (3, H, W), 0 to 255, resized to ``--image-size``."""
+def _read_by_config(args: argparse.Namespace) -> dict[str, Any]:
+    """The model of a config, and images to compare on."""
+    if args.config is None:
+        raise UserError(f"--part {args.part} needs --config")
+    from ..trained import read_config, read_trained
+
+    part = "backbone." if args.part == "backbone" else ""
+    model = read_trained(read_config(args.config, args.opts), args.weights, part=part)
+    size = tuple(args.image_size or (512, 640))
+    images = _read_images(args, size, getattr(model, "input_format", None) or "RGB")
+    return {"model": model, "image_size": size, "check_images": images}
+
+
+def _read_classifier(args: argparse.Namespace) -> dict[str, Any]:
+    """A classifier, what it says of itself, and images to compare on."""
+    if args.config is not None or args.opts:
+        raise UserError("--part classifier takes no --config and no --opts: its weights are enough")
+    from PIL import Image
+
+    from ..predict import read_rgb
+    from ..recognition.classifier import read_recognizer
+
+    model, description = read_recognizer(args.weights)
+    if args.image_size:
+        height, width = args.image_size
+        if height != width:
+            raise UserError(f"a classifier takes squares: --image-size {height} {width} is none")
+        input = dataclasses.replace(description.input, size=height)
+        description = dataclasses.replace(description, input=input)
+    transform, side = description.input.transform(), description.input.size
+    content = description.to_dict()
+    return {
+        "model": model,
+        "image_size": (side, side),
+        "check_images": [transform(Image.fromarray(read_rgb(f))) for f in args.check_image],
+        "metadata": {
+            name: json.dumps(content[name], ensure_ascii=False) for name in ("classes", "input")
+        },
+    }
+
+
+def _read_images(
+    args: argparse.Namespace, size: tuple[int, int], channel_order: str
+) -> "list[Tensor]":
+    """Reads each ``--check-image`` as (3, H, W), 0 to 255, resized to ``size``."""
     import torch
     from detectron2.data.detection_utils import read_image
     from torch.nn.functional import interpolate
@@ -104,5 +147,5 @@ def _read_images(args: argparse.Namespace, channel_order: str) -> "list[Tensor]"
     for file in args.check_image:
         with naming_unreadable_image(file):
             image = torch.tensor(read_image(file, channel_order)).permute(2, 0, 1).float()
-        images.append(interpolate(image[None], size=args.image_size, mode="bilinear")[0])
+        images.append(interpolate(image[None], size=size, mode="bilinear")[0])
     return images

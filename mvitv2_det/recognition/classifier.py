@@ -27,8 +27,8 @@ class Likely(NamedTuple):
     Attributes:
         name: of the class.
         probability: in [0, 1].
-        number: of the network's output, from 0 on; two classes may have one name, as the cranes of
-            ImageNet have.
+        number: of the network's output, from 0 on; two classes may have one name, as the cranes
+            of ImageNet.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What one query of one block attends to, and pictures of it.
+"""What one query of one block, or its class token, attends to, and pictures of it.
 
 Axes: H × W pixels or tokens of a map, C channels, h heads, K_h × K_w keys, D channels per head.
 """
@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
+from ..attention.attend import attention_logits
 from ..attention.multiscale import MultiScaleAttention
 from ..attention.windows import mask_terms
 from ..backbone.block import MultiScaleBlock
@@ -36,26 +37,29 @@ class QueryAttention:
 
     Attributes:
         probabilities: (h, K_h, K_w), 0 outside of the query's window. What is missing to 1 went
-            to the zeros that fill incomplete windows.
+            to the class token, and to the zeros that fill incomplete windows.
         seen: bool (K_h, K_w), the keys that the query can attend to.
-        query: (row, column) of the query among the block's queries.
+        query: (row, column) of the query among the block's queries; None is the class token.
         query_side, key_side: sides in pixels of what a query and a key stand for.
+        on_token: the share of the attention, mean over heads, on the class token.
     """
 
     probabilities: Tensor
     seen: Tensor
-    query: tuple[int, int]
+    query: tuple[int, int] | None
     query_side: int
     key_side: int
+    on_token: float = 0.0
 
     @property
     def on_padding(self) -> float:
         """The share of the attention, mean over heads, on the zeros that fill windows."""
-        return max(0.0, 1 - self.probabilities.sum().item() / len(self.probabilities))
+        on_map = self.probabilities.sum().item() / len(self.probabilities)
+        return max(0.0, 1 - on_map - self.on_token)
 
 
 def find_trunk(model: nn.Module) -> Trunk:
-    """The MViT or ViT in a detector; a bare one itself.
+    """The MViT or ViT in a detector; a bare one, or a recogniser, itself.
 
     Raises:
         UserError: there is none.
@@ -73,55 +77,101 @@ def blocks_of(trunk: Trunk) -> list[MultiScaleBlock]:
 
 @torch.no_grad()
 def attention_of_pixel(
-    backbone: nn.Module, images: Tensor, block: int, pixel: tuple[int, int]
+    backbone: nn.Module, images: Tensor, block: int, pixel: tuple[int, int] | None
 ) -> QueryAttention:
     """What the query that covers a pixel attends to in a block.
 
     Args:
-        backbone: a backbone with or without FPN.
+        backbone: a backbone with or without FPN, or a recogniser of images.
         images: (1, 3, H, W), normalised.
         block: index of the block, from 0.
-        pixel: (y, x) in the images.
+        pixel: (y, x) in the images; None for the class token.
 
     Raises:
-        UserError: there is no such block or pixel.
+        UserError: there is no such block, pixel or class token.
     """
     trunk = find_trunk(backbone)
     if not 0 <= block < len(trunk.blocks):
         raise UserError(f"block must be in 0 .. {len(trunk.blocks) - 1}, got {block}")
+    if pixel is None and trunk.cls_token is None:
+        raise UserError("the network has no class token to look from: give a position")
     sides = images.shape[-2:]
-    if not all(0 <= place < side for place, side in zip(pixel, sides, strict=True)):
+    if pixel is not None and not all(
+        0 <= place < side for place, side in zip(pixel, sides, strict=True)
+    ):
         raise UserError(f"position must lie in the image of {tuple(sides)}, got {pixel}")
-    incoming = []
-    hook = trunk.blocks[block].register_forward_pre_hook(
-        lambda _, inputs: incoming.append(inputs[0])
-    )
+    incoming: list[tuple[Tensor, ...]] = []
+    hook = trunk.blocks[block].register_forward_pre_hook(lambda _, inputs: incoming.append(inputs))
     try:
         backbone(images)
     finally:
         hook.remove()
-    (x,) = incoming
     blocks = blocks_of(trunk)
+    tokens = [blocks[block].norm1(part) for part in incoming[0]]
     attention = blocks[block].attn
     side = trunk.patch_embed.proj.stride[0]
     side *= math.prod(earlier.spec.attention.stride_q[-1] for earlier in blocks[:block])
-    row, column = (place // (side * attention.spec.stride_q[-1]) for place in pixel)
-    return query_attention(attention, blocks[block].norm1(x), (row, column), side)
+    query = None
+    if pixel is not None:
+        stride = side * attention.spec.stride_q[-1]
+        query = pixel[0] // stride, pixel[1] // stride
+    return query_attention(attention, tokens[0], query, side, *tokens[1:])
 
 
 def query_attention(
-    attention: MultiScaleAttention, x: Tensor, query: tuple[int, int], token_side: int = 1
+    attention: MultiScaleAttention,
+    x: Tensor,
+    query: tuple[int, int] | None,
+    token_side: int = 1,
+    token: Tensor | None = None,
 ) -> QueryAttention:
     """The attention of one query, computed again from the module's parts.
 
     Args:
         x: (1, H, W, C), what goes into the module.
-        query: (row, column) among the pooled queries.
+        query: (row, column) among the pooled queries; None for the class token.
         token_side: pixels along a side of the tokens that go in.
+        token: the class token (1, 1, C) that goes in beside them.
     """
     q, k, _ = attention.project_and_pool(x)
     spec = attention.spec
-    sizes = q.shape[1:3], k.shape[1:3]
+    key_size = k.shape[1:3]
+    keys = token_queries = None
+    if token is not None:
+        token_queries, keys, _ = attention.project_token(token)
+    if query is not None:
+        logits, places, own = _from_place(attention, q, k, query)
+    elif token_queries is not None:
+        own = token_queries
+        logits = attention_logits(own, k, spec.scale).flatten(1)
+        places = _places(key_size).flatten()
+    else:
+        raise ValueError("there is no class token: query must be a place")
+    on_token = 0.0
+    if keys is not None:
+        logits = torch.cat((attention_logits(own, keys, spec.scale).flatten(1), logits), dim=1)
+    weights = logits.softmax(dim=-1)
+    if keys is not None:
+        on_token, weights = weights[:, 0].mean().item(), weights[:, 1:]
+    on_map = weights.new_zeros(len(weights), key_size[0] * key_size[1] + 1)
+    on_map[:, places] = weights  # padded keys all write to place 0, which is dropped
+    seen = torch.zeros(on_map.shape[1], dtype=torch.bool)
+    seen[places] = (weights > 0).any(dim=0)
+    return QueryAttention(
+        on_map[:, 1:].unflatten(1, key_size),
+        seen[1:].unflatten(0, key_size),
+        query,
+        token_side * spec.stride_q[-1],
+        token_side * spec.stride_kv[-1],
+        on_token,
+    )
+
+
+def _from_place(
+    attention: MultiScaleAttention, q: Tensor, k: Tensor, query: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A query's logits (h, keys of its window), the keys' places, and the query (h, 1, D)."""
+    spec, sizes = attention.spec, (q.shape[1:3], k.shape[1:3])
     query_places, key_places = (_places(size) for size in sizes)
     masks = []
     if spec.window_size:
@@ -140,20 +190,7 @@ def query_attention(
             for n in own.tolist()
         ]
     )
-
-    weights = logits.flatten(1).softmax(dim=-1)
-    places = key_places[window].flatten()
-    on_map = weights.new_zeros(len(weights), sizes[1][0] * sizes[1][1] + 1)
-    on_map[:, places] = weights  # padded keys all write to place 0, which is dropped
-    seen = torch.zeros(on_map.shape[1], dtype=torch.bool)
-    seen[places] = (weights > 0).any(dim=0)
-    return QueryAttention(
-        on_map[:, 1:].unflatten(1, sizes[1]),
-        seen[1:].unflatten(0, sizes[1]),
-        query,
-        token_side * spec.stride_q[-1],
-        token_side * spec.stride_kv[-1],
-    )
+    return logits.flatten(1), key_places[window].flatten(), q[own, row, column][:, None]
 
 
 def _places(size: Sequence[int]) -> Tensor:
@@ -181,7 +218,7 @@ def draw_attention(image: np.ndarray, attention: QueryAttention, title: str, fil
     # The title is wider than one panel.
     size = (max(columns * (_PANEL + 0.7), 6.5), rows * (height + 0.3) + 0.4)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)  # a class may be named $1
     all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in all_axes[len(panels) :]:
         axes.set_axis_off()
@@ -192,6 +229,56 @@ def draw_attention(image: np.ndarray, attention: QueryAttention, title: str, fil
         bar.ax.tick_params(labelsize=7)
         bar.set_label("attention of one key", fontsize=7)
     figure.savefig(file)
+
+
+def draw_attention_of_blocks(
+    backbone: nn.Module,
+    images: Tensor,
+    picture: np.ndarray,
+    pixel: tuple[int, int] | None,
+    output: Path,
+    *,
+    blocks: Iterable[int],
+    query: str,
+) -> list[Path]:
+    """Draws ``attention_block_N.png`` for each block.
+
+    Args:
+        backbone: a backbone with or without FPN, or a recogniser of images.
+        images: (1, 3, H, W), normalised.
+        picture: the same, (H, W, 3) RGB, 0 to 255, before padding.
+        pixel: (y, x) of the query in the images; None for the class token.
+        output: folder for the pictures.
+        blocks: indexes, from 0.
+        query: the query in words, for the titles.
+
+    Returns:
+        the files.
+
+    Raises:
+        UserError: there is no such block, pixel or class token.
+        OSError: a file cannot be written.
+    """
+    trunk = find_trunk(backbone)
+    files = []
+    for block in blocks:
+        attention = attention_of_pixel(backbone, images, block, pixel)
+        title = f"{_describe(trunk, block)}; {query}"
+        for share, what in ((attention.on_token, "class token"), (attention.on_padding, "padding")):
+            title += f"; {share:.0%} on {what}" if share > 0.005 else ""
+        files.append(output / f"attention_block_{block}.png")
+        draw_attention(picture, attention, title, files[-1])
+    return files
+
+
+def _describe(trunk: Trunk, block: int) -> str:
+    attention = blocks_of(trunk)[block].spec.attention
+    size = attention.window_size
+    kind = "global" if not size else f"window of {size}×{size} tokens"
+    if attention.shift:
+        kind += f", shifted by {attention.shift}"
+    heads = f"{attention.num_heads} head" + ("s" if attention.num_heads > 1 else "")
+    return f"block {block} of {len(trunk.blocks)}: {kind}, {heads}"
 
 
 def _draw_panel(
@@ -212,10 +299,11 @@ def _draw_panel(
         interpolation="nearest",
     )
     _outline(axes, _bounds(attention.seen.numpy()) * attention.key_side, "white", 1.2)
-    corner = np.array(attention.query) * attention.query_side
-    _outline(axes, np.concatenate([corner, corner + attention.query_side]), _MARKER, 1.5)
-    y, x = corner + attention.query_side / 2
-    axes.plot(x, y, "+", color=_MARKER, ms=12, mew=1.8)
+    if attention.query is not None:
+        corner = np.array(attention.query) * attention.query_side
+        _outline(axes, np.concatenate([corner, corner + attention.query_side]), _MARKER, 1.5)
+        y, x = corner + attention.query_side / 2
+        axes.plot(x, y, "+", color=_MARKER, ms=12, mew=1.8)
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     return colors
 

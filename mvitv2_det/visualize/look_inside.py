@@ -16,7 +16,7 @@ from ..backbone.trunk import Trunk
 from ..data import naming_unreadable_image
 from ..errors import UserError
 from ..trained import read_config, read_trained
-from .attention_maps import attention_of_pixel, blocks_of, draw_attention, find_trunk
+from .attention_maps import blocks_of, draw_attention_of_blocks, find_trunk
 from .feature_maps import draw_feature_maps
 
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet, RGB
@@ -68,13 +68,15 @@ def look_inside(
     backbone, images = getattr(model, "backbone", model), _normalised(model, resized)
     trunk = find_trunk(model)
     output.mkdir(parents=True, exist_ok=True)
-    files = []
-    for block in blocks if blocks is not None else _global_blocks(trunk):
-        attention = attention_of_pixel(backbone, images, block, (row, column))
-        files.append(output / f"attention_block_{block}.png")
-        title = _describe(trunk, block, position)
-        title += f"; {attention.on_padding:.0%} on padding" if attention.on_padding > 0.005 else ""
-        draw_attention(resized, attention, title, files[-1])
+    files = draw_attention_of_blocks(
+        backbone,
+        images,
+        resized,
+        (row, column),
+        output,
+        blocks=blocks if blocks is not None else _global_blocks(trunk),
+        query=f"query at y {y}, x {x}",
+    )
     files.append(output / "feature_maps.png")
     features, strides = _features(backbone, trunk, images)
     draw_feature_maps(resized, features, strides, f"{image_file.name}: feature maps", files[-1])
@@ -123,17 +125,6 @@ def _global_blocks(trunk: Trunk) -> list[int]:
         if not block.spec.attention.window_size
     ]
     return blocks or [len(trunk.blocks) - 1]
-
-
-def _describe(trunk: Trunk, block: int, position: tuple[int, int]) -> str:
-    attention = blocks_of(trunk)[block].spec.attention
-    size = attention.window_size
-    kind = "global" if not size else f"window of {size}×{size} tokens"
-    if attention.shift:
-        kind += f", shifted by {attention.shift}"
-    y, x = position
-    heads = f"{attention.num_heads} head" + ("s" if attention.num_heads > 1 else "")
-    return f"block {block} of {len(trunk.blocks)}: {kind}, {heads}; query at y {y}, x {x}"
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ def test_detector_compared_on_an_image(request_of, tmp_path, capsys):
     [
         ("backbone", "torchscript", ["--output", "none/b.pt"], "--output: there is no folder none"),
         ("backbone", "torchscript", ["--check-image", "none.jpg"], "cannot read image none.jpg"),
-        ("neck", "onnx", [], "part must be one of backbone, detector, got 'neck'"),
+        ("neck", "onnx", [], "part must be one of backbone, detector, classifier, got 'neck'"),
         ("detector", "torch_export", [], "a detector cannot be exported with torch_export"),
         ("backbone", "torchscript", ["--weights", "none.pth"], "none.pth"),
     ],
