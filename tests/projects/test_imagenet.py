@@ -17,7 +17,7 @@ from timm.data import Mixup, create_transform
 from timm.loss import SoftTargetCrossEntropy
 from timm.utils import accuracy
 
-from mvitv2_det import Recognizer, UserError, Variant
+from mvitv2_det import Classifier, Recognizer, UserError, Variant
 from mvitv2_det.commands import main as mvitv2_det
 from mvitv2_det.config import load_config
 from mvitv2_det.engine import build_model
@@ -123,6 +123,11 @@ def test_trains_resumes_evaluates_draws(overrides, photos, capfd):
     assert f"copypaste: {100 * np.mean(hits):.4f}" in capfd.readouterr().out
     assert accuracies(output)[-1] == pytest.approx(100 * np.mean(hits))
     assert (output / "again" / "inference" / "confusion.png").is_file()
+
+    # Prediction finds what evaluation has found: the same network, preprocessing and names.
+    predicted = Classifier(output / "model_final.pth", top=1)(found["files"][0])
+    assert predicted[0].name == CLASSES[found["top"][0][0]]
+    assert predicted[0].probability == pytest.approx(found["probabilities"][0][0], abs=1e-5)
 
     assert mvitv2_det(["draw", str(output)]) == 0
     assert "top-1" in capfd.readouterr().out
