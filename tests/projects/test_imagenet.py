@@ -17,11 +17,12 @@ from timm.data import Mixup, create_transform
 from timm.loss import SoftTargetCrossEntropy
 from timm.utils import accuracy
 
-from mvitv2_det import Recognizer, UserError, Variant
+from mvitv2_det import Classifier, Recognizer, UserError, Variant
 from mvitv2_det.commands import main as mvitv2_det
 from mvitv2_det.config import load_config
 from mvitv2_det.engine import build_model
 from mvitv2_det.recognition.description import ENTRY, Description
+from mvitv2_det.visualize import results
 from projects.imagenet import data, sources
 from projects.imagenet.data import EpochLoader, StoredDescription, prepare_datasets
 from projects.imagenet.evaluation import ClassificationEvaluator
@@ -122,6 +123,11 @@ def test_trains_resumes_evaluates_draws(overrides, photos, capfd):
     assert f"copypaste: {100 * np.mean(hits):.4f}" in capfd.readouterr().out
     assert accuracies(output)[-1] == pytest.approx(100 * np.mean(hits))
     assert (output / "again" / "inference" / "confusion.png").is_file()
+
+    # Prediction finds what evaluation has found: the same network, preprocessing and names.
+    predicted = Classifier(output / "model_final.pth", top=1)(found["files"][0])
+    assert predicted[0].name == CLASSES[found["top"][0][0]]
+    assert predicted[0].probability == pytest.approx(found["probabilities"][0][0], abs=1e-5)
 
     assert mvitv2_det(["draw", str(output)]) == 0
     assert "top-1" in capfd.readouterr().out
@@ -540,6 +546,39 @@ def test_accuracies_are_timms(photos):
     found = evaluator.evaluate()["classification"]
     expected = accuracy(logits, labels, topk=(1, 5))
     assert [found["top1"], found["top5"]] == pytest.approx([float(each) for each in expected])
+
+
+CONTENT = {
+    "classes": ["a", "b", "c"],
+    "labels": [0, 0, 2],
+    "label_probabilities": [0.9, 0.2, 0.5],
+    "top": [[0, 1], [1, 0], [2, 0]],
+    "probabilities": [[0.9, 0.1], [0.8, 0.2], [0.5, 0.4]],
+    "files": ["x.png", "y.png", "z.png"],
+}
+
+
+def test_what_is_drawn_of_predictions(monkeypatch, tmp_path):
+    drawn = []
+    for name in ("draw_confusion_matrix", "write_mistakes"):
+        monkeypatch.setattr(results, name, lambda *arguments: drawn.append(arguments))
+    file = tmp_path / "classifications.json"
+    file.write_text(json.dumps(CONTENT))
+    results.draw_classifications(file, tmp_path)
+    (counts, classes, _), (rows, *_) = drawn
+    assert counts.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]] and classes == ["a", "b", "c"]
+    assert tuple(rows[1][:5]) == ("y.png", [1, 0], [0.8, 0.2], 0, 0.2)
+    # timm's sources have no files: there is nothing to show of the mistakes.
+    file.write_text(json.dumps(CONTENT | {"files": []}))
+    assert results.draw_classifications(file, tmp_path) == [tmp_path / "confusion.png"]
+
+
+@pytest.mark.parametrize("change", [{"labels": "x"}, {"top": [[7], [0], [0]]}, {"files": ["x"]}])
+def test_predictions_that_are_none(tmp_path, change):
+    file = tmp_path / "classifications.json"
+    file.write_text(json.dumps(CONTENT | change))
+    with pytest.raises(UserError, match="not what a classifier's evaluation writes"):
+        results.draw_classifications(file, tmp_path)
 
 
 # Digits.
