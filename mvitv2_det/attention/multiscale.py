@@ -135,6 +135,13 @@ class MultiScaleAttention(nn.Module):
             return ()
         return tuple(getattr(self, table_name(table.name, term)) for table in self.spec.tables)
 
+    def _placed_tables(self, term: str) -> list[tuple[Tensor, tuple[int, ...]]]:
+        """The tables of a term, each with the axes that it covers."""
+        if not (tables := self.position_tables(term)):
+            return []
+        covered = [table.axes for table in self.spec.tables]
+        return list(zip(tables, covered, strict=True))
+
     def logits(self, q: Tensor, k: Tensor, masks: Sequence[Tensor] = ()) -> Tensor:
         """Content and position logits, and masks, of every query and key (Eq. 3).
 
@@ -146,14 +153,11 @@ class MultiScaleAttention(nn.Module):
         Returns:
             (N, Q_1, …, Q_n, K_1, …, K_n).
         """
-        covered = [table.axes for table in self.spec.tables]
         terms = [
-            query_term(q, table, axes, k.shape[1:-1])
-            for table, axes in zip(self.position_tables("q"), covered, strict=False)
+            query_term(q, table, axes, k.shape[1:-1]) for table, axes in self._placed_tables("q")
         ]
         terms += [
-            key_term(k, table, axes, q.shape[1:-1])
-            for table, axes in zip(self.position_tables("k"), covered, strict=False)
+            key_term(k, table, axes, q.shape[1:-1]) for table, axes in self._placed_tables("k")
         ]
         return attention_logits(q, k, self.spec.scale, [*terms, *masks])
 
@@ -180,11 +184,8 @@ class MultiScaleAttention(nn.Module):
 
     def _add_value_terms(self, z: Tensor, attention: Tensor) -> Tensor:
         """Adds E(rel v) of attention (N, Q_1, …, Q_n, K_1, …, K_n) to z (N, Q_1, …, Q_n, D)."""
-        if tables := self.position_tables("v"):
-            terms = [
-                value_term(attention, values, table.axes)
-                for values, table in zip(tables, self.spec.tables, strict=True)
-            ]
+        if tables := self._placed_tables("v"):
+            terms = [value_term(attention, table, axes) for table, axes in tables]
             z = z + sum(terms[1:], terms[0])
         return z
 

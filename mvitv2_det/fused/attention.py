@@ -145,9 +145,9 @@ def relative_embeddings(
     attention: MultiScaleAttention, shape: AttentionShape
 ) -> tuple[Tensor, ...]:
     """R of Eq. 4 per axis, (Q_a, K_a, d); empty without relative positions."""
+    if not (tables := attention.position_tables("q")):
+        return ()
     return tuple(
         relative_embedding(table, queries, keys)
-        for table, queries, keys in zip(
-            attention.position_tables("q"), shape.window_q, shape.window_kv, strict=False
-        )
+        for table, queries, keys in zip(tables, shape.window_q, shape.window_kv, strict=True)
     )

@@ -5,9 +5,15 @@ from types import FunctionType
 from typing import Any, cast
 
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .block import FusedBlock, PathScales
+
+# Dynamo of torch 2.8, 2.9, 2.10 and 2.12 cannot trace some blocks, and compiles others for odd and
+# for even sizes.
+OLDEST_TORCH = Version("2.14")
 
 
 def compile_blocks(model: nn.Module, *, fullgraph: bool = True, **options: Any) -> None:
@@ -25,8 +31,14 @@ def compile_blocks(model: nn.Module, *, fullgraph: bool = True, **options: Any) 
         options: further keywords of :func:`torch.compile`.
 
     Raises:
+        UserError: torch is older than 2.14.
         ValueError: the model has no blocks of this project.
     """
+    if Version(torch.__version__) < OLDEST_TORCH:
+        raise UserError(
+            f"compile_blocks needs torch {OLDEST_TORCH} or newer, got {torch.__version__}: leave "
+            f"it out, or install a newer torch"
+        )
     compiled = {}
     for block in model.modules():
         if isinstance(block, FusedBlock):

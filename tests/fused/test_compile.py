@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 from models import TINY, randomize, relative_error
+from packaging.version import Version
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from mvitv2_det import MViT
-from mvitv2_det.fused import accelerate, choice, compile_blocks
+from mvitv2_det import MViT, UserError
+from mvitv2_det.fused import accelerate, choice, compile_blocks, compiling
 
 # Global blocks 0 and 1 have the same numbers, but 0 drops no paths; block 2 has windows and strided
 # queries. Those behind it make no feature map that is asked for, and do not run.
@@ -27,6 +28,10 @@ KINDS_IN_TRAINING = 3
 # Of windows of 64 pixels: whole ones along neither side, along either, and along both at last.
 SIZES = [(80, 96), (96, 75), (128, 75), (75, 128), (101, 133), (128, 192)]
 TOLERANCE = 1e-5
+
+needs_torch = pytest.mark.skipif(
+    Version(torch.__version__) < compiling.OLDEST_TORCH, reason="torch cannot compile blocks"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +51,7 @@ def pair() -> tuple[MViT, MViT, CompileCounterWithBackend]:
 
 
 @torch._dynamo.config.patch(recompile_limit=1)  # of each kind of block; more is an error
+@needs_torch
 def test_inference_over_sizes(pair):
     model, compiled, counter = pair
     for size in SIZES:
@@ -58,6 +64,7 @@ def test_inference_over_sizes(pair):
 
 
 @torch._dynamo.config.patch(recompile_limit=1)
+@needs_torch
 def test_fused_attention_over_sizes(pair, monkeypatch):
     """What GPUs compile, by Dynamo alone: generated code of it does not run on the CPU."""
     monkeypatch.setattr(choice, "_why_not_sdpa", lambda *_: None)
@@ -72,6 +79,7 @@ def test_fused_attention_over_sizes(pair, monkeypatch):
         assert counter.frame_count == KINDS, size
 
 
+@needs_torch
 def test_training_over_sizes(pair):
     model, compiled, counter = pair
     for size in SIZES:
@@ -85,6 +93,7 @@ def test_training_over_sizes(pair):
         assert counter.frame_count == KINDS_IN_TRAINING, size
 
 
+@needs_torch
 def test_mixed_precision_and_checkpoints(pair):
     """bf16 against the same operations without compilation, which round alike."""
     model, compiled, counter = pair
@@ -111,6 +120,7 @@ def _gradients(model: MViT, images: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: gradient for name, gradient in gradients.items() if gradient is not None}
 
 
+@needs_torch
 def test_weights_copies_and_pickles(pair):
     """Names stay; a copy has the weights and runs, not compiled, and so does what is pickled."""
     model, compiled, counter = pair
@@ -122,3 +132,9 @@ def test_weights_copies_and_pickles(pair):
             for name, feature in other.eval()(images).items():
                 assert torch.equal(feature, expected[name])
     assert counter.frame_count == 0
+
+
+def test_older_torch_is_refused(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.13.1+cpu")
+    with pytest.raises(UserError, match=r"needs torch 2\.14 or newer, got 2\.13\.1\+cpu"):
+        compile_blocks(MViT(**NETWORK))
