@@ -109,8 +109,7 @@ def resolve_public_name(
     home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
     entry = env.get_domain("py").objects.get(home)
     if entry is None:
-        has_no_page = node["reftype"] == "data" or isinstance(found, TypeVar)
-        return contnode if has_no_page else None
+        return contnode if node["reftype"] in ("data", "obj") else None
     return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode)
 
 
