@@ -123,7 +123,7 @@ def test_detector_by_onnx(tmp_path):
     [
         ("detector", "torch_export", {}, "export the detector as onnx or torchscript"),
         ("detector", "torchscript", {}, "MViTFPN without box heads"),
-        ("neck", "onnx", {}, "part must be one of backbone, detector, got 'neck'"),
+        ("neck", "onnx", {}, "part must be one of backbone, detector, classifier, got 'neck'"),
         ("backbone", "pickle", {}, "format must be one of torch_export, onnx, torchscript"),
         ("backbone", "onnx", {"image_size": (32, 64), "dynamic": True}, "at least 64×64"),
     ],
