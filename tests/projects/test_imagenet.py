@@ -400,6 +400,22 @@ def test_transforms_are_timms(photos):
     assert "Resize(size=(224, 224)" in squashed
 
 
+def test_posterize_to_no_bits(photos):
+    """RandAugment at its largest magnitude, which Pillow refuses and the recipe reaches."""
+    cfg = config("t_in1k")
+    cfg.dataset.train = str(photos)
+    cfg.dataloader.train.update(total_batch_size=4, num_workers=0)
+    prepare_datasets(cfg, training=True)
+    steps = instantiate(cfg.dataloader.train).loader.dataset.transform.transforms
+    operations = next(step.ops for step in steps if hasattr(step, "ops"))
+    (posterize,) = [each for each in operations if each.name.startswith("Posterize")]
+    posterize.prob, posterize.magnitude, posterize.magnitude_std = 1.0, 10, 0.0
+    image = Image.new("RGB", (4, 4), (200, 100, 255))
+    assert posterize(image).getextrema() == ((0, 0),) * 3
+    posterize.magnitude = 5  # keeps two of eight bits
+    assert posterize(image).getpixel((0, 0)) == (192, 64, 192)
+
+
 def test_epochs_are_shuffled_anew():
     sampler = torch.utils.data.DistributedSampler(range(8), num_replicas=2, rank=0)
     loader = torch.utils.data.DataLoader(range(8), batch_size=2, sampler=sampler)
