@@ -97,7 +97,7 @@ def resolve_public_name(
 ) -> nodes.Node | None:
     """Resolves a reference to a name that is documented elsewhere, such as mvitv2_det.MViT.
 
-    Constants, which have no page, are shown without a link; they too must exist.
+    Constants and type variables, which have no page, are shown without a link; they too must exist.
     """
     target = node.get("reftarget", "")
     if node.get("refdomain") != "py" or not target.startswith("mvitv2_det."):
@@ -109,7 +109,7 @@ def resolve_public_name(
     home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
     entry = env.get_domain("py").objects.get(home)
     if entry is None:
-        return contnode if node["reftype"] == "data" else None
+        return contnode if node["reftype"] in ("data", "obj") else None
     return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode)
 
 

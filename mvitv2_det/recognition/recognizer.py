@@ -1,6 +1,6 @@
 """MViTv2 and plain ViT as classifiers of images (section 4.1) and of clips (section 4.3).
 
-Axes: B images or clips, *axes = H × W or T × H × W, C channels.
+Axes: B images or clips; H × W or T × H × W pixels and tokens; C channels.
 
 What surrounds the blocks differs between the released networks of the two tasks, and the
 constructors here follow each: ``mvit/models/mvit_model.py`` of facebookresearch/mvit for images,
@@ -143,8 +143,9 @@ class Recognizer(Trunk):
             adaptive_window_size: windows of images, as in :class:`mvitv2_det.MViT`; 0: none.
             residual_class_token: whether the class token's query is added to its output as all
                 others are (Eq. 5).
-            window_layout, residual_pooling, expand_in_attention, full_q_pooling, use_rel_pos,
-                rel_pos_zero_init, mlp_ratio, qkv_bias: as in :class:`mvitv2_det.MViT`.
+            window_layout, residual_pooling, expand_in_attention, full_q_pooling: as in
+                :class:`mvitv2_det.MViT`.
+            use_rel_pos, rel_pos_zero_init, mlp_ratio, qkv_bias: likewise.
             rel_pos_kind, rel_pos_terms: as in :class:`~mvitv2_det.attention.spec.AttentionSpec`.
             drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
             options: further keywords of :class:`Recognizer`.
@@ -211,8 +212,8 @@ class Recognizer(Trunk):
         Args:
             num_classes: outputs.
             image_size: side of the images that the positions are made for.
-            patch_size, embed_dim, depth, num_heads, window_size, window_layout, pooling,
-                kv_stride, drop_path_rate: as in :class:`mvitv2_det.ViT`.
+            patch_size, embed_dim, depth, num_heads: the size, as in :class:`mvitv2_det.ViT`.
+            window_size, window_layout, pooling, kv_stride, drop_path_rate: likewise.
             options: further keywords of :class:`Recognizer`.
 
         Raises:

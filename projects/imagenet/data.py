@@ -199,7 +199,7 @@ def test_loader(
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     """Keeps so many bits of each colour; none makes the image black.
 
-    timm's RandAugment asks for none where its magnitude reaches 10, as it does in a few of a hundred
+    timm's RandAugment asks for none where its magnitude reaches 10, as in a few of a hundred
     draws of the recipe's. Older releases of Pillow take that as it is meant, newer ones refuse.
     """
     if bits >= 8:
