@@ -262,7 +262,7 @@ def _find_data(cfg: DictConfig, training: bool) -> None:
         )
     data.train, data.val = find_splits(data.train, data.val)
     if not data.val:
-        if not 0 < data.val_share < 1:
+        if is_timm_source(data.train) or not 0 < data.val_share < 1:
             raise UserError(
                 f"there is no validation split beside {data.train}: give dataset.val, or a "
                 f"dataset.val_share in (0, 1) to hold out, got {data.val_share}"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tarfile
 from collections import Counter
 
 import numpy as np
@@ -225,6 +226,7 @@ def test_bad_data(case, overrides, photos, capfd):
         ("dataset.train=nowhere", "no folder of classes or csv file 'nowhere'"),
         ("dataset.train=", "dataset.train is missing"),
         ("dataset.train=hfds/nothing", "hfds/nothing.*(install the package|cannot be opened)"),
+        ("dataset.train=none.tar", "no validation split beside none.tar: give dataset.val"),
         ("dataset.classes=none.txt", "dataset.classes: cannot read none.txt"),
         ("model.num_classes=7", "model.num_classes is 7, but .* has 3 classes"),
         ("dataloader.train.total_batch_size=100", "is 100, but there are 12 images to train on"),
@@ -346,6 +348,16 @@ def test_timm_reads(overrides, photos):
     assert call(*overrides, *run) == 0
     checkpoint = torch.load(photos.parent / "out" / "model_final.pth", weights_only=True)
     assert checkpoint[ENTRY]["classes"] == list(CLASSES)
+
+
+def test_tar_archives(overrides, photos):
+    for split in ("train", "val"):
+        with tarfile.open(photos / f"{split}.tar", "w") as archive:
+            archive.add(photos / split, arcname=".")
+    run = [f"dataset.{split}={photos}/{split}.tar" for split in ("train", "val")]
+    assert call(*overrides, *run) == 0
+    found = photos.parent / "out" / "inference" / "classifications.json"
+    assert json.loads(found.read_text())["labels"] == [0, 0, 1, 1, 2, 2]
 
 
 def test_labels_of_a_part_of_the_classes(photos):
