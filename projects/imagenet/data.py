@@ -14,6 +14,7 @@ from detectron2.config import instantiate
 from detectron2.data import build_detection_test_loader
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image, ImageOps
 from timm.data import create_loader
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
@@ -141,21 +142,24 @@ def train_loader(
             f"dataloader.train.total_batch_size must be a multiple of the {processes} processes, "
             f"got {total_batch_size}"
         )
-    return EpochLoader(
-        create_loader(
-            open_split(dataset, "train"),
-            input.size,
-            total_batch_size // processes,
-            is_training=True,
-            use_prefetcher=False,
-            mean=input.mean,
-            std=input.std,
-            distributed=processes > 1,
-            num_workers=num_workers,
-            pin_memory=torch.cuda.is_available(),
-            **augmentation,
-        )
+    loader = create_loader(
+        open_split(dataset, "train"),
+        input.size,
+        total_batch_size // processes,
+        is_training=True,
+        use_prefetcher=False,
+        mean=input.mean,
+        std=input.std,
+        distributed=processes > 1,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        **augmentation,
     )
+    for step in loader.dataset.transform.transforms:
+        for operation in getattr(step, "ops", ()):
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
+    return EpochLoader(loader)
 
 
 def test_loader(
@@ -190,6 +194,17 @@ def test_loader(
         num_workers=num_workers,
         collate_fn=default_collate,
     )
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keeps so many bits of each colour; none makes the image black.
+
+    timm's RandAugment asks for none where its magnitude reaches 10, as in a few of a hundred
+    draws of the recipe's. Older releases of Pillow take that as it is meant, newer ones refuse.
+    """
+    if bits >= 8:
+        return image
+    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
 class StoredDescription:
@@ -247,7 +262,7 @@ def _find_data(cfg: DictConfig, training: bool) -> None:
         )
     data.train, data.val = find_splits(data.train, data.val)
     if not data.val:
-        if not 0 < data.val_share < 1:
+        if is_timm_source(data.train) or not 0 < data.val_share < 1:
             raise UserError(
                 f"there is no validation split beside {data.train}: give dataset.val, or a "
                 f"dataset.val_share in (0, 1) to hold out, got {data.val_share}"

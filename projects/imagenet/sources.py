@@ -232,7 +232,10 @@ def names_of(dataset: Any) -> list[str]:
     """Names of the classes of a data set that timm has opened; empty if it has none."""
     if names := getattr(dataset, "classes", None):  # torchvision's
         return [str(name) for name in names]
-    indexes = getattr(getattr(dataset, "reader", None), "class_to_idx", None) or {}
+    reader = getattr(dataset, "reader", None)
+    indexes = (
+        getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None) or {}
+    )
     return [str(name) for name in sorted(indexes, key=indexes.__getitem__)]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tarfile
 from collections import Counter
 
 import numpy as np
@@ -225,6 +226,7 @@ def test_bad_data(case, overrides, photos, capfd):
         ("dataset.train=nowhere", "no folder of classes or csv file 'nowhere'"),
         ("dataset.train=", "dataset.train is missing"),
         ("dataset.train=hfds/nothing", "hfds/nothing.*(install the package|cannot be opened)"),
+        ("dataset.train=none.tar", "no validation split beside none.tar: give dataset.val"),
         ("dataset.classes=none.txt", "dataset.classes: cannot read none.txt"),
         ("model.num_classes=7", "model.num_classes is 7, but .* has 3 classes"),
         ("dataloader.train.total_batch_size=100", "is 100, but there are 12 images to train on"),
@@ -348,6 +350,16 @@ def test_timm_reads(overrides, photos):
     assert checkpoint[ENTRY]["classes"] == list(CLASSES)
 
 
+def test_tar_archives(overrides, photos):
+    for split in ("train", "val"):
+        with tarfile.open(photos / f"{split}.tar", "w") as archive:
+            archive.add(photos / split, arcname=".")
+    run = [f"dataset.{split}={photos}/{split}.tar" for split in ("train", "val")]
+    assert call(*overrides, *run) == 0
+    found = photos.parent / "out" / "inference" / "classifications.json"
+    assert json.loads(found.read_text())["labels"] == [0, 0, 1, 1, 2, 2]
+
+
 def test_labels_of_a_part_of_the_classes(photos):
     """A split may lack classes; labels are those of the trained classes all the same."""
     for name in ("dark", "grey"):
@@ -398,6 +410,22 @@ def test_transforms_are_timms(photos):
     cfg.input.update(mode="squash", crop=1.0)
     squashed = str(instantiate(cfg.dataloader.test).dataset.transform)
     assert "Resize(size=(224, 224)" in squashed
+
+
+def test_posterize_to_no_bits(photos):
+    """RandAugment at its largest magnitude, which Pillow refuses and the recipe reaches."""
+    cfg = config("t_in1k")
+    cfg.dataset.train = str(photos)
+    cfg.dataloader.train.update(total_batch_size=4, num_workers=0)
+    prepare_datasets(cfg, training=True)
+    steps = instantiate(cfg.dataloader.train).loader.dataset.transform.transforms
+    operations = next(step.ops for step in steps if hasattr(step, "ops"))
+    (posterize,) = [each for each in operations if each.name.startswith("Posterize")]
+    posterize.prob, posterize.magnitude, posterize.magnitude_std = 1.0, 10, 0.0
+    image = Image.new("RGB", (4, 4), (200, 100, 255))
+    assert posterize(image).getextrema() == ((0, 0),) * 3
+    posterize.magnitude = 5  # keeps two of eight bits
+    assert posterize(image).getpixel((0, 0)) == (192, 64, 192)
 
 
 def test_epochs_are_shuffled_anew():
