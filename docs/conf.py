@@ -130,8 +130,14 @@ class CommandHelp(SphinxDirective):
         return [nodes.literal_block(text, text, language="text")]
 
 
+def escape_axes(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]):
+    """Shows the asterisk of ``*axes`` in shapes, which would begin an emphasis."""
+    lines[:] = [line.replace("*axes", r"\*axes") for line in lines]
+
+
 def setup(app: Sphinx) -> None:
     """Connects what is defined above; Sphinx calls this."""
     app.add_directive("command-help", CommandHelp)
     app.connect("source-read", link_from_repository)
+    app.connect("autodoc-process-docstring", escape_axes)
     app.connect("missing-reference", resolve_public_name)

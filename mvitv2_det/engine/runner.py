@@ -2,12 +2,12 @@
 
 A config for another task than detection may have, beside what all have:
 
-    task                    a module around the model, its argument ``network``: it gives losses in
-                            training and takes the test loader's batches otherwise
-    train.load              keywords of :func:`mvitv2_det.load_weights`
-    train.best_metric       model_best.pth is the checkpoint with the highest, such as ``bbox/AP``
-    train.checkpoint_parts  further entries of each checkpoint: what Checkpointer takes
-    train.hooks             further hooks, after all others
+- ``task``: a module around the model, its argument ``network``: it gives losses in training and
+  takes the test loader's batches otherwise;
+- ``train.load``: keywords of :func:`mvitv2_det.load_weights`;
+- ``train.best_metric``: model_best.pth is the checkpoint with the highest, such as ``bbox/AP``;
+- ``train.checkpoint_parts``: further entries of each checkpoint, what Checkpointer takes;
+- ``train.hooks``: further hooks, after all others.
 """
 
 import logging
