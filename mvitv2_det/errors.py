@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_LONGEST_WORD, _LONGEST_MESSAGE = 300, 2000  # characters
+_LONGEST_WORD, _LONGEST_LINE = 300, 2000  # characters
 
 
 class UserError(ValueError):
@@ -23,14 +23,11 @@ class MissingDetectron2(ImportError, UserError):
 
 
 def readable(text: str) -> str:
-    """Escapes control characters, which terminals obey, and shortens what is too long to read."""
+    """Escapes control characters, which terminals obey, and shortens words too long to read."""
     text = "".join(
         char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text
     )
-    text = re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda word: f"{word[0][:200]}…{word[0][-40:]}", text)
-    if len(text) <= _LONGEST_MESSAGE:
-        return text
-    return f"{text[:_LONGEST_MESSAGE]}… ({len(text) - _LONGEST_MESSAGE} characters more)"
+    return re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda word: f"{word[0][:200]}…{word[0][-40:]}", text)
 
 
 def one_line(error: BaseException) -> str | None:
@@ -42,9 +39,11 @@ def one_line(error: BaseException) -> str | None:
     name = f"{UserError.__module__}.{UserError.__name__}: "
     lines = str(error).strip().splitlines()
     marked = [line.partition(name)[2] for line in lines if line.startswith(name)]
-    if marked:
-        return marked[-1]
-    return " ".join(lines) if isinstance(error, UserError) else None
+    if not marked and not isinstance(error, UserError):
+        return None
+    line = marked[-1] if marked else " ".join(lines)
+    left_out = len(line) - _LONGEST_LINE
+    return f"{line[:_LONGEST_LINE]}… ({left_out} characters more)" if left_out > 0 else line
 
 
 @contextmanager

@@ -21,8 +21,9 @@ def test_readable(text, shown):
 
 
 def test_long_messages_say_what_is_left_out():
-    shown = readable("word " * 1000)
-    assert shown.startswith("word word") and shown.endswith("… (3000 characters more)")
+    assert one_line(UserError("w " * 1000)) == ("w " * 1000).strip()
+    shown = one_line(UserError("word " * 1000))
+    assert shown.startswith("word word") and shown.endswith("… (2999 characters more)")
     assert len(shown) < 2050
 
 

@@ -51,6 +51,8 @@ def prepare_datasets(cfg: DictConfig, *, training: bool, check: bool = True) -> 
         UserError: data are missing or wrong, or do not fit the config.
     """
     if not check:
+        if training:
+            _check_pairs(cfg, comm.get_world_size())
         return
     _find_data(cfg, training)
     trained = _trained_description(cfg, training)
@@ -305,14 +307,21 @@ def _describe(cfg: DictConfig) -> Description:
     return Description("image", arguments, tuple(cfg.dataset.classes), instantiate(cfg.input))
 
 
+def _check_pairs(cfg: DictConfig, processes: int) -> None:
+    """Refuses batches that mixup cannot pair, which each process does with its share."""
+    batch = cfg.dataloader.train.total_batch_size
+    if cfg.task.mixup and batch // processes % 2:
+        each = f" in each of {processes} processes" if processes > 1 else ""
+        raise UserError(
+            f"dataloader.train.total_batch_size must be even{each}, as mixup takes pairs, got "
+            f"{batch}; task.mixup=null does without"
+        )
+
+
 def _set_schedule(cfg: DictConfig, images: int) -> None:
     """Sets what is given in epochs or for a batch of 256, and was not given otherwise."""
     batch, recipe = cfg.dataloader.train.total_batch_size, cfg.recipe
-    if batch % 2 and cfg.task.mixup:
-        raise UserError(
-            f"dataloader.train.total_batch_size must be even, as mixup takes pairs, got {batch}; "
-            f"task.mixup=null does without"
-        )
+    _check_pairs(cfg, processes=1)
     if batch > images:
         raise UserError(
             f"dataloader.train.total_batch_size is {batch}, but there are {images} images to "

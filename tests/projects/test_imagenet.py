@@ -138,7 +138,8 @@ def test_trains_resumes_evaluates_draws(overrides, photos, capfd):
 def test_two_processes_train_and_evaluate_each_image_once(overrides, photos):
     (photos / "val" / "light" / "1.png").unlink()
     url = f"file://{photos.parent}/rendezvous"
-    assert call("--num-gpus", "2", "--dist-url", url, *overrides) == 0
+    batch = "dataloader.train.total_batch_size=4"
+    assert call("--num-gpus", "2", "--dist-url", url, *overrides, batch) == 0
     output = photos.parent / "out"
     file = output / "inference" / "classifications.json"
     two = json.loads(file.read_text())
@@ -336,7 +337,7 @@ def test_share_held_out(photos):
 def test_folder_without_validation_split(overrides, photos):
     """One override; a share of each class is held out, and the checkpoint can be evaluated."""
     run = [*overrides, f"dataset.train={photos}/val", "dataset.val_share=0.5"]
-    assert call(*run, "dataloader.train.total_batch_size=3") == 0
+    assert call(*run, "dataloader.train.total_batch_size=2") == 0
     output = photos.parent / "out"
     found = json.loads((output / "inference" / "classifications.json").read_text())
     assert len(found["files"]) == 3 and found["labels"] == [0, 1, 2]

@@ -100,7 +100,11 @@ def test_kinds_of_images_agree(photos, weights):
     kinds = [photos[1], str(photos[1]), Image.open(photos[1]), pixels[:, :, ::-1]]
     found = classifier(kinds)
     assert len(found) == 4 and all(one == found[0] for one in found)
-    assert classifier(kinds[2]) == found[0]
+    alone = classifier(kinds[2])
+    assert [one.name for one in alone] == [one.name for one in found[0]]
+    # Rounding depends on how many images go through the network together.
+    probabilities = [one.probability for one in found[0]]
+    assert [one.probability for one in alone] == pytest.approx(probabilities, abs=1e-6)
 
 
 def test_a_grey_image_and_one_with_exif(weights):
