@@ -33,6 +33,7 @@ LONG = (
     "tests/recognition/test_against_timm.py::test_in_float32",
     "tests/recognition/test_against_timm.py::test_the_large_ones",
     "tests/recognition/test_against_torchvision.py::test_logits_at_full_size",
+    "tests/recognition/test_table_costs.py",
     "tests/weights/test_recognizers.py::test_published_sizes",
     "tests/weights/test_load_weights.py::test_every_published_size_fits",
 )
