@@ -45,6 +45,6 @@ dataloader.test.batch_size = 128
 task.mixup.update(mixup_alpha=0.2, cutmix_alpha=0.0, prob=0.5)
 
 optimizer.lr = 2e-3
-recipe.update(epochs=40, warmup_epochs=3, eval_epochs=20)
+recipe.update(epochs=21, warmup_epochs=3, eval_epochs=7)
 
 train.update(output_dir="output/digit_images", device="cpu", seed=1)
