@@ -128,4 +128,4 @@ def _measure_times(
 def backend_of(model: nn.Module) -> str:
     """Names the backends that a network's blocks were asked to use."""
     names = {block.backend for block in model.modules() if isinstance(block, FusedBlock)}
-    return ", ".join(sorted(names)) or "Detectron2's own"
+    return ", ".join(sorted(names)) or "its own"

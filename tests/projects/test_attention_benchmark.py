@@ -213,7 +213,7 @@ def test_training_changes_no_weight_and_leaves_weights_alone():
 
 
 def test_backend_is_named():
-    assert backend_of(torch.nn.Linear(2, 2)) == "Detectron2's own"
+    assert backend_of(torch.nn.Linear(2, 2)) == "its own"
 
 
 # Results.
