@@ -18,8 +18,10 @@ then.
 
 import argparse
 import logging
-import sys
+from functools import partial
 from pathlib import Path
+
+from .entry import exit_status
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,23 +64,18 @@ def run(args: argparse.Namespace) -> int:
     logging.getLogger("mvitv2_det.weights").setLevel(logging.ERROR)
     from ..recognition.files import classify_files
 
-    try:
-        failures = classify_files(
-            args.inputs,
-            args.output,
-            draws=not args.no_sheets,
-            weights=args.weights,
-            top=args.top,
-            num_classes=args.num_classes,
-            image_size=args.image_size,
-            squash=args.squash,
-            batch_size=args.batch_size,
-            device=args.device,
-            precision=args.precision,
-        )
-    except KeyboardInterrupt:
-        print(f"interrupted; {args.output} holds what was found until then", file=sys.stderr)
-        return 130
-    if failures:
-        print(f"error: {failures} of the inputs could not be read, see above", file=sys.stderr)
-    return 1 if failures else 0
+    process = partial(
+        classify_files,
+        args.inputs,
+        args.output,
+        draws=not args.no_sheets,
+        weights=args.weights,
+        top=args.top,
+        num_classes=args.num_classes,
+        image_size=args.image_size,
+        squash=args.squash,
+        batch_size=args.batch_size,
+        device=args.device,
+        precision=args.precision,
+    )
+    return exit_status(process, args.output)

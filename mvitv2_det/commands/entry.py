@@ -7,8 +7,9 @@ line on standard error; 130 after Ctrl-C. 'mvitv2-det COMMAND --help' describes 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 from .. import __version__
@@ -103,3 +104,23 @@ def _summary(command: ModuleType) -> str:
     """The first line of a command's docstring, as a line in the list of commands."""
     first = (command.__doc__ or "").splitlines()[0]
     return first[0].lower() + first[1:].rstrip(".:")
+
+
+def exit_status(process: Callable[[], int], output: Path) -> int:
+    """Runs what works through many inputs, and says what was left undone.
+
+    Args:
+        process: returns the number of inputs that could not be read.
+        output: folder that the results are written to.
+
+    Returns:
+        0; 1 if some input could not be read; 130 after Ctrl-C.
+    """
+    try:
+        failures = process()
+    except KeyboardInterrupt:
+        print(f"interrupted; {output} holds what was found until then", file=sys.stderr)
+        return _INTERRUPTED
+    if failures:
+        print(f"error: {failures} of the inputs could not be read, see above", file=sys.stderr)
+    return 1 if failures else 0

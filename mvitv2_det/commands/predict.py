@@ -18,8 +18,10 @@ then.
 import argparse
 import logging
 import os
-import sys
+from functools import partial
 from pathlib import Path
+
+from .entry import exit_status
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,25 +66,20 @@ def run(args: argparse.Namespace) -> int:
     _quieten_libraries()
     from ..predict.files import predict_files
 
-    try:
-        failures = predict_files(
-            args.inputs,
-            args.output,
-            draws=not args.no_overlays,
-            config=args.config,
-            weights=args.weights,
-            overrides=args.opts,
-            device=args.device,
-            precision=args.precision,
-            score_threshold=args.score_threshold,
-            batch_size=args.batch_size,
-        )
-    except KeyboardInterrupt:
-        print(f"interrupted; {args.output} holds what was found until then", file=sys.stderr)
-        return 130
-    if failures:
-        print(f"error: {failures} of the inputs could not be read, see above", file=sys.stderr)
-    return 1 if failures else 0
+    process = partial(
+        predict_files,
+        args.inputs,
+        args.output,
+        draws=not args.no_overlays,
+        config=args.config,
+        weights=args.weights,
+        overrides=args.opts,
+        device=args.device,
+        precision=args.precision,
+        score_threshold=args.score_threshold,
+        batch_size=args.batch_size,
+    )
+    return exit_status(process, args.output)
 
 
 def _quieten_libraries() -> None:
