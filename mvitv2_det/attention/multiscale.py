@@ -192,7 +192,7 @@ class MultiScaleAttention(nn.Module):
     def attend_with_token(
         self, q: Tensor, k: Tensor, v: Tensor, token_k: Tensor, token_v: Tensor
     ) -> Tensor:
-        """As :meth:`attend`, with a class token (N, 1, D) as one more key, which has no position.
+        """Attends over the map and a class token (N, 1, D), a key without a position.
 
         Raises:
             ValueError: there are windows.

@@ -220,7 +220,7 @@ class StoredDescription:
         self.content = Description.from_dict(_plain(content)).to_dict()
 
     def state_dict(self) -> dict[str, Any]:
-        """What is written."""
+        """Returns the entry that a checkpoint stores."""
         return self.content
 
     def load_state_dict(self, stored: Mapping[str, Any]) -> None:
