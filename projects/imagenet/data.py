@@ -11,12 +11,12 @@ import torch
 from detectron2.data import build_detection_test_loader
 from detectron2.utils import comm
 from omegaconf import DictConfig
-from PIL import Image, ImageOps
 from timm.data import create_loader
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from mvitv2_det.errors import UserError
 from mvitv2_det.recognition.description import Input
+from projects.common.augment import mend_posterize
 from projects.common.runs import (
     EpochLoader,
     check_pairs,
@@ -145,9 +145,7 @@ def train_loader(
         **augmentation,
     )
     for step in loader.dataset.transform.transforms:
-        for operation in getattr(step, "ops", ()):
-            if operation.name.startswith("Posterize"):
-                operation.aug_fn = _posterize
+        mend_posterize(getattr(step, "ops", ()))
     return EpochLoader(loader)
 
 
@@ -183,17 +181,6 @@ def test_loader(
         num_workers=num_workers,
         collate_fn=default_collate,
     )
-
-
-def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Keeps so many bits of each colour; none makes the image black.
-
-    timm's RandAugment asks for none where its magnitude reaches 10, as in a few of a hundred
-    draws of the recipe's. Older releases of Pillow take that as it is meant, newer ones refuse.
-    """
-    if bits >= 8:
-        return image
-    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
 def _find_data(cfg: DictConfig, training: bool) -> None:
