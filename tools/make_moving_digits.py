@@ -3,11 +3,10 @@
 
     python tools/make_moving_digits.py --output datasets/moving_digits
 
-The classes are where the digit goes: left or right. Played backwards, a video of one class is one of
-the other, so single frames, and all frames in no order, say nothing: only the order of time tells
-the classes apart. A fifth of the digits and a
-third of each photograph are of the validation split alone. Nothing is downloaded; files are H.264,
-written by PyAV (``pip install 'mvitv2_det[demo,video]'``).
+The classes are where the digit goes: left or right. Played backwards, a video of one class is one
+of the other, so single frames, and all frames in no order, say nothing: only the order of time
+tells the classes apart. A fifth of the digits and a third of each photograph are of the validation
+split alone. Nothing is downloaded; PyAV (``pip install 'mvitv2_det[demo,video]'``) writes H.264.
 """
 
 import argparse

@@ -22,15 +22,17 @@ from .common.kinetics import (
 dataset.train = "datasets/moving_digits"
 
 # A video of 16 frames as every other of them.
-input.update(size=48, crop=1.0, frames=8, rate=2, clips=1)
+input.update(size=32, crop=1.0, frames=8, rate=2, clips=1)
 model.update(
     variant=L(Variant)(embed_dim=32, blocks=(1, 1, 2, 1), num_heads=1, drop_path_rate=0.0),
     drop_path_rate=0.0,
     head_dropout=0.0,
+    initialization="mvit",
+    adaptive_kv_stride=4,
 )
 # No flips, because what is mirrored goes the other way.
 dataloader.train.update(
-    augmentation=dict(short_side=(48, 56), hflip=0.0),
+    augmentation=dict(short_side=(32, 38), hflip=0.0),
     total_batch_size=32,
     repeats=1,
     num_workers=1,
