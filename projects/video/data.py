@@ -37,7 +37,8 @@ from projects.common.sources import (
 from .augment import ClipAugmentation
 from .manifests import read_manifest
 
-logger = logging.getLogger(__name__)
+# Detectron2's set-up gives handlers to the package's loggers alone.
+logger = logging.getLogger(f"mvitv2_det.{__name__}")
 
 # So many videos of a split, evenly spaced, are opened before training.
 MOST_OPENED = 20

@@ -127,9 +127,6 @@ def test_trains_with_the_whole_recipe(overrides):
     """The recipe of Kinetics on small clips: RandAugment, erasing, mixup, repeated augmentation."""
     settings = [o for o in overrides if "variant" not in o]
     settings += ["train.device=cpu", "input.size=32", "train.max_iter=1", "input.clips=2"]
-    settings += ["+model.variant={_target_: mvitv2_det.Variant, embed_dim: 8, blocks: [1,1,1,1], "
-                 "num_heads: 1, drop_path_rate: 0.0}"]  # fmt: skip
-    settings = [o for o in settings if not o.startswith("+")]
     assert call(*settings, name="k400_s_16x4") == 0
 
 
@@ -276,10 +273,10 @@ def test_clips_are_mixed_as_images(kind):
             return super().forward(x.mean((2, 3, 4)))
 
     task = Classification(Network(3, 5), SoftTargetCrossEntropy(), mixup)
-    np.random.seed(1)
+    np.random.seed(0)
     task((clips.clone(), labels))
     for frame in range(6):
-        np.random.seed(1)
+        np.random.seed(0)
         expected, _ = mixup(clips[:, :, frame].clone(), labels)
         assert torch.equal(seen[0][:, :, frame], expected)
     assert not torch.equal(seen[0], clips)
@@ -292,7 +289,6 @@ def test_shuffled_frames_are_the_same_frames(clips):
     plain, label, number = TestClips(samples, CLASSES, node, input)[0]
     shuffled = TestClips(samples, CLASSES, node, input, shuffle_frames=True)[0][0]
     assert (label, number) == (0, 0) and not torch.equal(plain, shuffled)
-    assert torch.equal(plain.sum(2), plain.flip(2).sum(2))
     assert torch.allclose(plain[0, 0, :, 0, 0].sort().values, shuffled[0, 0, :, 0, 0].sort().values)
 
 
