@@ -41,8 +41,7 @@ def warm(settings: Iterable[Setting], report: Callable[[str], None] = print) -> 
 def run_block(setting: Setting, work: Work) -> None:
     """Runs inference and a training step of the first block that does this work."""
     arguments = VARIANTS[setting.variant].backbone_arguments() | {"drop_path_rate": 0.0}
-    model = MViT(**arguments, norm_layer=NORM, attention_backend="triton")
-    block = block_of(model, setting, work).to(setting.device)
+    block = block_of(MViT(**arguments, norm_layer=NORM), setting, work).to(setting.device)
     shape = (work.batch, *work.size, block.attn.qkv.in_features)
     # Tokens have the precision that the products of earlier blocks give them.
     tokens = torch.randn(shape, device=setting.device, dtype=DTYPES[setting.precision])
