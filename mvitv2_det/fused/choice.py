@@ -33,9 +33,10 @@ AUTO, REFERENCE, TILED, SDPA, TRITON = "auto", "reference", "tiled", "sdpa", "tr
 COMPILED = "compiled"  # not a backend: what compile_blocks() makes of any
 BACKENDS = (AUTO, TILED, SDPA, TRITON, REFERENCE)
 # What ``auto`` tries on each type of device. The Triton kernels were measured on GPUs of one
-# capability (projects/backbone_benchmark/results/gpu); on others they run where they are asked for.
+# capability with heads of 96 channels (projects/backbone_benchmark/results/gpu); elsewhere they
+# run where they are asked for.
 _AUTOMATIC = {"cpu": (TILED, SDPA), "cuda": (SDPA,)}
-_MEASURED_CAPABILITY, _MEASURED_DTYPES = (9, 0), (torch.bfloat16, torch.float16)
+_MEASURED, _MEASURED_DTYPES = ((9, 0), 96), (torch.bfloat16,)
 
 _FUSED_ATTENTION: dict[str, FusedAttention] = {
     REFERENCE: paths.reference,
@@ -113,7 +114,7 @@ def choose(
     if reason := _why_only_plain(x, has_token):
         if backend not in (AUTO, REFERENCE):
             raise ValueError(f"attention_backend {backend!r} cannot run here: {reason}")
-        faster = _automatic(x) if backend == AUTO else ()
+        faster = _automatic(block, x) if backend == AUTO else ()
         faster = (COMPILED, *faster) if has_compiled_code else faster
         passed_over = tuple((name, reason) for name in faster)
         _say(passed_over)
@@ -146,7 +147,7 @@ def is_capturing() -> bool:
 def _fastest(block: MultiScaleBlock, x: Tensor) -> Choice:
     not_fused = _why_not_fused(block, x)
     passed_over: tuple[tuple[str, str], ...] = ()
-    for name in _automatic(x):
+    for name in _automatic(block, x):
         reason = _why_not(name, block, x, not_fused)
         if reason is None:
             break
@@ -166,13 +167,14 @@ def _kernels_of(name: str) -> TokenKernels:
     return norm_gelu
 
 
-def _automatic(x: Tensor) -> tuple[str, ...]:
-    """The names of what ``auto`` tries for tokens ``x``, the fastest first."""
+def _automatic(block: MultiScaleBlock, x: Tensor) -> tuple[str, ...]:
+    """The names of what ``auto`` tries for a block on tokens ``x``, the fastest first."""
     names = _AUTOMATIC.get(x.device.type, ())
     # The compiler cannot ask a device, and takes none of the kernels.
-    if torch.compiler.is_compiling() or not x.is_cuda or product_dtype(x) not in _MEASURED_DTYPES:
+    if torch.compiler.is_compiling() or x.device.type != "cuda":
         return names
-    is_measured = torch.cuda.get_device_capability(x.device) == _MEASURED_CAPABILITY
+    here = torch.cuda.get_device_capability(x.device), block.attn.spec.head_dim
+    is_measured = here == _MEASURED and product_dtype(x) in _MEASURED_DTYPES
     return (TRITON, *names) if is_measured else names
 
 
@@ -322,7 +324,7 @@ def _tiled_limits(block: MultiScaleBlock, x: Tensor) -> str | None:
 def _triton_limits(block: MultiScaleBlock, x: Tensor) -> str | None:
     if reason := _unknown_options(block, masked_padding=True):
         return reason
-    if reason := available.why_unavailable(x.device, product_dtype(x)):
+    if reason := available.why_unavailable(x.device, product_dtype(x), block.attn.spec.head_dim):
         return reason
     from .triton.triton_attention import why_unsupported
 
