@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,15 @@ def shared_data():
         return folder
 
     return find
+
+
+@pytest.fixture
+def without_memory(monkeypatch):
+    """Models are built without memory for their parameters, on the meta device."""
+    # Detectron2 and older releases of timm read their drop path rates out of a tensor.
+    monkeypatch.setattr(torch, "linspace", partial(torch.linspace, device="cpu"))
+    with torch.device("meta"):
+        yield
 
 
 def write_coco(folder: Path, split: str, num_images: int, *, rle: bool = False) -> dict:

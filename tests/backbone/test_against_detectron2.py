@@ -1,7 +1,6 @@
 """MViT against ``detectron2.modeling.MViT`` on the same random weights."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -100,15 +99,6 @@ def test_keywords_mean_the_same(changes):
     assert ours.output_shape() == reference.output_shape()
     for name, feature in expected.items():
         assert relative_error(actual[name], feature) < TOLERANCE, name
-
-
-@pytest.fixture
-def without_memory(monkeypatch):
-    """Models are built without memory for their parameters."""
-    # The reference reads its drop path rates out of a tensor.
-    monkeypatch.setattr(torch, "linspace", partial(torch.linspace, device="cpu"))
-    with torch.device("meta"):
-        yield
 
 
 @pytest.mark.usefixtures("without_memory")
