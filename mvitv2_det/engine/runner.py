@@ -166,8 +166,8 @@ def _with_task(cfg: DictConfig, model: nn.Module) -> nn.Module:
 def _with_plain_settings(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Replaces the config's lists in an optimizer's settings, such as AdamW's betas, by tuples.
 
-    torch 2.8 saves them as they are, in a checkpoint that it then refuses to load: to resume, fvcore
-    loads with ``weights_only``, which knows none of OmegaConf's classes.
+    torch 2.8 saves them as they are, in a checkpoint that it then refuses: fvcore resumes with
+    ``weights_only``, which knows none of OmegaConf's classes.
     """
     for settings in (optimizer.defaults, *optimizer.param_groups):
         for name, value in settings.items():
