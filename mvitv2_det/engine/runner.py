@@ -31,7 +31,7 @@ from detectron2.engine import (
 )
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 from ..errors import UserError
@@ -137,7 +137,7 @@ def train(cfg: DictConfig, *, resume: bool = False) -> nn.Module:
     """
     model = build_model(cfg)
     cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
+    optimizer = _with_plain_settings(instantiate(cfg.optimizer))
     model = create_ddp_model(model, **_ddp_options(cfg))
     trainer = _build_trainer(cfg, _with_task(cfg, model), optimizer)
     parts = {k: instantiate(v) for k, v in cfg.train.get("checkpoint_parts", {}).items()}
@@ -166,6 +166,19 @@ def _with_task(cfg: DictConfig, model: nn.Module) -> nn.Module:
         return model
     cfg.task.network = model
     return instantiate(cfg.task)
+
+
+def _with_plain_settings(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Replaces the config's lists in an optimizer's settings, such as AdamW's betas, by tuples.
+
+    torch 2.8 saves them as they are, in a checkpoint that it then refuses: fvcore resumes with
+    ``weights_only``, which knows none of OmegaConf's classes.
+    """
+    for settings in (optimizer.defaults, *optimizer.param_groups):
+        for name, value in settings.items():
+            if isinstance(value, ListConfig):
+                settings[name] = tuple(value)
+    return optimizer
 
 
 def _amp_dtype(cfg: DictConfig) -> str:
