@@ -1,6 +1,7 @@
 """Max pooling of the skip connection with little saved for backward.
 
-Axes: B images, H × W tokens, C channels.
+Axes: B images, H × W tokens, C channels. The T frames of a clip lie below each other in one map,
+whose height is then T·H.
 """
 
 import torch
@@ -11,11 +12,16 @@ from torch.autograd.function import once_differentiable
 from ..attention.pooling import pool_map
 
 
-def pool_skip(x: Tensor, pool: nn.Module) -> Tensor:
+def pool_skip(x: Tensor, pool: nn.Module, frames: int = 1) -> Tensor:
     """Pools (B, H, W, C) by ``attention.pooling.skip_pool``, saving 4 bytes per pooled value.
 
-    PyTorch's own max pooling saves the whole map and 8 bytes per pooled value.
+    PyTorch's own max pooling saves the whole map and 8 bytes per pooled value. Frames are pooled
+    one by one: the kernel covers one.
     """
+    if isinstance(pool, nn.MaxPool3d):
+        pool = nn.MaxPool2d(pool.kernel_size[1:], pool.stride[1:], pool.padding[1:])
+        by_frames = x.unflatten(1, (frames, -1)).flatten(0, 1)
+        return pool_skip(by_frames, pool).unflatten(0, (-1, frames)).flatten(1, 2)
     if not isinstance(pool, nn.MaxPool2d) or not x.requires_grad:
         return pool_map(x, pool)
     return _MaxPool.apply(x, pool.kernel_size, pool.stride, pool.padding)
