@@ -166,7 +166,8 @@ def _pool_and_sdpa(
     def attend(*tensors: Tensor) -> tuple[Tensor, ...]:
         q, k, v = (pool(tensor) for tensor, pool in zip(tensors[:3], pools, strict=True))
         of_token, embeddings = tensors[3 : 3 + len(token)], tensors[3 + len(token) :]
-        z = windowed_sdpa(q, k, v, embeddings, shape, of_token[1:] or None)
+        token_kv = (of_token[1], of_token[2]) if of_token else None
+        z = windowed_sdpa(q, k, v, embeddings, shape, token_kv)
         z = z + q if shape.residual else z
         return (z, _token_sdpa(of_token, k, v, shape)) if of_token else (z,)
 

@@ -4,6 +4,8 @@ Axes: B images, H × W tokens, C channels. The T frames of a clip lie below each
 whose height is then T·H.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +21,11 @@ def pool_skip(x: Tensor, pool: nn.Module, frames: int = 1) -> Tensor:
     one by one: the kernel covers one.
     """
     if isinstance(pool, nn.MaxPool3d):
-        pool = nn.MaxPool2d(pool.kernel_size[1:], pool.stride[1:], pool.padding[1:])
+        kernel, stride, padding = (
+            cast("tuple[int, int, int]", sides)[1:]
+            for sides in (pool.kernel_size, pool.stride, pool.padding)
+        )
+        pool = nn.MaxPool2d(kernel, stride, padding)
         by_frames = x.unflatten(1, (frames, -1)).flatten(0, 1)
         return pool_skip(by_frames, pool).unflatten(0, (-1, frames)).flatten(1, 2)
     if not isinstance(pool, nn.MaxPool2d) or not x.requires_grad:

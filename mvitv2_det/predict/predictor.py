@@ -80,7 +80,7 @@ class Predictor(ImagePredictor[dict[str, Any], Instances]):
         self._resize, self._channels = _read_mapper(cfg)
         self.model = read_trained(cfg, str(weights), device=str(self.device))
         if cuda_graphs:
-            replay_graphs(self.model.backbone)
+            replay_graphs(self.model.get_submodule("backbone"))
         count = _box_predictors(self.model)[0].num_classes
         self.classes = classes or known_classes(cfg, count)
         if score_threshold is not None:
