@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from .entry import add_trust_argument
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="stop if a tensor of the weights or of the model is left over that should not be",
     )
+    add_trust_argument(parser)
     parser.add_argument(
         "opts", nargs="*", metavar="KEY=VALUE", help="override of the config; any number"
     )
@@ -83,7 +85,7 @@ def _read_config(args: argparse.Namespace) -> "DictConfig":
     from ..engine import check_run
     from ..trained import read_config
 
-    cfg = read_config(args.config_file, args.opts)
+    cfg = read_config(args.config_file, args.opts, args.trust)
     # Detectron2's set-up copies the file into the log.
     args.config_file = str(config_files().get(args.config_file, args.config_file))
     cfg.train.strict = args.strict or cfg.train.get("strict", False)

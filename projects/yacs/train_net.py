@@ -45,7 +45,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """The config file with its overrides."""
     cfg = get_cfg()
     add_mvitv2_config(cfg)
-    cfg.merge_from_file(args.config_file)
+    # Detectron2's default also reads YAML that runs code.
+    cfg.merge_from_file(args.config_file, allow_unsafe=False)
     cfg.merge_from_list(args.opts)
     cfg.freeze()
     default_setup(cfg, args)
