@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from ..errors import UserError
+from .peers import PeerWatch
 from .run_hooks import Finished
 from .signals import Preempted
 from .trainer import Trainer
@@ -15,6 +16,7 @@ _LESS_MEMORY = (
     "a smaller dataloader.train.total_batch_size, train.accumulate=2 or more, or "
     "model.backbone.bottom_up.use_act_checkpoint=true need less"
 )
+_LOST = "the connection to another process of the run is lost"
 
 
 def describe_fault(error: BaseException) -> str | None:
@@ -32,7 +34,7 @@ def describe_fault(error: BaseException) -> str | None:
             f"little memory; lower dataloader.train.num_workers, and add --resume to go on"
         )
     if re.search(r"[Cc]onnection (closed|reset)|Timed out|timed out|ProcessGroup|NCCL", text):
-        return f"the connection to another process of the run is lost: {text[:200]}"
+        return f"{_LOST}: {text[:200]}"
     if isinstance(error, OSError):
         where = f" {error.filename}" if error.filename else ""
         return f"the system refuses{where}: {error.strerror or text}"
@@ -40,8 +42,12 @@ def describe_fault(error: BaseException) -> str | None:
 
 
 @contextmanager
-def naming_faults(trainer: Trainer) -> Iterator[None]:
+def naming_faults(trainer: Trainer, peers: PeerWatch | None = None) -> Iterator[None]:
     """Turns faults from outside into an error of one line that names the iteration.
+
+    Args:
+        trainer: what trains.
+        peers: finds which process is gone where a connection is lost; then it ends this one.
 
     Raises:
         UserError: there was such a fault.
@@ -54,4 +60,6 @@ def naming_faults(trainer: Trainer) -> Iterator[None]:
         line = describe_fault(error)
         if line is None:
             raise
+        if peers and line.startswith(_LOST):
+            peers.find_gone()
         raise UserError(f"training ended in iteration {trainer.iter}: {line}") from error

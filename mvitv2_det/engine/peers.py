@@ -22,6 +22,7 @@ _PERIOD = 1.0  # seconds between signs of life
 # Seconds without one after which a process counts as dead: less than 30 with all that follows, and
 # more than Python's lock is held by any library.
 _DEAD_AFTER = 20.0
+_DEAD_IF_LOST = 4.0  # the same where a connection to some process is lost already
 
 
 class PeerWatch:
@@ -38,6 +39,7 @@ class PeerWatch:
         self.timeout = timeout
         self.end = end or _end
         self.progress = 0
+        self._dead_after = _DEAD_AFTER
         self._stopped = threading.Event()
         options = {"wait_for_workers": False, "timeout": timedelta(seconds=_DEAD_AFTER)}
         store = dist.TCPStore(host, 0, is_master=True, **options) if self.rank == 0 else None
@@ -50,6 +52,11 @@ class PeerWatch:
     def advance(self) -> None:
         """Tells the others that this process has got further."""
         self.progress += 1
+
+    def find_gone(self) -> None:
+        """Waits, as a connection is lost, until it is known which process is gone, if one is."""
+        self._dead_after = _DEAD_IF_LOST
+        self._thread.join(2 * _DEAD_IF_LOST)
 
     def stop(self) -> None:
         """Ends the thread, in all processes at the same time."""
@@ -64,7 +71,7 @@ class PeerWatch:
         sign = 0
         while not self._stopped.wait(_PERIOD):
             last, now = now, time.monotonic()
-            if now - last > _DEAD_AFTER / 2:
+            if now - last > self._dead_after / 2:
                 # This process was frozen itself: the others get their time again.
                 seen = {rank: (*seen[rank][:2], now, now) for rank in others}
             sign += 1
@@ -97,7 +104,7 @@ class PeerWatch:
 
     def _find_lost(self, seen: dict[int, tuple[str, int, float, float]], now: float) -> str:
         for rank, (_, _, alive, _) in seen.items():
-            if now - alive > _DEAD_AFTER:
+            if now - alive > self._dead_after:
                 return (
                     f"{self._name(rank)} has shown no sign of life for {now - alive:.0f} s: it is "
                     f"dead or frozen; so the others end, and --resume goes on"

@@ -200,15 +200,17 @@ def train(cfg: DictConfig, *, resume: bool = False, peers: PeerWatch | None = No
             checkpointer.resume(newest)
         else:
             load_checkpoint(cfg, model)
-        if state.start >= cfg.train.max_iter:
-            logger.info("The run has its %d iterations already", cfg.train.max_iter)
-            return model
+        if state.start > cfg.train.max_iter:
+            raise UserError(
+                f"{newest} has {state.start} iterations already, more than train.max_iter, which "
+                f"is {cfg.train.max_iter}"
+            )
         if isinstance(loader, TrainLoader):
             loader.start_at(state.start, seed=state.seed)
         elif newest:
             logger.warning("The loader of this config cannot go on where it was: it begins anew")
         try:
-            _run(trainer, state.start, cfg.train.max_iter, signals, preemption)
+            _run(trainer, (state.start, cfg.train.max_iter), signals, preemption, peers)
         except Finished as reason:
             logger.info("Training ends after iteration %d: %s", trainer.iter, reason)
             checkpointer.save("model_final", iteration=trainer.iter)
@@ -283,16 +285,20 @@ def _newest(folder: str) -> Path | None:
 
 
 def _run(
-    trainer: Trainer, start: int, max_iter: int, signals: SignalWatch, preemption: Preemption
+    trainer: Trainer,
+    iterations: tuple[int, int],
+    signals: SignalWatch,
+    preemption: Preemption,
+    peers: PeerWatch | None,
 ) -> None:
     """Trains; a signal that kills a loader's workers ends the run as it would without workers."""
-    with _no_stack_trace_of_expected_errors(), naming_faults(trainer):
+    with _no_stack_trace_of_expected_errors(), naming_faults(trainer, peers):
         try:
-            trainer.train(start, max_iter)
+            trainer.train(*iterations)
         except (Preempted, Finished, UserError):
             raise
         except Exception:
-            is_complete = trainer.complete is not None and trainer.complete >= start
+            is_complete = trainer.complete is not None and trainer.complete >= iterations[0]
             if not (signals.number and is_complete and comm.get_world_size() == 1):
                 raise
             trainer.iter = trainer.complete

@@ -10,14 +10,20 @@ Overrides follow as ``KEY VALUE`` pairs, as in Detectron2: ``MODEL.DEVICE cpu``.
 import argparse
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detectron2.engine import (
+    DefaultTrainer,
+    HookBase,
+    default_argument_parser,
+    default_setup,
+    launch,
+)
 from detectron2.evaluation import COCOEvaluator
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 
 from mvitv2_det import add_mvitv2_config
 from mvitv2_det.backbone.trunk import NO_WEIGHT_DECAY
+from mvitv2_det.engine.checkpoint import RunCheckpointer
 
 
 class Trainer(DefaultTrainer):
@@ -34,6 +40,11 @@ class Trainer(DefaultTrainer):
         )
         adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
         return adamw(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's hooks, whose checkpoints are whole and run nothing when they are read."""
+        self.checkpointer = RunCheckpointer(self.model, self.cfg.OUTPUT_DIR, trainer=self)
+        return super().build_hooks()
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
@@ -58,7 +69,7 @@ def main(args: argparse.Namespace) -> dict:
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        RunCheckpointer(model).load(cfg.MODEL.WEIGHTS)
         return Trainer.test(cfg, model)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)

@@ -8,16 +8,13 @@ import time
 import pytest
 import torch
 from processes import detection_config, run
-from torch import nn
-from torch.utils.data import TensorDataset
+from regression import Regression, make_trainer
 
 from mvitv2_det import UserError
-from mvitv2_det.data.loader import BatchOrder, TrainLoader
 from mvitv2_det.engine import run_hooks, train
 from mvitv2_det.engine.launch import Place, find_place
 from mvitv2_det.engine.peers import PeerWatch
 from mvitv2_det.engine.signals import Preempted
-from mvitv2_det.engine.trainer import Trainer
 
 
 def train_detector(folder, name, *, seed=3, resume=False, leave=False):
@@ -64,32 +61,10 @@ def _resume(folder, name):
     train_detector(folder, name, resume=True)
 
 
-class Regression(nn.Module):
-    """Without dropout and batch norm, so that a batch's gradient is the mean of its images'."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 1))
-
-    def forward(self, batch):
-        inputs, targets = batch
-        return {"loss": (self.net(inputs) - targets).square().mean()}
-
-
-def fit(out, *, accumulate=1, batch=8):
-    torch.manual_seed(0)
-    data = TensorDataset(torch.randn(24, 6), torch.randn(24, 1))
-    model = Regression()
-    wrapped = model
-    if torch.distributed.is_initialized():
-        wrapped = nn.parallel.DistributedDataParallel(model)
-    loader = TrainLoader(data, BatchOrder(24, batch), collate=torch.utils.data.default_collate)
-    loader.start_at(0, seed=1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    trainer = Trainer(wrapped, loader, optimizer, seed=1, accumulate=accumulate)
+def fit(out, **options):
+    trainer = make_trainer(**options)
     trainer.train(0, 10)
-    torch.save(model.state_dict(), out)
+    torch.save({k.removeprefix("module."): v for k, v in trainer.model.state_dict().items()}, out)
 
 
 def _fit(out):

@@ -41,12 +41,12 @@ WRONG = [
     ("train.seed=-2", "train.seed must be an integer from -1"),
     ("train.seed=99999999999", "train.seed must be an integer from -1"),
     ("train.seed=1.5", "train.seed must be"),
-    ("+train.patience=0", "train.patience must be an integer of at least 1 or null"),
-    ("+train.patience=3", "train.patience needs train.best_metric"),
-    ("+train.accumulate=0", "train.accumulate must be"),
-    ("+train.max_non_finite_steps=-1", "train.max_non_finite_steps must be"),
-    ("+train.max_unreadable_images=few", "max_unreadable_images must be .* got 'few'"),
-    ("+train.peer_timeout=0", "train.peer_timeout must be a number above 0"),
+    ("train.patience=0", "train.patience must be an integer of at least 1 or null"),
+    ("train.patience=3", "train.patience needs train.best_metric"),
+    ("train.accumulate=0", "train.accumulate must be"),
+    ("train.max_non_finite_steps=-1", "train.max_non_finite_steps must be"),
+    ("train.max_unreadable_images=-1", "max_unreadable_images must be .* got -1"),
+    ("train.peer_timeout=0", "train.peer_timeout must be a number above 0"),
     ("train.amp.dtype=float8", "must be float16 or bfloat16, got 'float8'"),
     ("dataloader.train.total_batch_size=0", "total_batch_size must be an integer of at least 1"),
     ("dataloader.train.total_batch_size=-1", "got -1"),
@@ -73,8 +73,8 @@ def test_wrong_settings(cfg, override, words):
 
 def test_right_settings(cfg):
     check_settings(cfg, training=True)
-    right = ["train.max_iter=1", "train.eval_period=0", "optimizer.lr=0", "+train.patience=2",
-             "+train.best_metric=bbox/AP", "train.checkpointer.max_to_keep=null"]  # fmt: skip
+    right = ["train.max_iter=1", "train.eval_period=0", "optimizer.lr=0", "train.patience=2",
+             "train.best_metric=bbox/AP", "train.checkpointer.max_to_keep=null"]  # fmt: skip
     check_settings(apply_overrides(cfg, right), training=True)
     # What only training needs is not asked for otherwise.
     check_settings(apply_overrides(cfg, ["train.max_iter=0"]), training=False)
