@@ -7,6 +7,7 @@ from typing import Any
 
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
+from detectron2.utils.events import JSONWriter
 
 from ..whole_files import written_whole
 from .checkpoint import PeriodicCheckpointer
@@ -183,15 +184,16 @@ class LoggedWindow(HookBase):
         self._restored: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The last values of each loss, with their iterations."""
+        """The last values of each thing that the step has logged, with their iterations."""
         storage = self.trainer.storage
-        hints = storage.smoothing_hints()
+        hints, latest = storage.smoothing_hints(), storage.latest()
         return {
-            name: [
-                (float(value), int(place)) for value, place in history.values()[-_LOGGED_WINDOW:]
-            ]
+            name: (
+                hints[name],
+                [(float(value), int(at)) for value, at in history.values()[-_LOGGED_WINDOW:]],
+            )
             for name, history in storage.histories().items()
-            if hints[name]
+            if latest[name][1] == self.trainer.iter
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -200,9 +202,30 @@ class LoggedWindow(HookBase):
 
     def before_train(self) -> None:
         """Puts the values back."""
-        for name, values in self._restored.items():
+        for name, (hint, values) in self._restored.items():
             for value, place in values:
-                self.trainer.storage.put_scalar(name, value, cur_iter=int(place))
+                self.trainer.storage.put_scalar(name, value, smoothing_hint=hint, cur_iter=place)
+
+
+class LastLineAgain(HookBase):
+    """Writes the line of the iteration that a run goes on after.
+
+    A run may have been left between its checkpoint and its line, or before its evaluation, which is
+    part of it. This hook comes after those that put values back.
+
+    Args:
+        writer: of metrics.json, from which :func:`forget_later_metrics` has removed the line.
+        period: iterations between lines.
+    """
+
+    def __init__(self, writer: JSONWriter, period: int) -> None:
+        self.writer, self.period = writer, period
+
+    def before_train(self) -> None:
+        """Writes it, if there is to be one."""
+        start = self.trainer.start_iter
+        if start and start % self.period == 0:
+            self.writer.write()
 
 
 def forget_later_metrics(file: Path, start: int) -> None:
@@ -210,12 +233,12 @@ def forget_later_metrics(file: Path, start: int) -> None:
 
     Args:
         file: what Detectron2's ``JSONWriter`` writes; it may be missing.
-        start: the iteration.
+        start: the iteration; also the line before goes, for :class:`LastLineAgain`.
     """
     if not file.is_file():
         return
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and _iteration(line) < start]
+    kept = [line for line in lines if line.endswith("\n") and _iteration(line) < start - 1]
     if kept != lines:
         with written_whole(file) as unfinished:
             unfinished.write_text("".join(kept), encoding="utf-8")

@@ -27,6 +27,7 @@ from detectron2.data import build_detection_train_loader
 from detectron2.engine import create_ddp_model, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
+from detectron2.utils.events import JSONWriter
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -49,6 +50,7 @@ from .run_hooks import (
     BestCheckpointer,
     Evaluation,
     Finished,
+    LastLineAgain,
     LoggedWindow,
     Preemption,
     SignsOfLife,
@@ -174,7 +176,7 @@ def train(cfg: DictConfig, *, resume: bool = False, peers: PeerWatch | None = No
         if not resume:
             check_fresh(folder)
         state = RunState(cfg, newest)
-        if newest and comm.is_main_process():
+        if resume and comm.is_main_process():
             forget_later_metrics(Path(folder) / "metrics.json", state.start)
         seed_all(derived_seed(state.seed, MODEL))
         model = build_model(cfg)
@@ -380,6 +382,8 @@ def _hooks(
     evaluation = Evaluation(cfg.train.eval_period, lambda: evaluate(cfg, model, peers))
     best = setting(cfg, "train.best_metric")
     patience = setting(cfg, "train.patience")
+    writers = default_writers(cfg.train.output_dir, max_iter) if writes else []
+    period = cfg.train.log_period
     return [
         hooks.IterationTimer(),
         SignsOfLife(peers) if peers else None,
@@ -390,11 +394,8 @@ def _hooks(
         preemption,
         evaluation,
         BestCheckpointer(evaluation, checkpoints.checkpointer, best, patience) if best else None,
-        hooks.PeriodicWriter(
-            default_writers(cfg.train.output_dir, max_iter), period=cfg.train.log_period
-        )
-        if writes
-        else None,
+        *(LastLineAgain(one, period) for one in writers if isinstance(one, JSONWriter)),
+        hooks.PeriodicWriter(writers, period=period) if writes else None,
         *(instantiate(hook) for hook in cfg.train.get("hooks", [])),
     ]
 
