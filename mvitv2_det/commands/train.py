@@ -12,6 +12,7 @@ override of the config, in Hydra's syntax. Your own data in COCO's format need f
 """
 
 import argparse
+import logging
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -141,6 +142,8 @@ def _run_process(args: argparse.Namespace, cfg: "DictConfig") -> None:
     from ..engine.peers import PeerWatch
     from ..engine.validate import setting
 
+    # A log that cannot be written is no reason to print stack traces, and none to stop.
+    logging.raiseExceptions = False
     # The processes do not share Detectron2's catalogs of data sets.
     _prepare(cfg)(cfg, training=not args.eval_only, check=False)
     with nullcontext() if args.eval_only else only_run_in(cfg.train.output_dir):

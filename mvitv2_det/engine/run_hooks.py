@@ -2,12 +2,13 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
-from detectron2.utils.events import JSONWriter
+from detectron2.utils.events import EventWriter
 
 from ..whole_files import written_whole
 from .checkpoint import PeriodicCheckpointer
@@ -55,12 +56,25 @@ class Preemption(HookBase):
         Raises:
             Preempted: always.
         """
-        self.checkpoints.save_now(self.trainer.iter)
+        # After the last step, the trainer counts one further.
+        self.trainer.iter = iteration = self.trainer.complete
+        self.checkpoints.save_now(iteration)
         comm.synchronize()
         raise Preempted(
             self.watch.number,
-            f"iteration {self.trainer.iter} is saved; the same command with --resume goes on",
+            f"iteration {iteration} is saved; the same command with --resume goes on",
         )
+
+    def stop_evaluation(self) -> None:
+        """Ends the run between batches of an evaluation, which the resumed run makes up for.
+
+        Several processes do not agree between these batches: they evaluate to the end first.
+
+        Raises:
+            Preempted: a signal has been noted.
+        """
+        if self.watch.number and comm.get_world_size() == 1:
+            self.save_and_stop()
 
 
 class SignsOfLife(HookBase):
@@ -76,6 +90,35 @@ class SignsOfLife(HookBase):
     def after_step(self) -> None:
         """A step has ended."""
         self.peers.advance()
+
+
+class LenientWriter(EventWriter):
+    """A writer of logs that does not end a training where the disk is full.
+
+    Args:
+        writer: one of Detectron2's.
+    """
+
+    def __init__(self, writer: EventWriter) -> None:
+        self.writer = writer
+        self._failed = False
+
+    def write(self) -> None:
+        """Writes, or says once that it cannot."""
+        self._try(self.writer.write)
+
+    def close(self) -> None:
+        """Closes, likewise."""
+        self._try(self.writer.close)
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except OSError as error:
+            if not self._failed:
+                name = type(self.writer).__name__
+                logger.warning("%s cannot write (%s): training goes on without", name, error)
+            self._failed = True
 
 
 class Evaluation(hooks.EvalHook):
@@ -218,7 +261,7 @@ class LastLineAgain(HookBase):
         period: iterations between lines.
     """
 
-    def __init__(self, writer: JSONWriter, period: int) -> None:
+    def __init__(self, writer: EventWriter, period: int) -> None:
         self.writer, self.period = writer, period
 
     def before_train(self) -> None:

@@ -51,6 +51,7 @@ from .run_hooks import (
     Evaluation,
     Finished,
     LastLineAgain,
+    LenientWriter,
     LoggedWindow,
     Preemption,
     SignsOfLife,
@@ -114,22 +115,22 @@ def load_checkpoint(cfg: DictConfig, model: nn.Module) -> None:
 
 
 def evaluate(
-    cfg: DictConfig, model: nn.Module, peers: PeerWatch | None = None
+    cfg: DictConfig, model: nn.Module, between_batches: Callable[[], None] | None = None
 ) -> Mapping[str, Mapping[str, float]]:
     """Computes what the config's evaluator does of a model on the test split: COCO's results.
 
     Args:
         cfg: the config.
         model: the model.
-        peers: what other processes see of this one.
+        between_batches: is called before each.
 
     Returns:
         ``{"bbox": {"AP": …, "AP50": …, …}, "segm": {…}}`` in percent; empty on all processes but
         the main one.
     """
     loader = instantiate(cfg.dataloader.test)
-    if peers:
-        loader = _Advancing(loader, peers)
+    if between_batches:
+        loader = _Calling(loader, between_batches)
     results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
     if comm.is_main_process():
         print_csv_format(results)
@@ -143,12 +144,13 @@ def evaluate_checkpoint(
 
     If the config has a ``multi_scale_test``, that is evaluated, with the model inside.
     """
+    advance = peers.advance if peers else None
     model = build_model(cfg)
     load_checkpoint(cfg, model)
     if cfg.get("multi_scale_test"):
         cfg.multi_scale_test.model = model
         model = instantiate(cfg.multi_scale_test)
-    return evaluate(cfg, _with_task(cfg, create_ddp_model(model, **_ddp_options(cfg))), peers)
+    return evaluate(cfg, _with_task(cfg, create_ddp_model(model, **_ddp_options(cfg))), advance)
 
 
 def train(cfg: DictConfig, *, resume: bool = False, peers: PeerWatch | None = None) -> nn.Module:
@@ -324,18 +326,18 @@ def _build_loader(cfg: DictConfig) -> Any:
     return loader
 
 
-class _Advancing:
-    """A loader that shows a sign of life with each batch."""
+class _Calling:
+    """A loader that calls a function before each batch."""
 
-    def __init__(self, loader: Any, peers: PeerWatch) -> None:
-        self.loader, self.peers = loader, peers
+    def __init__(self, loader: Any, function: Callable[[], None]) -> None:
+        self.loader, self.function = loader, function
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self.loader:
-            self.peers.advance()
+            self.function()
             yield batch
 
 
@@ -379,10 +381,17 @@ def _hooks(
     schedule = instantiate(cfg.lr_multiplier)
     max_iter, writes = cfg.train.max_iter, comm.is_main_process()
     logger.info("Learning rate over %d iterations: %s", max_iter, _describe(schedule, max_iter))
-    evaluation = Evaluation(cfg.train.eval_period, lambda: evaluate(cfg, model, peers))
+
+    def between_batches() -> None:
+        preemption.stop_evaluation()
+        if peers:
+            peers.advance()
+
+    evaluation = Evaluation(cfg.train.eval_period, lambda: evaluate(cfg, model, between_batches))
     best = setting(cfg, "train.best_metric")
     patience = setting(cfg, "train.patience")
     writers = default_writers(cfg.train.output_dir, max_iter) if writes else []
+    writers = [LenientWriter(writer) for writer in writers]
     period = cfg.train.log_period
     return [
         hooks.IterationTimer(),
@@ -394,7 +403,7 @@ def _hooks(
         preemption,
         evaluation,
         BestCheckpointer(evaluation, checkpoints.checkpointer, best, patience) if best else None,
-        *(LastLineAgain(one, period) for one in writers if isinstance(one, JSONWriter)),
+        *(LastLineAgain(one, period) for one in writers if isinstance(one.writer, JSONWriter)),
         hooks.PeriodicWriter(writers, period=period) if writes else None,
         *(instantiate(hook) for hook in cfg.train.get("hooks", [])),
     ]

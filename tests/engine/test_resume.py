@@ -11,7 +11,7 @@ from detectron2.engine import HookBase
 
 from mvitv2_det import get_config
 from mvitv2_det.commands import main
-from mvitv2_det.engine import run_hooks
+from mvitv2_det.engine import run_hooks, runner
 from mvitv2_det.engine.signals import watching_signals
 
 NAME = "mask_rcnn_mvitv2_t_3x"
@@ -90,6 +90,24 @@ def test_a_signal_saves_the_step_and_the_run_goes_on(coco_folder, capfd, monkeyp
     assert losses(coco_folder, "whole") == losses(coco_folder, "left")
     kept = sorted(file.name for file in (coco_folder / "left").glob("model_0*.pth"))
     assert kept == ["model_0000003.pth", "model_0000005.pth"]
+
+
+def test_a_signal_in_an_evaluation_ends_it(coco_folder, capfd, monkeypatch):
+    """The run is left in the evaluation after iteration 2, and makes up for it."""
+    arguments = ["train.eval_period=3", "train.max_iter=4"]
+    with monkeypatch.context() as patch:
+        evaluate = runner.inference_on_dataset
+        patch.setattr(
+            runner,
+            "inference_on_dataset",
+            lambda *args: (os.kill(os.getpid(), signal.SIGTERM), evaluate(*args))[1],
+        )
+        assert call(coco_folder, "left", *arguments) == 75
+    assert "stopped by SIGTERM: iteration 2 is saved" in capfd.readouterr().err
+    assert call(coco_folder, "left", *arguments, "--resume") == 0
+    lines = (coco_folder / "left" / "metrics.json").read_text().splitlines()
+    evaluated = [json.loads(line)["iteration"] for line in lines if "bbox/AP" in line]
+    assert evaluated == [2, 4]
 
 
 def test_a_drawn_seed_is_kept_and_workers_do_not_matter(coco_folder, monkeypatch):

@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 from detectron2.engine import hooks
+from detectron2.utils.events import EventWriter
 from regression import Regression, make_trainer
 
 from mvitv2_det import UserError
@@ -15,6 +16,7 @@ from mvitv2_det.engine.run_hooks import (
     BestCheckpointer,
     Evaluation,
     Finished,
+    LenientWriter,
     LoggedWindow,
     forget_later_metrics,
 )
@@ -137,6 +139,17 @@ def test_later_metrics_are_forgotten(tmp_path):
     forget_later_metrics(file, 4)  # that of iteration 3 is written again
     assert file.read_text() == "\n".join(lines[:3]) + "\n"
     forget_later_metrics(tmp_path / "none.json", 3)
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_training(caplog):
+    class Full(EventWriter):
+        def write(self):
+            raise OSError(28, "No space left on device")
+
+    trainer = make_trainer()
+    trainer.register_hooks([hooks.PeriodicWriter([LenientWriter(Full())], period=1)])
+    trainer.train(0, 4)
+    assert trainer.iter == 4 and caplog.text.count("Full cannot write") == 1
 
 
 FAULTS = {
