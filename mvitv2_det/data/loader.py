@@ -37,7 +37,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset[Any],
         batches: "BatchOrder",
         *,
         collate: Callable[[list[Any]], Any] = list,
@@ -111,7 +111,6 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
         *,
         sampler: Iterable[int] | None = None,
         groups: Sequence[int] | None = None,
-        shuffle: bool = True,
     ) -> None:
         self.rank, self.processes = comm.get_rank(), comm.get_world_size()
         if total_batch_size < 1 or total_batch_size % self.processes:
@@ -125,7 +124,6 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
         self.total_batch_size = total_batch_size
         self.sampler = sampler
         self.groups = groups
-        self.shuffle = shuffle
         self.seed = 0
         self.start = 0
 
@@ -153,15 +151,12 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
             return
         epoch = 0
         while True:
-            if self.shuffle:
-                order = torch.Generator().manual_seed(derived_seed(self.seed, ORDER, epoch))
-                yield from torch.randperm(self.size, generator=order).tolist()
-            else:
-                yield from range(self.size)
+            order = torch.Generator().manual_seed(derived_seed(self.seed, ORDER, epoch))
+            yield from torch.randperm(self.size, generator=order).tolist()
             epoch += 1
 
 
-class _SeededSamples(Dataset):
+class _SeededSamples(Dataset[Any]):
     """Samples by (position, index), each with a randomness of its own.
 
     An image that cannot be read is replaced by another, which the position determines.
@@ -206,7 +201,7 @@ class _Collate:
         return self.collate(content), names, [line for _, lines in samples for line in lines]
 
 
-class _Mapped(Dataset):
+class _Mapped(Dataset[Any]):
     """A data set with a mapper."""
 
     def __init__(self, dataset: Any, mapper: Callable[[Any], Any] | None) -> None:

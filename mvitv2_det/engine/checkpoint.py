@@ -266,7 +266,8 @@ def _read_iteration(file: Path) -> int:
         UserError: it cannot be read, or holds no state of training.
     """
     trainer = read_checkpoint(file)[1].get("trainer")
-    iteration = trainer.get("iteration") if isinstance(trainer, dict) else None
+    trainer = trainer if isinstance(trainer, dict) else {}
+    iteration = trainer.get("iteration")
     if not isinstance(iteration, int) or "optimizer" not in trainer:
         raise UserError(f"checkpoint {str(file)!r} holds weights alone, no state of a training")
     return iteration

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 import torch.distributed as dist
 from detectron2.utils import comm
@@ -41,11 +42,16 @@ class PeerWatch:
         self.progress = 0
         self._dead_after = _DEAD_AFTER
         self._stopped = threading.Event()
-        options = {"wait_for_workers": False, "timeout": timedelta(seconds=_DEAD_AFTER)}
-        store = dist.TCPStore(host, 0, is_master=True, **options) if self.rank == 0 else None
+        open_store = partial(
+            dist.TCPStore,
+            host,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=_DEAD_AFTER),
+        )
+        store = open_store(port=0, is_master=True) if self.rank == 0 else None
         places = comm.all_gather((socket.gethostname(), store.port if store else 0))
         self._hosts = [name for name, _ in places]
-        self._store = store or dist.TCPStore(host, places[0][1], is_master=False, **options)
+        self._store = store or open_store(port=places[0][1], is_master=False)
         self._thread = threading.Thread(target=self._watch, daemon=True, name="peers")
         self._thread.start()
 

@@ -74,7 +74,8 @@ class Trainer(SimpleTrainer):
         for part, share, is_last in self._parts(batch):
             with self._reducing_gradients(is_last), self._autocast():
                 found = self._losses(part)
-                self.grad_scaler.scale(share * sum(found.values())).backward()
+                total: Tensor = sum(found.values())  # type: ignore[assignment]
+                self.grad_scaler.scale(share * total).backward()
             for name, loss in found.items():
                 losses[name] = losses.get(name, 0.0) + share * loss.detach()
         self.after_backward()
