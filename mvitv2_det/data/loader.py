@@ -230,7 +230,7 @@ def build_train_loader(
     """Makes the training loader of a detector.
 
     Args:
-        dataset: a list of records in Detectron2's format, or a data set with a length.
+        dataset: a list of records in Detectron2's format, or a data set of them with a length.
         mapper: makes a model's input of a record.
         sampler: see :class:`BatchOrder`.
         total_batch_size: images of all processes together.

@@ -268,7 +268,8 @@ def _read_iteration(file: Path) -> int:
     trainer = read_checkpoint(file)[1].get("trainer")
     trainer = trainer if isinstance(trainer, dict) else {}
     iteration = trainer.get("iteration")
-    if not isinstance(iteration, int) or "optimizer" not in trainer:
+    # Detectron2's DefaultTrainer has the trainer with the optimizer inside.
+    if not isinstance(iteration, int) or not {"optimizer", "_trainer"} & trainer.keys():
         raise UserError(f"checkpoint {str(file)!r} holds weights alone, no state of a training")
     return iteration
 

@@ -315,9 +315,16 @@ def _build_loader(cfg: DictConfig) -> Any:
     target = config.get("_target_")
     if isinstance(target, str):
         target = locate(target)
-    if target is build_detection_train_loader:
-        config = {**config, "_target_": build_train_loader}
     try:
+        if target is build_detection_train_loader:
+            # Of a data set that is no list of records, the sizes of images are not known before.
+            records = instantiate(config.dataset)
+            is_list = isinstance(records, list)
+            config = {
+                **config,
+                "_target_": build_train_loader if is_list else target,
+                "dataset": records,
+            }
         loader = instantiate(config)
     except (AssertionError, TypeError) as error:
         raise UserError(f"dataloader.train cannot be built: {_reason(error)}") from error

@@ -8,6 +8,7 @@ Overrides follow as ``KEY VALUE`` pairs, as in Detectron2: ``MODEL.DEVICE cpu``.
 """
 
 import argparse
+import weakref
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -43,7 +44,9 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks, whose checkpoints are whole and run nothing when they are read."""
-        self.checkpointer = RunCheckpointer(self.model, self.cfg.OUTPUT_DIR, trainer=self)
+        self.checkpointer = RunCheckpointer(
+            self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
         return super().build_hooks()
 
     @classmethod
