@@ -34,7 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from ..data.loader import TrainLoader, build_train_loader
-from ..errors import UserError
+from ..errors import UserError, naming_unwritable
 from ..randomness import MODEL, derived_seed, draw_seed, seed_all
 from ..weights import load_weights
 from ..weights.files import read_checkpoint
@@ -46,6 +46,7 @@ from .checkpoint import (
 )
 from .faults import describe_fault, naming_faults
 from .peers import PeerWatch
+from .provenance import note_start
 from .run_hooks import (
     BestCheckpointer,
     Evaluation,
@@ -178,8 +179,8 @@ def train(cfg: DictConfig, *, resume: bool = False, peers: PeerWatch | None = No
         if not resume:
             check_fresh(folder)
         state = RunState(cfg, newest)
-        if resume and comm.is_main_process():
-            forget_later_metrics(Path(folder) / "metrics.json", state.start)
+        if comm.is_main_process():
+            _prepare_folder(Path(folder), state, resume)
         seed_all(derived_seed(state.seed, MODEL))
         model = build_model(cfg)
         cfg.optimizer.params.model = model
@@ -270,6 +271,19 @@ class RunState:
                     state_dict[key],
                     value,
                 )
+
+
+def _prepare_folder(folder: Path, state: RunState, resume: bool) -> None:
+    """Notes what the run is made with; its log goes on where the run does.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    with naming_unwritable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if resume:
+            forget_later_metrics(folder / "metrics.json", state.start)
+        note_start(folder, seed=state.seed, start=state.start, processes=comm.get_world_size())
 
 
 def _newest(folder: str) -> Path | None:

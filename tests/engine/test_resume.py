@@ -88,6 +88,9 @@ def test_a_signal_saves_the_step_and_the_run_goes_on(coco_folder, capfd, monkeyp
     assert call(coco_folder, "left", "train.seed=5", "--resume") == 0
     assert same(final(coco_folder, "whole"), final(coco_folder, "left"))
     assert losses(coco_folder, "whole") == losses(coco_folder, "left")
+    starts = json.loads((coco_folder / "left" / "run.json").read_text())
+    assert [(start["seed"], start["start"]) for start in starts] == [(5, 0), (5, 3)]
+    assert torch.__version__.startswith(starts[0]["packages"]["torch"])
     kept = sorted(file.name for file in (coco_folder / "left").glob("model_0*.pth"))
     assert kept == ["model_0000003.pth", "model_0000005.pth"]
 
