@@ -19,6 +19,7 @@ from timm.data import create_loader
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
+from mvitv2_det.data.loader import BatchOrder, TrainLoader
 from mvitv2_det.errors import UserError
 from mvitv2_det.recognition.description import ENTRY, Description, Input
 from mvitv2_det.weights.files import read_checkpoint
@@ -105,7 +106,7 @@ def open_split(dataset: Mapping[str, Any], split: str, *, check: bool = False) -
 
 
 class EpochLoader:
-    """Batches for training without end, shuffled anew in each epoch."""
+    """Batches of a stream for training without end, shuffled anew in each epoch."""
 
     def __init__(self, loader: DataLoader) -> None:
         self.loader = loader
@@ -125,8 +126,10 @@ def train_loader(
     *,
     total_batch_size: int,
     num_workers: int,
-) -> EpochLoader:
+) -> TrainLoader | EpochLoader:
     """Makes the training loader, of (B, 3, H, W) images and (B,) labels for each process.
+
+    It can start anywhere in a run, unless the data are a stream.
 
     Args:
         dataset: the config's node ``dataset``.
@@ -161,7 +164,17 @@ def train_loader(
         for operation in getattr(step, "ops", ()):
             if operation.name.startswith("Posterize"):
                 operation.aug_fn = _posterize
-    return EpochLoader(loader)
+    if isinstance(loader.dataset, IterableDataset):
+        return EpochLoader(loader)
+    if augmentation.get("num_aug_repeats"):
+        raise UserError("augmentation.num_aug_repeats must be 0: the order has no repetitions")
+    return TrainLoader(
+        loader.dataset,
+        BatchOrder(len(loader.dataset), total_batch_size),
+        collate=default_collate,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
 
 
 def test_loader(
