@@ -9,16 +9,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor
 
 from ..errors import UserError
 from ..variants import VARIANTS, Variant
+from ..video.clips import (
+    SAMPLINGS,
+    as_clip,
+    normalise,
+    random_clip,
+    resize,
+    resize_short_side,
+    spatial_crops,
+    uniform_clips,
+)
+from ..video.reading import Video
 from .recognizer import Recognizer
 
 ENTRY = "recognizer"
-CONSTRUCTORS = ("image", "video")
+CLIP_INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 # How an image becomes a square, in timm's words: what is cut off is beyond the centre, or nothing.
 CROP_MODES = {"centre": "center", "squash": "squash"}
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "box", "hamming", "lanczos")
@@ -85,6 +98,94 @@ class Input:
 
 
 @dataclass(frozen=True)
+class ClipInput(Input):
+    """How a video becomes the network's inputs; the defaults are Kinetics' 16 × 4 with 5 views.
+
+    ``crop`` is the share of the resized short side: 224/256 as in the paper. Frames are resized
+    without antialiasing, as the released networks have been trained.
+
+    Attributes:
+        frames: T of a clip.
+        rate: τ, the distance of frames in 30ths of a second; segments do not use it.
+        sampling: ``stride``, or ``segments`` of the whole video (Something-Something).
+        clips: K, spread over the video for a test.
+        crops: of each, for a test: 1 of the centre or 3 along the longer side.
+    """
+
+    interpolation: str = "bilinear"
+    frames: int = 16
+    rate: float = 4
+    sampling: str = "stride"
+    clips: int = 5
+    crops: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("frames", "clips"):
+            if not _is_count(getattr(self, name)):
+                raise _wrong(f"input.{name}", "a number from 1 on", getattr(self, name))
+        if not (_is_number(self.rate) and self.rate > 0):
+            raise _wrong("input.rate", "a positive number", self.rate)
+        if self.sampling not in SAMPLINGS:
+            raise _wrong("input.sampling", " or ".join(SAMPLINGS), self.sampling)
+        if self.sampling == "segments" and self.clips != 1:
+            raise _wrong("input.clips", "1, as segments cover the whole video", self.clips)
+        if self.crops not in (1, 3):
+            raise _wrong("input.crops", "1 or 3", self.crops)
+        if self.crops == 3 and self.mode == "squash":
+            raise _wrong("input.crops", "1, as mode squash leaves nothing to crop", self.crops)
+        if self.interpolation not in CLIP_INTERPOLATIONS:
+            expected = f"one of {', '.join(CLIP_INTERPOLATIONS)}"
+            raise _wrong("input.interpolation", expected, self.interpolation)
+
+    @property
+    def views(self) -> int:
+        """Inputs that are made of a video for a test."""
+        return self.clips * self.crops
+
+    def random_clip(self, video: Video, rng: np.random.Generator) -> np.ndarray:
+        """(T,) numbers of the frames of a random clip of a video."""
+        return random_clip(video, self.frames, self.rate, self.sampling, rng)
+
+    def test_clips(self, video: Video) -> np.ndarray:
+        """(clips, T) numbers of the frames of the clips of a test."""
+        return uniform_clips(video, self.frames, self.rate, self.sampling, self.clips)
+
+    def transform(self) -> Callable[[np.ndarray], Tensor]:  # type: ignore[override]
+        """The transform for evaluation: frames (T, H, W, 3) RGB, uint8, to (crops, 3, T, S, S).
+
+        Evaluation in training and prediction both use it.
+        """
+        return self._transform
+
+    def _transform(self, frames: np.ndarray) -> Tensor:
+        clip = as_clip(frames)
+        short = max(self.size, round(self.size / self.crop))
+        if self.mode == "squash":
+            clip = resize(clip, [short, short], self.interpolation)
+        else:
+            clip = resize_short_side(clip, short, self.interpolation)
+        crops = spatial_crops(clip, self.size, self.crops)
+        return torch.stack([normalise(crop, self.mean, self.std) for crop in crops])
+
+    def test_views(self, video: Video) -> Tensor:
+        """Reads a video once and makes all inputs of a test, (views, 3, T, S, S).
+
+        Raises:
+            UserError: a frame cannot be decoded.
+        """
+        numbers = self.test_clips(video)
+        unique, places = np.unique(numbers, return_inverse=True)
+        frames = video.frames(unique)
+        clips = [frames[each] for each in places.reshape(numbers.shape)]
+        return torch.cat([self._transform(clip) for clip in clips])
+
+
+# What a recogniser takes, by the constructor of its network.
+INPUTS: dict[str, type[Input]] = {"image": Input, "video": ClipInput}
+
+
+@dataclass(frozen=True)
 class Description:
     """A recogniser without its weights.
 
@@ -93,7 +194,7 @@ class Description:
         arguments: of the constructor, plain values; ``variant`` is a name such as ``T``, or the
             fields of a :class:`~mvitv2_det.Variant` as a mapping.
         classes: a name for each output.
-        input: the preprocessing.
+        input: the preprocessing; of clips a :class:`ClipInput`.
     """
 
     constructor: str
@@ -102,8 +203,12 @@ class Description:
     input: Input = field(default_factory=Input)
 
     def __post_init__(self) -> None:
-        if self.constructor not in CONSTRUCTORS:
-            raise _wrong("constructor", " or ".join(CONSTRUCTORS), self.constructor)
+        if self.constructor not in INPUTS:
+            raise _wrong("constructor", " or ".join(INPUTS), self.constructor)
+        if type(self.input) is not INPUTS[self.constructor]:
+            if self.input != Input():
+                raise _wrong("input", f"an input of constructor {self.constructor}", self.input)
+            object.__setattr__(self, "input", INPUTS[self.constructor]())
         if not isinstance(self.arguments, Mapping):
             raise _wrong("arguments", "a mapping", self.arguments)
         arguments = _plain("arguments", self.arguments)
@@ -136,8 +241,9 @@ class Description:
             UserError: something in it is missing, unknown, or of another kind.
         """
         values = _only(content, "", cls)
-        if "input" in values:
-            values["input"] = Input(**_only(values["input"], "input", Input))
+        if values.get("constructor") in INPUTS and "input" in values:
+            kind = INPUTS[values["constructor"]]
+            values["input"] = kind(**_only(values["input"], "input", kind))
         if missing := [n for n in ("constructor", "arguments", "classes") if n not in values]:
             raise UserError(f"the checkpoint's {ENTRY!r} entry has no {', '.join(missing)}")
         return cls(**values)

@@ -3,37 +3,38 @@
 Axes: B images, H × W pixels.
 """
 
-import itertools
 import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
 from detectron2.data import build_detection_test_loader
 from detectron2.utils import comm
-from omegaconf import DictConfig, OmegaConf
-from PIL import Image, ImageOps
+from omegaconf import DictConfig
 from timm.data import create_loader
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from mvitv2_det.data.loader import BatchOrder, TrainLoader
 from mvitv2_det.errors import UserError
-from mvitv2_det.recognition.description import ENTRY, Description, Input
-from mvitv2_det.weights.files import read_checkpoint
+from mvitv2_det.recognition.description import Input
+from projects.common.augment import mend_posterize
+from projects.common.runs import (
+    EpochLoader,
+    check_pairs,
+    describe,
+    set_num_classes,
+    set_schedule,
+    trained_description,
+)
+from projects.common.sources import count_samples, held_out, read_class_names
 
 from .sources import (
     Images,
     check_readable,
-    describe,
     find_splits,
-    held_out,
     is_timm_source,
     names_of,
     open_timm,
-    read_class_names,
     read_samples,
 )
 
@@ -53,21 +54,21 @@ def prepare_datasets(cfg: DictConfig, *, training: bool, check: bool = True) -> 
     """
     if not check:
         if training:
-            _check_pairs(cfg, comm.get_world_size())
+            check_pairs(cfg, comm.get_world_size())
         return
     _find_data(cfg, training)
-    trained = _trained_description(cfg, training)
+    trained = trained_description(cfg, training)
     classes = trained.classes if trained else _classes(cfg, training)
     cfg.dataset.classes = list(classes)
-    _set_num_classes(cfg, classes)
-    cfg.description = _describe(cfg).to_dict()
+    set_num_classes(cfg, classes)
+    cfg.description = describe(cfg, "image").to_dict()
     val = open_split(cfg.dataset, "val", check=True)
     if not training:
         # A layer that stays random would give a result like any other.
         cfg.train.strict = True
         return
     train = open_split(cfg.dataset, "train", check=True)
-    _set_schedule(cfg, len(train))
+    set_schedule(cfg, len(train), "images")
     logger.info("%d images to train on, %d to validate on", len(train), len(val))
 
 
@@ -101,22 +102,8 @@ def open_split(dataset: Mapping[str, Any], split: str, *, check: bool = False) -
         )
     if check:
         check_readable(samples)
-    logger.info("%s: %s, %s", split, source, describe(samples))
+    logger.info("%s: %s, %s", split, source, count_samples(samples, "images"))
     return Images(samples, classes)
-
-
-class EpochLoader:
-    """Batches of a stream for training without end, shuffled anew in each epoch."""
-
-    def __init__(self, loader: DataLoader) -> None:
-        self.loader = loader
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for epoch in itertools.count():
-            for shuffled in (self.loader.sampler, self.loader.dataset):
-                if hasattr(shuffled, "set_epoch"):
-                    shuffled.set_epoch(epoch)
-            yield from self.loader
 
 
 def train_loader(
@@ -161,9 +148,7 @@ def train_loader(
         **augmentation,
     )
     for step in loader.dataset.transform.transforms:
-        for operation in getattr(step, "ops", ()):
-            if operation.name.startswith("Posterize"):
-                operation.aug_fn = _posterize
+        mend_posterize(getattr(step, "ops", ()))
     if isinstance(loader.dataset, IterableDataset):
         return EpochLoader(loader)
     if augmentation.get("num_aug_repeats"):
@@ -211,59 +196,6 @@ def test_loader(
     )
 
 
-def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Keeps so many bits of each colour; none makes the image black.
-
-    timm's RandAugment asks for none where its magnitude reaches 10, as in a few of a hundred
-    draws of the recipe's. Older releases of Pillow take that as it is meant, newer ones refuse.
-    """
-    if bits >= 8:
-        return image
-    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
-
-
-class StoredDescription:
-    """The entry of checkpoints by which they say what they are; see :class:`Description`.
-
-    Args:
-        content: what :meth:`Description.to_dict` gives.
-    """
-
-    def __init__(self, content: Mapping[str, Any]) -> None:
-        self.content = Description.from_dict(_plain(content)).to_dict()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the entry that a checkpoint stores."""
-        return self.content
-
-    def load_state_dict(self, stored: Mapping[str, Any]) -> None:
-        """Checks that a run that is resumed is of the same network and classes.
-
-        Raises:
-            UserError: it is not.
-        """
-        old, new = list(stored["classes"]), self.content["classes"]
-        if old != new:
-            raise UserError(
-                f"the run to resume was of {len(old)} classes ({', '.join(old[:3])}, …), the data "
-                f"are of {len(new)} ({', '.join(new[:3])}, …): name another train.output_dir"
-            )
-
-
-def _plain(node: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-
-
-def _trained_description(cfg: DictConfig, training: bool) -> Description | None:
-    """What weights that are to be evaluated say of themselves; None if they say nothing."""
-    weights = cfg.train.init_checkpoint
-    # Of a classifier of which the first outputs are taken, others may be the data's classes.
-    if training or cfg.train.load.classes == "first" or not os.path.isfile(weights):
-        return None
-    entry = read_checkpoint(weights)[1].get(ENTRY)
-    return None if entry is None else Description.from_dict(entry)
-
-
 def _find_data(cfg: DictConfig, training: bool) -> None:
     """Sets the sources of the splits; of an empty one for validation, a share is held out."""
     data = cfg.dataset
@@ -299,54 +231,3 @@ def _classes(cfg: DictConfig, training: bool) -> Sequence[str]:
     if not names and not cfg.model.num_classes:
         raise UserError(f"{source} does not name its classes: give model.num_classes")
     return names or [str(index) for index in range(cfg.model.num_classes)]
-
-
-def _set_num_classes(cfg: DictConfig, classes: Sequence[str]) -> None:
-    given = cfg.model.num_classes
-    if given not in (None, len(classes)):
-        raise UserError(
-            f"model.num_classes is {given}, but {cfg.dataset.train} has {len(classes)} classes: "
-            f"leave it out, and the data decide"
-        )
-    cfg.model.num_classes = len(classes)
-
-
-def _describe(cfg: DictConfig) -> Description:
-    """Describes the config's network and preprocessing in plain values."""
-    arguments = _plain(cfg.model)
-    arguments.pop("_target_")
-    if isinstance(arguments["variant"], dict):
-        arguments["variant"].pop("_target_")
-    return Description("image", arguments, tuple(cfg.dataset.classes), instantiate(cfg.input))
-
-
-def _check_pairs(cfg: DictConfig, processes: int) -> None:
-    """Refuses batches that mixup cannot pair, which each process does with its share."""
-    batch = cfg.dataloader.train.total_batch_size
-    if cfg.task.mixup and batch // processes % 2:
-        each = f" in each of {processes} processes" if processes > 1 else ""
-        raise UserError(
-            f"dataloader.train.total_batch_size must be even{each}, as mixup takes pairs, got "
-            f"{batch}; task.mixup=null does without"
-        )
-
-
-def _set_schedule(cfg: DictConfig, images: int) -> None:
-    """Sets what is given in epochs or for a batch of 256, and was not given otherwise."""
-    batch, recipe = cfg.dataloader.train.total_batch_size, cfg.recipe
-    _check_pairs(cfg, processes=1)
-    if batch > images:
-        raise UserError(
-            f"dataloader.train.total_batch_size is {batch}, but there are {images} images to "
-            f"train on: make it smaller"
-        )
-    epoch = images // batch
-    defaults = {
-        "optimizer.lr": recipe.lr_per_256 * batch / 256,
-        "train.max_iter": recipe.epochs * epoch,
-        "train.eval_period": recipe.eval_epochs * epoch,
-        "train.checkpointer.period": recipe.eval_epochs * epoch,
-    }
-    for key, value in defaults.items():
-        if OmegaConf.select(cfg, key) is None:
-            OmegaConf.update(cfg, key, value)

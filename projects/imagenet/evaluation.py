@@ -3,7 +3,6 @@
 Axes: N images, C classes, K guesses of each image.
 """
 
-import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +13,10 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import Tensor
 
-from mvitv2_det.visualize.results import CLASSIFICATIONS, draw_classifications
+from projects.common.accuracies import MOST_GUESSES, accuracies, write_classifications
 
 from .data import open_split
 from .sources import Images
-
-MOST_GUESSES = 5
 
 
 class ClassificationEvaluator(DatasetEvaluator):
@@ -69,11 +66,7 @@ class ClassificationEvaluator(DatasetEvaluator):
         # Evaluation may look at the first outputs alone.
         classes = list(self.dataset["classes"])[: self._outputs]
         self._draw(classes, labels, of_labels, top, probabilities)
-        hits = top == labels[:, None]
-        accuracies = {"top1": 100 * float(hits[:, 0].mean())}
-        if len(classes) > MOST_GUESSES:
-            accuracies["top5"] = 100 * float(hits.any(axis=1).mean())
-        return OrderedDict(classification=accuracies)
+        return OrderedDict(classification=accuracies(labels, top, len(classes)))
 
     def _draw(
         self,
@@ -84,16 +77,8 @@ class ClassificationEvaluator(DatasetEvaluator):
         probabilities: np.ndarray,
     ) -> None:
         images = open_split(self.dataset, "val")
-        content = {
-            "classes": classes,
-            # timm's readers may have names that are no files.
-            "files": images.filenames() if isinstance(images, Images) else [],
-            "labels": labels.tolist(),
-            "label_probabilities": of_labels.tolist(),
-            "top": top.tolist(),
-            "probabilities": probabilities.tolist(),
-        }
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        file = self.output_dir / CLASSIFICATIONS
-        file.write_text(json.dumps(content), encoding="utf-8")
-        draw_classifications(file, self.output_dir)
+        # timm's readers may have names that are no files.
+        files = images.filenames() if isinstance(images, Images) else []
+        write_classifications(
+            self.output_dir, classes, files, labels, of_labels, top, probabilities
+        )

@@ -13,13 +13,10 @@ source              what it is
 import csv
 import logging
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm.data
 import torch
 from PIL import Image
@@ -28,22 +25,14 @@ from timm.utils.misc import natural_key
 from mvitv2_det.errors import UserError
 from mvitv2_det.predict.images import read_rgb
 from mvitv2_det.predict.inputs import IMAGE_ENDINGS
+from projects.common.sources import Sample, order_classes
+from projects.common.sources import find_splits as find_splits_of_files
 
 logger = logging.getLogger(__name__)
 
 TIMM_PREFIXES = ("hfds/", "hfids/", "tfds/", "torch/", "wds/")
-VAL_NAMES = ("val", "valid", "validation", "eval", "evaluation", "test")
 # Headers of so many images are read before training; of larger sets, so many evenly spaced.
 MOST_CHECKED = 20_000
-_HELD_OUT_SEED = 0
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A file and the name of its class."""
-
-    path: Path
-    label: str
 
 
 class Images(torch.utils.data.Dataset):
@@ -83,9 +72,7 @@ def is_timm_source(source: str) -> bool:
 def find_splits(train: str, val: str) -> tuple[str, str]:
     """Finds the two splits of what a user has named.
 
-    A folder that holds ``train`` and ``val`` (or ``valid``, ``validation``, ``eval``, ``test``)
-    is a data set, as ImageNet's is; otherwise a folder or csv of one of these names beside
-    ``train`` is the validation split.
+    For what timm does not read, :func:`projects.common.sources.find_splits` does.
 
     Args:
         train, val: sources; ``val`` may be empty.
@@ -96,15 +83,7 @@ def find_splits(train: str, val: str) -> tuple[str, str]:
     if is_timm_source(train):
         # Of one data set, which the split's name divides.
         return train, val or ("" if train.endswith(".tar") else train)
-    folder = Path(train)
-    if (folder / "train").is_dir():
-        beside = [folder / name for name in VAL_NAMES]
-        train = str(folder / "train")
-    else:
-        beside = [folder.with_name(name + folder.suffix) for name in VAL_NAMES]
-        beside = [path for path in beside if folder.stem == "train" and path != folder]
-    found = next((str(path) for path in beside if path.exists()), "")
-    return train, val or found
+    return find_splits_of_files(train, val)
 
 
 def read_samples(
@@ -133,53 +112,7 @@ def read_samples(
             f"there is no folder of classes or csv file {source!r}, and it is no name that timm "
             f"reads ({', '.join(TIMM_PREFIXES)})"
         )
-    names = sorted({sample.label for sample in samples}, key=natural_key)
-    if classes is None:
-        return samples, names
-    if unknown := [name for name in names if name not in set(classes)]:
-        where = next(sample.path for sample in samples if sample.label == unknown[0])
-        raise UserError(
-            f"{source} has class {unknown[0]!r} (of {where}), which is not among the "
-            f"{len(classes)} classes that are trained: {_few(classes)}"
-        )
-    return samples, list(classes)
-
-
-def read_class_names(file: str) -> list[str]:
-    """Reads names of classes from a text file, one a line, in the order of the outputs.
-
-    Raises:
-        UserError: the file cannot be read, is empty, or has a name twice.
-    """
-    try:
-        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"dataset.classes: cannot read {file}: {error}") from error
-    names = [line.strip() for line in lines if line.strip()]
-    if not names:
-        raise UserError(f"dataset.classes: {file} has no names: expected one a line")
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"dataset.classes: {file} has {twice[0]!r} more than once")
-    return names
-
-
-def held_out(samples: Sequence[Sample], share: float, *, inside: bool) -> list[Sample]:
-    """Divides samples into two parts, always the same: a share of each class, and the rest.
-
-    Args:
-        samples: all.
-        share: of each class's images, at least one, in (0, 1).
-        inside: return the share, otherwise the rest.
-    """
-    rng = np.random.default_rng(_HELD_OUT_SEED)
-    by_class: dict[str, list[int]] = {}
-    for index, sample in enumerate(samples):
-        by_class.setdefault(sample.label, []).append(index)
-    chosen: set[int] = set()
-    for indexes in by_class.values():
-        count = max(1, round(share * len(indexes)))
-        chosen.update(rng.permutation(indexes)[:count].tolist())
-    return [sample for index, sample in enumerate(samples) if (index in chosen) == inside]
+    return samples, order_classes(samples, classes, source)
 
 
 def check_readable(samples: Sequence[Sample]) -> None:
@@ -289,14 +222,3 @@ def _read_csv(file: Path) -> list[Sample]:
             raise UserError(f"{file}, line {number}: there is no file {path}")
         samples.append(Sample(path, row[1].strip()))
     return samples
-
-
-def describe(samples: Iterable[Sample]) -> str:
-    """Counts images and classes, in words."""
-    counts = Counter(sample.label for sample in samples)
-    least, most = min(counts.values()), max(counts.values())
-    return f"{sum(counts.values()):,} images of {len(counts)} classes, {least} to {most} of each"
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

@@ -24,11 +24,13 @@ from mvitv2_det.config import load_config
 from mvitv2_det.engine import build_model
 from mvitv2_det.recognition.description import ENTRY, Description
 from mvitv2_det.visualize import results
+from projects.common.optim import ClippedAdamW, parameter_groups
+from projects.common.runs import EpochLoader, StoredDescription
+from projects.common.sources import Sample, held_out, read_class_names
+from projects.common.task import Classification
 from projects.imagenet import data, sources
-from projects.imagenet.data import EpochLoader, StoredDescription, prepare_datasets
+from projects.imagenet.data import prepare_datasets
 from projects.imagenet.evaluation import ClassificationEvaluator
-from projects.imagenet.optim import ClippedAdamW, parameter_groups
-from projects.imagenet.task import Classification
 
 CONFIGS = ROOT / "projects" / "imagenet" / "configs"
 NAMES = sorted(file.stem for file in CONFIGS.glob("*.py"))
@@ -327,11 +329,11 @@ def test_splits_are_found(photos):
 
 def test_share_held_out(photos):
     samples, _ = sources.read_samples(str(photos / "train"))
-    inside = sources.held_out(samples, 0.5, inside=True)
-    outside = sources.held_out(samples, 0.5, inside=False)
+    inside = held_out(samples, 0.5, inside=True)
+    outside = held_out(samples, 0.5, inside=False)
     assert sorted(listed(inside) + listed(outside)) == sorted(listed(samples))
     assert Counter(s.label for s in inside) == dict.fromkeys(CLASSES, 2)
-    assert listed(inside) == listed(sources.held_out(samples, 0.5, inside=True))
+    assert listed(inside) == listed(held_out(samples, 0.5, inside=True))
 
 
 def test_folder_without_validation_split(overrides, photos):
@@ -372,10 +374,10 @@ def test_labels_of_a_part_of_the_classes(photos):
 
 def test_class_names_of_a_file(photos):
     (photos / "names.txt").write_text("light\ndark\n\ngrey\n")
-    assert sources.read_class_names(str(photos / "names.txt")) == ["light", "dark", "grey"]
+    assert read_class_names(str(photos / "names.txt")) == ["light", "dark", "grey"]
     (photos / "names.txt").write_text("light\nlight\n")
     with pytest.raises(UserError, match="'light' more than once"):
-        sources.read_class_names(str(photos / "names.txt"))
+        read_class_names(str(photos / "names.txt"))
 
 
 def test_exif_rotation(photos):
@@ -385,7 +387,7 @@ def test_exif_rotation(photos):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     image.save(photos / "turned.png", exif=exif)
-    images = sources.Images([sources.Sample(photos / "turned.png", "a")], ["a"])
+    images = sources.Images([Sample(photos / "turned.png", "a")], ["a"])
     turned, label = images[0]
     assert turned.size == (10, 20) and label == 0
     assert turned.getpixel((9, 0)) == (255, 0, 0)

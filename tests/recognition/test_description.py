@@ -7,7 +7,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from mvitv2_det import UserError
-from mvitv2_det.recognition.description import Description, Input
+from mvitv2_det.recognition.description import ClipInput, Description, Input
 
 SIZES = {"embed_dim": 8, "blocks": [1, 1, 1, 1], "num_heads": 1, "drop_path_rate": 0.1}
 DESCRIPTION = Description(
@@ -36,6 +36,16 @@ def test_builds_the_network():
 def test_builds_a_network_of_clips():
     clips = Description("video", {"variant": SIZES, "frames": 4, "image_size": 64}, ("run",))
     assert clips.build().axes == 3
+
+
+def test_a_checkpoint_of_clips_keeps_it():
+    input = ClipInput(size=64, frames=8, rate=2, clips=4, crops=3)
+    arguments = {"variant": SIZES, "frames": 8, "image_size": 64}
+    clips = Description("video", arguments, ("run", "walk"), input)
+    assert Description.from_dict(clips.to_dict()) == clips
+    assert isinstance(Description("video", arguments, ("run",)).input, ClipInput)
+    with pytest.raises(UserError, match="input must be an input of constructor image"):
+        Description("image", arguments, ("run",), input)
 
 
 def test_a_variant_by_name():

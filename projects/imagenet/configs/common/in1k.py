@@ -17,11 +17,12 @@ from mvitv2_det import Recognizer
 from mvitv2_det.engine import warmup_fraction
 from mvitv2_det.recognition.description import Input
 from mvitv2_det.recognition.recognizer import IMAGE_DROP_PATH
-from projects.imagenet.data import StoredDescription, test_loader, train_loader
+from projects.common.optim import ClippedAdamW, parameter_groups
+from projects.common.runs import StoredDescription
+from projects.common.task import Classification
+from projects.common.watching import CurvesHook
+from projects.imagenet.data import test_loader, train_loader
 from projects.imagenet.evaluation import ClassificationEvaluator
-from projects.imagenet.optim import ClippedAdamW, parameter_groups
-from projects.imagenet.task import Classification
-from projects.imagenet.watching import CurvesHook
 
 from .....configs.common.train import train
 from .mixup import mixup

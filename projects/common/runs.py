@@ -1,0 +1,144 @@
+"""What training classifiers of images and of clips has in common, around the engine.
+
+Each project's ``prepare_datasets`` completes its config by these.
+"""
+
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from detectron2.config import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import DataLoader
+
+from mvitv2_det.errors import UserError
+from mvitv2_det.recognition.description import ENTRY, Description
+from mvitv2_det.weights.files import read_checkpoint
+
+
+class EpochLoader:
+    """Batches for training without end, shuffled anew in each epoch."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        for epoch in itertools.count():
+            for shuffled in (self.loader.sampler, self.loader.dataset):
+                if hasattr(shuffled, "set_epoch"):
+                    shuffled.set_epoch(epoch)
+            yield from self.loader
+
+
+class StoredDescription:
+    """The entry of checkpoints by which they say what they are; see :class:`Description`.
+
+    Args:
+        content: what :meth:`Description.to_dict` gives.
+    """
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        self.content = Description.from_dict(plain(content)).to_dict()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the entry that a checkpoint stores."""
+        return self.content
+
+    def load_state_dict(self, stored: Mapping[str, Any]) -> None:
+        """Checks that a run that is resumed is of the same network and classes.
+
+        Raises:
+            UserError: it is not.
+        """
+        old, new = list(stored["classes"]), self.content["classes"]
+        if old != new:
+            raise UserError(
+                f"the run to resume was of {len(old)} classes ({', '.join(old[:3])}, …), the data "
+                f"are of {len(new)} ({', '.join(new[:3])}, …): name another train.output_dir"
+            )
+
+
+def plain(node: Any) -> Any:
+    """A config's node as plain values."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def trained_description(cfg: DictConfig, training: bool) -> Description | None:
+    """What weights that are to be evaluated say of themselves; None if they say nothing."""
+    weights = cfg.train.init_checkpoint
+    # Of a classifier of which the first outputs are taken, others may be the data's classes.
+    if training or cfg.train.load.classes == "first" or not os.path.isfile(weights):
+        return None
+    entry = read_checkpoint(weights)[1].get(ENTRY)
+    return None if entry is None else Description.from_dict(entry)
+
+
+def set_num_classes(cfg: DictConfig, classes: Sequence[str]) -> None:
+    """Sets the network's outputs.
+
+    Raises:
+        UserError: another number is given.
+    """
+    given = cfg.model.num_classes
+    if given not in (None, len(classes)):
+        raise UserError(
+            f"model.num_classes is {given}, but {cfg.dataset.train} has {len(classes)} classes: "
+            f"leave it out, and the data decide"
+        )
+    cfg.model.num_classes = len(classes)
+
+
+def describe(cfg: DictConfig, constructor: str) -> Description:
+    """Describes the config's network and preprocessing in plain values.
+
+    Args:
+        cfg: the config, whose data have been found.
+        constructor: of :class:`~mvitv2_det.recognition.description.Description`.
+    """
+    arguments = plain(cfg.model)
+    arguments.pop("_target_")
+    if isinstance(arguments["variant"], dict):
+        arguments["variant"].pop("_target_")
+    return Description(constructor, arguments, tuple(cfg.dataset.classes), instantiate(cfg.input))
+
+
+def check_pairs(cfg: DictConfig, processes: int) -> None:
+    """Refuses batches that mixup cannot pair, which each process does with its share."""
+    batch = cfg.dataloader.train.total_batch_size
+    if cfg.task.mixup and batch // processes % 2:
+        each = f" in each of {processes} processes" if processes > 1 else ""
+        raise UserError(
+            f"dataloader.train.total_batch_size must be even{each}, as mixup takes pairs, got "
+            f"{batch}; task.mixup=null does without"
+        )
+
+
+def set_schedule(cfg: DictConfig, count: int, what: str) -> None:
+    """Sets what is given in epochs or for a batch of 256, and was not given otherwise.
+
+    Args:
+        cfg: the config.
+        count: samples of an epoch.
+        what: they are.
+
+    Raises:
+        UserError: a batch has more samples than there are, or mixup gets an odd number.
+    """
+    batch, recipe = cfg.dataloader.train.total_batch_size, cfg.recipe
+    check_pairs(cfg, processes=1)
+    if batch > count:
+        raise UserError(
+            f"dataloader.train.total_batch_size is {batch}, but there are {count} {what} to "
+            f"train on: make it smaller"
+        )
+    epoch = count // batch
+    defaults = {
+        "optimizer.lr": recipe.lr_per_256 * batch / 256,
+        "train.max_iter": recipe.epochs * epoch,
+        "train.eval_period": recipe.eval_epochs * epoch,
+        "train.checkpointer.period": recipe.eval_epochs * epoch,
+    }
+    for key, value in defaults.items():
+        if OmegaConf.select(cfg, key) is None:
+            OmegaConf.update(cfg, key, value)
