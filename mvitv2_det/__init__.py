@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .config import get_config
     from .detection import MViTFPN, ResampledPyramid, add_mvitv2_config
     from .errors import UserError
-    from .fused import compile_blocks, explain
+    from .fused import compile_blocks, explain, replay_graphs
     from .predict import Predictor
     from .recognition.classifier import Classifier
     from .recognition.recognizer import Recognizer
@@ -45,6 +45,7 @@ __all__ = [
     "explain",
     "get_config",
     "load_weights",
+    "replay_graphs",
 ]
 
 _MODULES = {
@@ -60,6 +61,7 @@ _MODULES = {
     "ViT": "backbone.vit",
     "add_mvitv2_config": "detection",
     "compile_blocks": "fused",
+    "replay_graphs": "fused",
     "convert_weights": "weights",
     "explain": "fused",
     "get_config": "config",

@@ -18,6 +18,8 @@ train = dict(
     eval_period=5000,
     log_period=20,
     device="cuda",
+    # Replay the backbone as CUDA graphs in --eval-only, on a GPU.
+    cuda_graphs=False,
     # -1 selects another random seed in each run.
     seed=-1,
 )

@@ -54,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fp16 and bf16 are by autocast (default: fp32)",
     )
     parser.add_argument(
+        "--cuda-graphs", action="store_true", help="replay the network as CUDA graphs"
+    )
+    parser.add_argument(
         "--no-sheets", action="store_true", help="draw no pictures, which is faster"
     )
 
@@ -77,5 +80,6 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         device=args.device,
         precision=args.precision,
+        cuda_graphs=args.cuda_graphs,
     )
     return exit_status(process, args.output)

@@ -7,7 +7,9 @@ A config for another task than detection may have, beside what all have:
 - ``train.load``: keywords of :func:`mvitv2_det.load_weights`;
 - ``train.best_metric``: model_best.pth is the checkpoint with the highest, such as ``bbox/AP``;
 - ``train.checkpoint_parts``: further entries of each checkpoint, what Checkpointer takes;
-- ``train.hooks``: further hooks, after all others.
+- ``train.hooks``: further hooks, after all others;
+- ``train.cuda_graphs``: whether evaluation replays the backbone, or the whole network of another
+  task, as CUDA graphs; see :func:`mvitv2_det.replay_graphs`.
 """
 
 import logging
@@ -33,6 +35,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ..errors import UserError
+from ..fused import replay_graphs
 from ..weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -111,6 +114,8 @@ def evaluate_checkpoint(cfg: DictConfig) -> Mapping[str, Mapping[str, float]]:
     """
     model = build_model(cfg)
     load_checkpoint(cfg, model)
+    if cfg.train.get("cuda_graphs", False):
+        replay_graphs(getattr(model, "backbone", model))
     if cfg.get("multi_scale_test"):
         cfg.multi_scale_test.model = model
         model = instantiate(cfg.multi_scale_test)

@@ -32,9 +32,11 @@ from .triton import available
 AUTO, REFERENCE, TILED, SDPA, TRITON = "auto", "reference", "tiled", "sdpa", "triton"
 COMPILED = "compiled"  # not a backend: what compile_blocks() makes of any
 BACKENDS = (AUTO, TILED, SDPA, TRITON, REFERENCE)
-# What ``auto`` tries on each type of device. No figures for the Triton kernels are committed yet,
-# so they run only where they are asked for.
+# What ``auto`` tries on each type of device. The Triton kernels were measured on GPUs of one
+# capability with heads of 96 channels (projects/backbone_benchmark/results/gpu); elsewhere they
+# run where they are asked for.
 _AUTOMATIC = {"cpu": (TILED, SDPA), "cuda": (SDPA,)}
+_MEASURED, _MEASURED_DTYPES = ((9, 0), 96), (torch.bfloat16,)
 
 _FUSED_ATTENTION: dict[str, FusedAttention] = {
     REFERENCE: paths.reference,
@@ -112,7 +114,7 @@ def choose(
     if reason := _why_only_plain(x, has_token):
         if backend not in (AUTO, REFERENCE):
             raise ValueError(f"attention_backend {backend!r} cannot run here: {reason}")
-        faster = _AUTOMATIC.get(x.device.type, ()) if backend == AUTO else ()
+        faster = _automatic(block, x) if backend == AUTO else ()
         faster = (COMPILED, *faster) if has_compiled_code else faster
         passed_over = tuple((name, reason) for name in faster)
         _say(passed_over)
@@ -125,11 +127,7 @@ def choose(
         return Choice(REFERENCE)
     if reason := _why_not(backend, block, x, _why_not_fused(block, x)):
         raise ValueError(f"attention_backend {backend!r} cannot run here: {reason}")
-    if backend == TRITON:
-        from .triton import norm_gelu
-
-        return Choice(TRITON, norm_gelu)
-    return Choice(backend, tokens if backend == TILED else None)
+    return Choice(backend, _kernels_of(backend) if backend in (TILED, TRITON) else None)
 
 
 def _why_only_plain(x: Tensor, has_token: bool) -> str | None:
@@ -148,9 +146,8 @@ def is_capturing() -> bool:
 
 def _fastest(block: MultiScaleBlock, x: Tensor) -> Choice:
     not_fused = _why_not_fused(block, x)
-    kernels = tokens if not_fused is None else None
     passed_over: tuple[tuple[str, str], ...] = ()
-    for name in _AUTOMATIC.get(x.device.type, ()):
+    for name in _automatic(block, x):
         reason = _why_not(name, block, x, not_fused)
         if reason is None:
             break
@@ -158,7 +155,27 @@ def _fastest(block: MultiScaleBlock, x: Tensor) -> Choice:
     else:
         name = REFERENCE
     _say(passed_over)
-    return Choice(name, kernels, passed_over=passed_over)
+    return Choice(name, None if not_fused else _kernels_of(name), passed_over=passed_over)
+
+
+def _kernels_of(name: str) -> TokenKernels:
+    """The norms, linear layers and MLP that go with a backend."""
+    if name != TRITON:
+        return tokens
+    from .triton import norm_gelu
+
+    return norm_gelu
+
+
+def _automatic(block: MultiScaleBlock, x: Tensor) -> tuple[str, ...]:
+    """The names of what ``auto`` tries for a block on tokens ``x``, the fastest first."""
+    names = _AUTOMATIC.get(x.device.type, ())
+    # The compiler cannot ask a device, and takes none of the kernels.
+    if torch.compiler.is_compiling() or x.device.type != "cuda":
+        return names
+    here = torch.cuda.get_device_capability(x.device), block.attn.spec.head_dim
+    is_measured = here == _MEASURED and product_dtype(x) in _MEASURED_DTYPES
+    return (TRITON, *names) if is_measured else names
 
 
 def _why_not(name: str, block: MultiScaleBlock, x: Tensor, not_fused: str | None) -> str | None:
@@ -307,7 +324,7 @@ def _tiled_limits(block: MultiScaleBlock, x: Tensor) -> str | None:
 def _triton_limits(block: MultiScaleBlock, x: Tensor) -> str | None:
     if reason := _unknown_options(block, masked_padding=True):
         return reason
-    if reason := available.why_unavailable(x.device, product_dtype(x)):
+    if reason := available.why_unavailable(x.device, product_dtype(x), block.attn.spec.head_dim):
         return reason
     from .triton.triton_attention import why_unsupported
 

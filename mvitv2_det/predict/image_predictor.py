@@ -32,7 +32,13 @@ class ImagePredictor(ABC, Generic[Prepared, Found]):
     """
 
     def __init__(
-        self, *, device: str | None, precision: str, batch_size: int, channel_order: str
+        self,
+        *,
+        device: str | None,
+        precision: str,
+        batch_size: int,
+        channel_order: str,
+        cuda_graphs: bool = False,
     ) -> None:
         """
         Args:
@@ -40,6 +46,7 @@ class ImagePredictor(ABC, Generic[Prepared, Found]):
             precision: ``fp32``, or ``fp16`` or ``bf16`` by autocast.
             batch_size: images that go through the model together, at most.
             channel_order: order of colours in arrays: ``RGB``, or ``BGR`` as ``cv2.imread`` gives.
+            cuda_graphs: replay the network as CUDA graphs; see :func:`mvitv2_det.replay_graphs`.
 
         Raises:
             UserError: an argument is wrong, or the device is not there.
@@ -51,6 +58,8 @@ class ImagePredictor(ABC, Generic[Prepared, Found]):
         if batch_size < 1:
             raise UserError(f"the batch size must be 1 or more, got {batch_size}")
         self.device = _check_device(device)
+        if cuda_graphs and self.device.type != "cuda":
+            raise UserError(f"CUDA graphs are of GPUs, and the device is {self.device}: leave them")
         self.batch_size = batch_size
         self._precision = PRECISIONS[precision]
         self._channel_order = channel_order

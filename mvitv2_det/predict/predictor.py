@@ -15,6 +15,7 @@ from torch import nn
 
 from ..config import apply_overrides
 from ..errors import UserError
+from ..fused import replay_graphs
 from ..trained import read_config, read_trained
 from .classes import known_classes, own_classes
 from .image_predictor import CHANNEL_ORDERS, ImageLike, ImagePredictor
@@ -44,6 +45,7 @@ class Predictor(ImagePredictor[dict[str, Any], Instances]):
         score_threshold: float | None = None,
         batch_size: int = 8,
         channel_order: str = "RGB",
+        cuda_graphs: bool = False,
     ) -> None:
         """
         Args:
@@ -56,13 +58,18 @@ class Predictor(ImagePredictor[dict[str, Any], Instances]):
             score_threshold: instances must score higher, in [0, 1]; by default the config's.
             batch_size: images that go through the model together, at most.
             channel_order: order of colours in arrays: ``RGB``, or ``BGR`` as ``cv2.imread`` gives.
+            cuda_graphs: replay the backbone as CUDA graphs; see :func:`mvitv2_det.replay_graphs`.
 
         Raises:
             UserError: an argument is wrong, the device is not there, or the weights are not those
                 of the config's model.
         """
         super().__init__(
-            device=device, precision=precision, batch_size=batch_size, channel_order=channel_order
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            channel_order=channel_order,
+            cuda_graphs=cuda_graphs,
         )
         if score_threshold is not None and not 0 <= score_threshold <= 1:
             raise UserError(f"the score threshold must be in [0, 1], got {score_threshold:g}")
@@ -72,6 +79,8 @@ class Predictor(ImagePredictor[dict[str, Any], Instances]):
             cfg.model.roi_heads.num_classes = len(classes.names)
         self._resize, self._channels = _read_mapper(cfg)
         self.model = read_trained(cfg, str(weights), device=str(self.device))
+        if cuda_graphs:
+            replay_graphs(self.model.backbone)
         count = _box_predictors(self.model)[0].num_classes
         self.classes = classes or known_classes(cfg, count)
         if score_threshold is not None:

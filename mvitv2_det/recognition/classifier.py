@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
+from ..fused import replay_graphs
 from ..predict.image_predictor import ImageLike, ImagePredictor
 from ..weights import load_weights
 from ..weights.sources import Source, read_source
@@ -105,6 +106,7 @@ class Classifier(ImagePredictor[Tensor, list[Likely]]):
         precision: str = "fp32",
         batch_size: int = 8,
         channel_order: str = "RGB",
+        cuda_graphs: bool = False,
     ) -> None:
         """
         Args:
@@ -122,13 +124,18 @@ class Classifier(ImagePredictor[Tensor, list[Likely]]):
             precision: ``fp32``, or ``fp16`` or ``bf16`` by autocast.
             batch_size: images that go through the model together, at most.
             channel_order: order of colours in arrays: ``RGB``, or ``BGR`` as ``cv2.imread`` gives.
+            cuda_graphs: replay the network as CUDA graphs; see :func:`mvitv2_det.replay_graphs`.
 
         Raises:
             UserError: an argument is wrong, the device is not there, or the weights are not those
                 of an image classifier.
         """
         super().__init__(
-            device=device, precision=precision, batch_size=batch_size, channel_order=channel_order
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            channel_order=channel_order,
+            cuda_graphs=cuda_graphs,
         )
         if top < 1:
             raise UserError(f"top must be 1 or more, got {top}")
@@ -141,6 +148,8 @@ class Classifier(ImagePredictor[Tensor, list[Likely]]):
             description, input=dataclasses.replace(description.input, **changes)
         )
         self.model = model.to(self.device)
+        if cuda_graphs:
+            replay_graphs(self.model)
         self.description = description
         self.top = min(top, len(description.classes))
         self._transform = description.input.transform()

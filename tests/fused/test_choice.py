@@ -56,13 +56,24 @@ class OnGpu(torch.Tensor):
     device = torch.device("cuda", 0)
 
 
-def test_kernels_that_no_gpu_has_run_are_not_taken_unasked(monkeypatch):
-    x = X.as_subclass(OnGpu)
-    monkeypatch.setattr(
-        "mvitv2_det.fused.triton.available.why_unavailable", lambda device, dtype: None
-    )
-    assert chosen(block("auto"), x) == "sdpa, fused norms and MLP"
-    assert chosen(block("triton"), x) == "triton, fused norms and MLP"
+@pytest.mark.parametrize(
+    ("capability", "dtype", "channels", "taken"),
+    [
+        ((9, 0), torch.bfloat16, 96, "triton"),
+        ((8, 0), torch.bfloat16, 96, "sdpa"),
+        ((9, 0), torch.float32, 96, "sdpa"),
+        ((9, 0), torch.bfloat16, 8, "sdpa"),
+    ],
+)
+def test_kernels_are_taken_unasked_where_they_were_measured(
+    monkeypatch, capability, dtype, channels, taken
+):
+    monkeypatch.setattr("mvitv2_det.fused.triton.available.why_unavailable", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    options = {"dim": 8, "dim_out": channels, "num_heads": 1}
+    x = torch.randn(1, 6, 5, 8, dtype=dtype).as_subclass(OnGpu)
+    assert chosen(block("auto", **options), x) == f"{taken}, fused norms and MLP"
+    assert chosen(block("triton", **options), x) == "triton, fused norms and MLP"
 
 
 def test_sdpa_by_name_is_the_attention_alone():
