@@ -4,7 +4,7 @@ It needs no Detectron2.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..fused import replay_graphs
 from ..predict.image_predictor import ImageLike, ImagePredictor
 from ..weights import load_weights
-from ..weights.sources import Source, read_source
+from ..weights.sources import Checkpoint, Source, read_source
 from .description import ENTRY, Description
 from .recognizer import Recognizer
 from .released import describe_weights
@@ -83,6 +83,14 @@ def read_recognizer(
             f"network, {report.initialised[0]} among them"
         )
     return model.eval(), description
+
+
+def kind_of(checkpoint: Checkpoint) -> str:
+    """What the classifier of a checkpoint is of, ``image`` or ``video``, before it is checked."""
+    description = checkpoint.others.get(ENTRY)
+    if isinstance(description, Mapping):
+        return "video" if description.get("constructor") == "video" else "image"
+    return "video" if checkpoint.is_of_clips else "image"
 
 
 def most_likely(probabilities: Tensor, classes: Sequence[str], top: int) -> list[list[Likely]]:
