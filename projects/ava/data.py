@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSamp
 from mvitv2_det.errors import UserError
 from mvitv2_det.predict.inputs import VIDEO_ENDINGS
 from mvitv2_det.recognition.description import ClipInput
-from mvitv2_det.video import Video, open_video
-from mvitv2_det.video.clips import as_clip, normalise, resize_short_side
-from mvitv2_det.video.sampling import TIME_BASE
+from mvitv2_det.video import open_video
+from mvitv2_det.video.clips import normalise
+from mvitv2_det.video.key_frames import VIEWS, at_view, cropped, inside, key_frame_clip, resized
 from projects.common.runs import EpochLoader, describe, set_schedule, trained_description
 
 from .annotations import (
@@ -36,8 +36,6 @@ from .annotations import (
 )
 
 logger = logging.getLogger(__name__)
-
-VIEWS = ("center", "full")
 
 
 class Sample(NamedTuple):
@@ -152,38 +150,6 @@ def find_videos(dataset: Mapping[str, Any], keys: Persons) -> dict[str, Path]:
     return found
 
 
-def key_frame_clip(video: Video, seconds: float, input: ClipInput) -> np.ndarray:
-    """(T,) numbers of the frames of a T × τ clip, of which a time is the middle.
-
-    As in PySlowFast, the key frame is the first of the second half, and the first and the last
-    frame stand for what is beyond the ends.
-    """
-    steps = np.arange(input.frames) - input.frames // 2
-    return video.indices_at(seconds + steps * (input.rate / TIME_BASE))
-
-
-def at_view(
-    frames: np.ndarray, boxes: np.ndarray, input: ClipInput, view: str
-) -> tuple[Tensor, Tensor]:
-    """What a test makes of a clip (appendix A.2), with the short side resized to ``input.size``.
-
-    Args:
-        frames: (T, H, W, 3) RGB, uint8.
-        boxes: (N, 4) in shares of width and height.
-        input: the preprocessing.
-        view: ``center`` takes the square in the centre, ``full`` all of it.
-
-    Returns:
-        (3, T, H', W') and (N, 4) in its pixels, cut off at its edges.
-    """
-    clip, placed = _resized(frames, boxes, input.size, input.interpolation)
-    if view == "center":
-        # Rounded up, as in PySlowFast.
-        corner = [-(-(side - input.size) // 2) for side in clip.shape[-2:]]
-        clip, placed = _cropped(clip, placed, corner, input.size)
-    return normalise(clip, input.mean, input.std), _inside(placed, clip)
-
-
 class Augmentation:
     """A random square of a clip of random size, mirrored or not, as in PySlowFast.
 
@@ -210,39 +176,16 @@ class Augmentation:
         """Frames (T, H, W, 3) and boxes (N, 4), as :func:`at_view` takes and returns them."""
         least, most = self.short_side
         short = round(1 / random.uniform(1 / most, 1 / least))
-        clip, placed = _resized(frames, boxes, short, self.input.interpolation)
+        clip, placed = resized(frames, boxes, short, self.input.interpolation)
         corner = [random.randint(0, side - self.input.size) for side in clip.shape[-2:]]
-        clip, placed = _cropped(clip, placed, corner, self.input.size)
+        clip, placed = cropped(clip, placed, corner, self.input.size)
         if random.random() < self.hflip:
             clip = clip.flip(-1)
             # PySlowFast's pixels end at width - 1.
             left, top, right, bottom = placed.unbind(1)
             last = clip.shape[-1] - 1
             placed = torch.stack((last - right, top, last - left, bottom), dim=1)
-        return normalise(clip, self.input.mean, self.input.std), _inside(placed, clip)
-
-
-def _resized(
-    frames: np.ndarray, boxes: np.ndarray, short: int, interpolation: str
-) -> tuple[Tensor, Tensor]:
-    clip = resize_short_side(as_clip(frames), short, interpolation)
-    height, width = clip.shape[-2:]
-    return clip, torch.from_numpy(boxes * [width, height, width, height]).float()
-
-
-def _cropped(
-    clip: Tensor, boxes: Tensor, corner: Sequence[int], side: int
-) -> tuple[Tensor, Tensor]:
-    top, left = corner
-    moved = boxes - torch.tensor([left, top, left, top])
-    return clip[..., top : top + side, left : left + side], moved
-
-
-def _inside(boxes: Tensor, clip: Tensor) -> Tensor:
-    """Boxes cut off at a clip's last pixels; of persons beyond, a line or a point is left."""
-    height, width = clip.shape[-2:]
-    most = torch.tensor([width - 1, height - 1, width - 1, height - 1])
-    return torch.minimum(boxes.clamp(min=0), most)
+        return normalise(clip, self.input.mean, self.input.std), inside(placed, clip)
 
 
 class KeyFrameClips(Dataset):

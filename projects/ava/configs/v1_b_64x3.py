@@ -24,6 +24,5 @@ from .common.mvitv1 import MVITV1
 input.update(frames=64, rate=3)
 model.update(
     variant=L(Variant)(embed_dim=96, blocks=(1, 2, 11, 2), num_heads=1, drop_path_rate=0.4),
-    residual_class_token=True,
     **MVITV1,
 )
