@@ -28,6 +28,7 @@ from ..video.clips import (
     uniform_clips,
 )
 from ..video.reading import Video
+from .actions import ActionRecognizer
 from .recognizer import Recognizer
 
 ENTRY = "recognizer"
@@ -191,7 +192,12 @@ class ClipInput(Input):
 
 
 # What a recogniser takes, by the constructor of its network.
-INPUTS: dict[str, type[Input]] = {"image": Input, "video": ClipInput}
+INPUTS: dict[str, type[Input]] = {"image": Input, "video": ClipInput, "actions": ClipInput}
+CONSTRUCTORS: dict[str, Callable[..., Recognizer]] = {
+    "image": Recognizer.image,
+    "video": Recognizer.video,
+    "actions": ActionRecognizer.video,
+}
 
 
 @dataclass(frozen=True)
@@ -199,7 +205,8 @@ class Description:
     """A recogniser without its weights.
 
     Attributes:
-        constructor: ``image`` or ``video``, of :class:`~mvitv2_det.Recognizer`.
+        constructor: one of :data:`CONSTRUCTORS`: ``image`` or ``video`` of
+            :class:`~mvitv2_det.Recognizer`, ``actions`` of persons in clips.
         arguments: of the constructor, plain values; ``variant`` is a name such as ``T``, or the
             fields of a :class:`~mvitv2_det.Variant` as a mapping.
         classes: a name for each output.
@@ -213,7 +220,7 @@ class Description:
 
     def __post_init__(self) -> None:
         if self.constructor not in INPUTS:
-            raise _wrong("constructor", " or ".join(INPUTS), self.constructor)
+            raise _wrong("constructor", " or ".join(CONSTRUCTORS), self.constructor)
         if type(self.input) is not INPUTS[self.constructor]:
             if self.input != Input():
                 raise _wrong("input", f"an input of constructor {self.constructor}", self.input)
@@ -274,8 +281,7 @@ class Description:
                 arguments["variant"] = Variant(**sizes)
             elif variant is not None and variant not in VARIANTS:
                 raise _wrong("variant", f"one of {', '.join(VARIANTS)}, or its sizes", variant)
-            construct: Callable[..., Recognizer] = getattr(Recognizer, self.constructor)
-            return construct(**arguments)
+            return CONSTRUCTORS[self.constructor](**arguments)
         except UserError:
             raise
         except (TypeError, ValueError) as error:
