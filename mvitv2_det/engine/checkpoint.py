@@ -116,7 +116,7 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
     """
 
     def before_train(self) -> None:
-        """Finds the checkpoints of the run until now."""
+        """Finds the checkpoints of the run until now; saves the final one if no step is left."""
         super().before_train()
         files = checkpoint_files(self.checkpointer.save_dir)
         numbered = [f for f in files if _iteration_of_name(f) is not None]
@@ -125,6 +125,11 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
             for file in sorted(numbered, key=lambda f: _iteration_of_name(f) or 0)
             if (_iteration_of_name(file) or 0) < self.trainer.start_iter
         ]
+        if self.trainer.start_iter >= self.trainer.max_iter:
+            # Left after the last step: the final checkpoint may be missing or damaged.
+            self.trainer.iter = self.trainer.start_iter - 1
+            self.checkpointer.save(f"{self.file_prefix}_final", iteration=self.trainer.iter)
+            self.trainer.iter = self.trainer.start_iter
 
     def step(self, iteration: int, **kwargs: Any) -> None:
         """Saves if it is time, and removes what is more than ``max_to_keep``, oldest first."""

@@ -132,6 +132,17 @@ def test_an_evaluation_that_was_left_is_made_up_for(tmp_path):
     assert done == [5, 7]  # the checkpoint of iteration 5 is older than its evaluation
 
 
+def test_a_final_checkpoint_that_is_missing_is_saved_by_resuming(tmp_path):
+    run(tmp_path, VALUES)
+    final = tmp_path / "model_final.pth"
+    before = torch.load(final, weights_only=True)
+    final.unlink()
+    run(tmp_path, VALUES, start=12)
+    after = torch.load(final, weights_only=True)
+    assert after["iteration"] == after["trainer"]["iteration"] == 11
+    assert all(torch.equal(before["model"][k], after["model"][k]) for k in before["model"])
+
+
 def test_later_metrics_are_forgotten(tmp_path):
     file = tmp_path / "metrics.json"
     lines = [json.dumps({"iteration": number, "total_loss": 1.0}) for number in range(5)]
