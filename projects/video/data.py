@@ -180,13 +180,18 @@ class TrainingClips(Dataset):
         # NumPy's state is that of the worker, which each epoch seeds anew.
         rng = np.random.default_rng(np.random.randint(2**31))
         label = self._labels[index]
-        frames = None
+        frames, left = None, list(self._of_class[label])
         while frames is None:
             try:
                 frames = self._read(index, rng)
             except UserError as error:
                 self.failures.add(error)
-                index = int(rng.choice(self._of_class[label]))
+                left.remove(index)
+                if not left:
+                    raise UserError(
+                        f"no video of class {self.samples[index].label!r} can be decoded: {error}"
+                    ) from error
+                index = int(rng.choice(left))
         inputs = torch.stack([self.augmentation(frames) for _ in range(self.repeats)])
         return inputs, torch.full((self.repeats,), label)
 

@@ -145,6 +145,16 @@ def test_a_file_that_does_not_decode_is_named_counted_and_replaced(overrides, cl
     assert re.search(r"darker/1\.mp4.*another video of its class.*\(1 of at most 2\)", log)
 
 
+def test_a_class_without_a_video_that_decodes(clips):
+    spoil(clips, 0, 1)
+    samples = [Sample(clips / "train" / "darker" / f"{n}.mp4", "darker") for n in range(2)]
+    augmentation = ClipAugmentation(ClipInput(size=32, crop=1.0, frames=4))
+    node = {"backend": "", "fps": 30}
+    data = TrainingClips(samples, ["darker"], node, augmentation, 1, Failures(9))
+    with pytest.raises(UserError, match="no video of class 'darker' can be decoded"):
+        data[0]
+
+
 def test_too_many_files_that_do_not_decode_end_the_run(overrides, clips, capfd):
     spoil(clips, 0, 1, 2)
     assert call(*overrides, "dataset.most_failures=1", "dataloader.train.num_workers=1") == 2
