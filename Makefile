@@ -44,7 +44,7 @@ lock: setup
 
 demo: setup
 	$(RUN) tools/make_digits.py --output datasets/digits
-	$(RUN) train_net.py --config-file configs/demo.py
+	$(RUN) train_net.py --config-file configs/demo.py --resume
 	$(RUN) -m mvitv2_det draw output/demo
 
 test: setup

@@ -11,19 +11,24 @@ from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from PIL import Image
 from recognition.networks import NARROW
-from scripts import ROOT
+from scripts import ROOT, load_script
 from sklearn.datasets import load_digits
+from small_detector import save_detector
 from torch import nn
 
 from mvitv2_det import UserError, Variant
 from mvitv2_det.config import load_config
 from mvitv2_det.engine import evaluate_checkpoint, train
+from mvitv2_det.predict.classes import known_classes
+from mvitv2_det.recognition.action_finder import ActionFinder
 from mvitv2_det.recognition.actions import ActionRecognizer
 from mvitv2_det.recognition.description import ClipInput, Description
 from mvitv2_det.video import open_video
 from mvitv2_det.video.key_frames import VIEWS, at_view, key_frame_clip
+from mvitv2_det.video.writing import write_video
+from mvitv2_det.visualize.persons import draw_persons
 from mvitv2_det.weights.files import read_checkpoint
-from projects.ava.annotations import read_truths
+from projects.ava.annotations import KeyFrame, read_truths
 from projects.ava.data import Augmentation, Sample, prepare_datasets, read_split
 from projects.ava.evaluation import ActionEvaluator
 from projects.ava.task import Actions
@@ -33,6 +38,7 @@ CONFIGS = ROOT / "projects" / "ava" / "configs"
 NAMES = sorted(file.stem for file in CONFIGS.glob("*.py"))
 ACTIONS = ("left", "right", "zero", "one")
 SIDE, DIGIT, FRAMES, FPS = 64, 24, 8, 4
+predict = load_script("projects/ava/predict.py")
 
 pytestmark = pytest.mark.usefixtures("fresh_loggers")
 
@@ -41,7 +47,7 @@ def config(name):
     return load_config(str(CONFIGS / f"{name}.py"))
 
 
-def write_video(folder, digits, rng):
+def write_digits(folder, digits, rng):
     """Frames of two digits that move; returns box and actions of each at the key frame, 1 s."""
     frames = np.zeros((FRAMES, SIDE, SIDE), np.uint8)
     persons = []
@@ -71,7 +77,7 @@ def digits_folder(tmp_path_factory):
         lines, persons = [], []
         for index in range(count):
             name = f"{split}{index:03d}"
-            found = write_video(folder / "videos" / name, digits, rng)
+            found = write_digits(folder / "videos" / name, digits, rng)
             for number, (box, actions) in enumerate(found):
                 cells = [name, "0001", *(f"{side:.5f}" for side in box)]
                 lines += [[*cells, action, number] for action in actions]
@@ -346,3 +352,58 @@ def test_actions_that_the_network_does_not_have_are_named(digits_folder, tmp_pat
     cfg.dataset.actions = str(short)
     with pytest.raises(UserError, match="has action 4, but there are 1"):
         prepare_datasets(cfg, training=True)
+
+
+@pytest.fixture(scope="module")
+def clip(digits_folder, tmp_path_factory):
+    """A video of validation as a file, losslessly, and the boxes at its key frame in pixels."""
+    folder = digits_folder / "videos" / "val000"
+    path = tmp_path_factory.mktemp("clip") / "val000.mp4"
+    with open_video(folder, fps=FPS) as video:
+        frames = video.frames(range(FRAMES))
+    write_video(path, frames, FPS, codec="libx264rgb", pixel_format="rgb24", options={"crf": "0"})
+    persons = read_truths(digits_folder / "val.csv")[KeyFrame("val000", 1)]
+    return path, np.array([person.box for person in persons]) * SIDE
+
+
+def test_finds_in_a_video_what_evaluation_does(clip, trained):
+    """The same probabilities, to the four digits of the file that evaluation has written."""
+    path, boxes = clip
+    finder = ActionFinder(trained / "model_final.pth", device="cpu")
+    with open_video(path) as video:
+        found = list(
+            predict.find_actions(video, lambda frame: (boxes, np.ones(len(boxes))), finder, every=2)
+        )
+    assert [each.seconds for each in found] == [1.0]
+    text = (trained / "inference" / "detections.csv").read_text()
+    rows = [row for row in csv.reader(text.splitlines()) if row[0] == "val000"]
+    expected = np.array([float(row[7]) for row in rows]).reshape(2, 4)
+    np.testing.assert_allclose(found[0].probabilities, expected, atol=1e-3)
+
+
+def test_one_command_draws_a_video(clip, trained, tmp_path, capsys):
+    """With a detector of random weights, which finds persons anywhere."""
+    path, _ = clip
+    detector = save_detector(tmp_path)
+    options = [str(path), "--output", str(tmp_path / "out"), "--config", detector.config]
+    options += ["--actions", str(trained / "model_final.pth"), "--weights", detector.weights]
+    options += ["--device", "cpu", "--least", "0.2", "--every", "0.5"]
+    assert predict.main(options) == 2
+    assert "the detector has no class 'person' but" in capsys.readouterr().err
+    name = known_classes(detector.cfg, 2).names[0]
+    assert predict.main([*options, "--person", name, "--score", "0.2"]) == 0
+    records = json.loads((tmp_path / "out" / "val000.json").read_text())
+    assert {record["seconds"] for record in records} <= {0.25, 0.75, 1.25, 1.75}
+    assert records and all(set(record["actions"]) <= set(ACTIONS) for record in records)
+    with open_video(tmp_path / "out" / "val000.mp4") as drawn:
+        assert len(drawn) == FRAMES and drawn.size == (SIDE, SIDE)
+    assert predict.main([*options[:5], "--actions", detector.weights, *options[7:]]) == 2
+    assert "it does not describe itself: expected one of projects/ava" in capsys.readouterr().err
+
+
+def test_labels_are_on_the_person():
+    frame = np.zeros((60, 80, 3), np.uint8)
+    picture = draw_persons(frame, np.array([[20.0, 10, 50, 50]]), [["walk 0.90"]])
+    assert not frame.any() and picture.shape == frame.shape
+    rows, columns = np.nonzero(picture.any(-1))
+    assert rows.min() == 10 and rows.max() == 50 and columns.min() == 20
