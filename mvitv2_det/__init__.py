@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from .config import get_config
     from .detection import MViTFPN, ResampledPyramid, add_mvitv2_config
     from .errors import UserError
-    from .fused import compile_blocks, explain
+    from .fused import compile_blocks, explain, replay_graphs
     from .predict import Predictor
     from .recognition.classifier import Classifier
+    from .recognition.clip_classifier import ClipClassifier
     from .recognition.recognizer import Recognizer
     from .variants import VARIANTS, Variant
     from .weights import convert_weights, load_weights
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "VARIANTS",
     "Classifier",
+    "ClipClassifier",
     "MViT",
     "MViTFPN",
     "Predictor",
@@ -45,11 +47,13 @@ __all__ = [
     "explain",
     "get_config",
     "load_weights",
+    "replay_graphs",
 ]
 
 _MODULES = {
     "VARIANTS": "variants",
     "Classifier": "recognition.classifier",
+    "ClipClassifier": "recognition.clip_classifier",
     "MViT": "backbone.mvit",
     "MViTFPN": "detection",
     "Predictor": "predict",
@@ -60,6 +64,7 @@ _MODULES = {
     "ViT": "backbone.vit",
     "add_mvitv2_config": "detection",
     "compile_blocks": "fused",
+    "replay_graphs": "fused",
     "convert_weights": "weights",
     "explain": "fused",
     "get_config": "config",

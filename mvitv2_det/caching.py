@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_CACHES: list[dict[tuple[Any, ...], Tensor]] = []
 _SIZES = 256  # kept per function; images of a training set come in a few hundred sizes
 
 
@@ -17,6 +18,7 @@ def cached_per_device(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
     made in compilation, in tracing or with fake tensors is not kept: it is a part of a graph.
     """
     made: dict[tuple[Any, ...], Tensor] = {}
+    _CACHES.append(made)
 
     @functools.wraps(build)
     def get(*sizes: Any, device: torch.device) -> Tensor:
@@ -35,3 +37,8 @@ def cached_per_device(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     get.made = made  # type: ignore[attr-defined]  # functions have no such attribute
     return get
+
+
+def kept_tensors() -> tuple[Tensor, ...]:
+    """All tensors that are kept now, for those who must not lose them when others are made."""
+    return tuple(tensor for made in _CACHES for tensor in made.values())

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, naming_unwritable
+from .entry import add_trust_argument
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE",
         help="compare on this image instead of noise; may be repeated",
     )
+    add_trust_argument(parser)
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the config"
     )
@@ -99,7 +101,7 @@ def _read_by_config(args: argparse.Namespace) -> dict[str, Any]:
     from ..trained import read_config, read_trained
 
     part = "backbone." if args.part == "backbone" else ""
-    model = read_trained(read_config(args.config, args.opts), args.weights, part=part)
+    model = read_trained(read_config(args.config, args.opts, args.trust), args.weights, part=part)
     size = tuple(args.image_size or (512, 640))
     images = _read_images(args, size, getattr(model, "input_format", None) or "RGB")
     return {"model": model, "image_size": size, "check_images": images}

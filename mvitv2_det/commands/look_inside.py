@@ -23,6 +23,7 @@ import logging
 from pathlib import Path
 
 from ..errors import UserError, naming_unwritable
+from .entry import add_trust_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--block", nargs="+", type=int, help="from 0 on (default: all global blocks)"
     )
     parser.add_argument("--output", required=True, type=Path, help="folder, made if missing")
+    add_trust_argument(parser)
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the config"
     )
@@ -84,5 +86,6 @@ def _look_inside_backbone(args: argparse.Namespace, position: tuple[int, int] | 
         config=args.config,
         weights=args.weights,
         overrides=args.opts,
+        trust=args.trust,
         blocks=args.block,
     )

@@ -21,7 +21,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from .entry import exit_status
+from .entry import add_trust_argument, exit_status
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,8 +54,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fp16 and bf16 are by autocast (default: fp32)",
     )
     parser.add_argument(
+        "--cuda-graphs",
+        action="store_true",
+        help="replay the backbone as CUDA graphs, one for each size of images: faster where "
+        "images are few at a time and of few sizes",
+    )
+    parser.add_argument(
         "--no-overlays", action="store_true", help="write the json files alone, which is faster"
     )
+    add_trust_argument(parser)
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the config"
     )
@@ -74,10 +81,12 @@ def run(args: argparse.Namespace) -> int:
         config=args.config,
         weights=args.weights,
         overrides=args.opts,
+        trust=args.trust,
         device=args.device,
         precision=args.precision,
         score_threshold=args.score_threshold,
         batch_size=args.batch_size,
+        cuda_graphs=args.cuda_graphs,
     )
     return exit_status(process, args.output)
 

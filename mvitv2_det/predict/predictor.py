@@ -1,7 +1,7 @@
 """Finding instances in images, as evaluation does, with a LazyConfig and its weights."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from ..config import apply_overrides
 from ..errors import UserError
+from ..fused import replay_graphs
 from ..trained import read_config, read_trained
 from .classes import known_classes, own_classes
 from .image_predictor import CHANNEL_ORDERS, ImageLike, ImagePredictor
@@ -39,11 +40,13 @@ class Predictor(ImagePredictor[dict[str, Any], Instances]):
         weights: str | Path,
         *,
         overrides: Sequence[str] = (),
+        trust: Collection[str] = (),
         device: str | None = None,
         precision: str = "fp32",
         score_threshold: float | None = None,
         batch_size: int = 8,
         channel_order: str = "RGB",
+        cuda_graphs: bool = False,
     ) -> None:
         """
         Args:
@@ -51,27 +54,36 @@ class Predictor(ImagePredictor[dict[str, Any], Instances]):
                 :func:`mvitv2_det.get_config` knows; or a config, which is left as it is.
             weights: of a whole detector; see :func:`mvitv2_det.load_weights`.
             overrides: of the config, ``key=value``.
+            trust: functions and classes that a YAML config may call beside those that it may by
+                itself (:mod:`mvitv2_det.allowed_names`).
             device: such as ``cpu`` or ``cuda:1``; by default a GPU if there is one.
             precision: ``fp32``, or ``fp16`` or ``bf16`` by autocast.
             score_threshold: instances must score higher, in [0, 1]; by default the config's.
             batch_size: images that go through the model together, at most.
             channel_order: order of colours in arrays: ``RGB``, or ``BGR`` as ``cv2.imread`` gives.
+            cuda_graphs: replay the backbone as CUDA graphs; see :func:`mvitv2_det.replay_graphs`.
 
         Raises:
             UserError: an argument is wrong, the device is not there, or the weights are not those
                 of the config's model.
         """
         super().__init__(
-            device=device, precision=precision, batch_size=batch_size, channel_order=channel_order
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            channel_order=channel_order,
+            cuda_graphs=cuda_graphs,
         )
         if score_threshold is not None and not 0 <= score_threshold <= 1:
             raise UserError(f"the score threshold must be in [0, 1], got {score_threshold:g}")
-        cfg = _read_config(config, overrides)
+        cfg = _read_config(config, overrides, trust)
         classes = own_classes(cfg)
         if classes and OmegaConf.select(cfg, "model.roi_heads.num_classes") is not None:
             cfg.model.roi_heads.num_classes = len(classes.names)
         self._resize, self._channels = _read_mapper(cfg)
         self.model = read_trained(cfg, str(weights), device=str(self.device))
+        if cuda_graphs:
+            replay_graphs(self.model.get_submodule("backbone"))
         count = _box_predictors(self.model)[0].num_classes
         self.classes = classes or known_classes(cfg, count)
         if score_threshold is not None:
@@ -146,11 +158,13 @@ def _box_predictors(model: nn.Module) -> list[Any]:
     return predictors
 
 
-def _read_config(config: str | Path | DictConfig, overrides: Sequence[str]) -> DictConfig:
+def _read_config(
+    config: str | Path | DictConfig, overrides: Sequence[str], trust: Collection[str]
+) -> DictConfig:
     if isinstance(config, DictConfig):
         cfg = apply_overrides(copy.deepcopy(config), list(overrides))
     else:
-        cfg = read_config(str(config), overrides)
+        cfg = read_config(str(config), overrides, trust)
     for key in ("model", "train", "dataloader.test.mapper"):
         if OmegaConf.select(cfg, key) is None:
             raise UserError(f"the config has no {key!r}: expected a LazyConfig like those here")

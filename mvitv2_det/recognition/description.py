@@ -28,9 +28,11 @@ from ..video.clips import (
     uniform_clips,
 )
 from ..video.reading import Video
+from .actions import ActionRecognizer
 from .recognizer import Recognizer
 
 ENTRY = "recognizer"
+_READ = 16  # frames
 CLIP_INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 # How an image becomes a square, in timm's words: what is cut off is beyond the centre, or nothing.
 CROP_MODES = {"centre": "center", "squash": "squash"}
@@ -159,12 +161,18 @@ class ClipInput(Input):
         return self._transform
 
     def _transform(self, frames: np.ndarray) -> Tensor:
+        return self.views_of(self.shrink(frames))
+
+    def shrink(self, frames: np.ndarray) -> Tensor:
+        """Resizes frames (T, H, W, 3) RGB, uint8, each by itself; returns (T, 3, h, w), uint8."""
         clip = as_clip(frames)
         short = max(self.size, round(self.size / self.crop))
         if self.mode == "squash":
-            clip = resize(clip, [short, short], self.interpolation)
-        else:
-            clip = resize_short_side(clip, short, self.interpolation)
+            return resize(clip, [short, short], self.interpolation)
+        return resize_short_side(clip, short, self.interpolation)
+
+    def views_of(self, clip: Tensor) -> Tensor:
+        """A clip (T, 3, h, w) of :meth:`shrink` to the network's inputs, (crops, 3, T, S, S)."""
         crops = spatial_crops(clip, self.size, self.crops)
         return torch.stack([normalise(crop, self.mean, self.std) for crop in crops])
 
@@ -176,13 +184,20 @@ class ClipInput(Input):
         """
         numbers = self.test_clips(video)
         unique, places = np.unique(numbers, return_inverse=True)
-        frames = video.frames(unique)
-        clips = [frames[each] for each in places.reshape(numbers.shape)]
-        return torch.cat([self._transform(clip) for clip in clips])
+        # Few frames at once are held as large as they are decoded.
+        parts = [unique[start : start + _READ] for start in range(0, len(unique), _READ)]
+        frames = torch.cat([self.shrink(video.frames(part)) for part in parts])
+        clips = [frames[each] for each in torch.from_numpy(places.reshape(numbers.shape))]
+        return torch.cat([self.views_of(clip) for clip in clips])
 
 
 # What a recogniser takes, by the constructor of its network.
-INPUTS: dict[str, type[Input]] = {"image": Input, "video": ClipInput}
+INPUTS: dict[str, type[Input]] = {"image": Input, "video": ClipInput, "actions": ClipInput}
+CONSTRUCTORS: dict[str, Callable[..., Recognizer]] = {
+    "image": Recognizer.image,
+    "video": Recognizer.video,
+    "actions": ActionRecognizer.video,
+}
 
 
 @dataclass(frozen=True)
@@ -190,7 +205,8 @@ class Description:
     """A recogniser without its weights.
 
     Attributes:
-        constructor: ``image`` or ``video``, of :class:`~mvitv2_det.Recognizer`.
+        constructor: one of :data:`CONSTRUCTORS`: ``image`` or ``video`` of
+            :class:`~mvitv2_det.Recognizer`, ``actions`` of persons in clips.
         arguments: of the constructor, plain values; ``variant`` is a name such as ``T``, or the
             fields of a :class:`~mvitv2_det.Variant` as a mapping.
         classes: a name for each output.
@@ -204,7 +220,7 @@ class Description:
 
     def __post_init__(self) -> None:
         if self.constructor not in INPUTS:
-            raise _wrong("constructor", " or ".join(INPUTS), self.constructor)
+            raise _wrong("constructor", " or ".join(CONSTRUCTORS), self.constructor)
         if type(self.input) is not INPUTS[self.constructor]:
             if self.input != Input():
                 raise _wrong("input", f"an input of constructor {self.constructor}", self.input)
@@ -265,8 +281,7 @@ class Description:
                 arguments["variant"] = Variant(**sizes)
             elif variant is not None and variant not in VARIANTS:
                 raise _wrong("variant", f"one of {', '.join(VARIANTS)}, or its sizes", variant)
-            construct: Callable[..., Recognizer] = getattr(Recognizer, self.constructor)
-            return construct(**arguments)
+            return CONSTRUCTORS[self.constructor](**arguments)
         except UserError:
             raise
         except (TypeError, ValueError) as error:

@@ -334,15 +334,30 @@ class Recognizer(Trunk):
         Raises:
             ValueError: ``images`` has another number of dimensions or channels.
         """
-        x, token = self.embed(images)
-        for index in range(len(self.blocks)):
-            x, token = self.run_block(index, x, token)
+        x, token = self.run_blocks(images)
         x = x.flatten(1, -2)
         if token is None:
             return self.head(self.norm(x).mean(dim=1))
         # All tokens are normalised, as in the reference: parameters that move the map alone then
         # have gradients, zeros, which training on several processes waits for.
         return self.head(self.norm(torch.cat((token, x), dim=1))[:, 0])
+
+    def run_blocks(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The last map, before the last norm.
+
+        Args:
+            images: as for :meth:`forward`.
+
+        Returns:
+            (B, *axes, C), and the class token (B, 1, C) or None.
+
+        Raises:
+            ValueError: as :meth:`forward`.
+        """
+        x, token = self.embed(images)
+        for index in range(len(self.blocks)):
+            x, token = self.run_block(index, x, token)
+        return x, token
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """The layers of parameters by their names, from input to output, as timm asks for them.

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
+from mvitv2_det import replay_graphs
 from projects.backbone_benchmark import networks
 from projects.backbone_benchmark.networks import STEPS, Setting
 from projects.backbone_benchmark.tables import (
@@ -153,6 +154,10 @@ def _candidates(setting: Setting, options: Options) -> Iterator[Candidate]:
     for backend in options.backends:
         name = OURS if backend == "auto" else f"{OURS}, {backend}"
         yield Candidate(name, REFERENCE, networks.our_network(setting, reference, backend))
+    if setting.device == "cuda":
+        replayed = networks.our_network(setting, reference, options.backends[0])
+        replay_graphs(replayed)
+        yield Candidate(f"{OURS}, CUDA graphs", REFERENCE, replayed, trains=False)
     if options.compiled:
         # Blocks, modes and hooks reach the default limit, beyond which nothing is compiled.
         torch._dynamo.config.recompile_limit = 256

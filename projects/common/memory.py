@@ -134,18 +134,16 @@ def saved_for_backward(forward: Callable[[], Any], exclude: Iterable[Tensor] = (
     saved = {}
 
     def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
         # References prevent that the address of a freed storage is used again.
-        saved[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
+        saved[storage.data_ptr()] = storage
+        # An operation that saves its own output would keep itself alive by it for ever.
+        return tensor.detach()
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         result = forward()
     del result
-    return sum(
-        tensor.untyped_storage().nbytes()
-        for address, tensor in saved.items()
-        if address not in excluded
-    )
+    return sum(s.nbytes() for address, s in saved.items() if address not in excluded)
 
 
 def _bytes_of(tensors: Iterable[Tensor]) -> int:

@@ -106,7 +106,7 @@ def describe(cfg: DictConfig, constructor: str) -> Description:
 def check_pairs(cfg: DictConfig, processes: int) -> None:
     """Refuses batches that mixup cannot pair, which each process does with its share."""
     batch = cfg.dataloader.train.total_batch_size
-    if cfg.task.mixup and batch // processes % 2:
+    if cfg.task.get("mixup") and batch // processes % 2:
         each = f" in each of {processes} processes" if processes > 1 else ""
         raise UserError(
             f"dataloader.train.total_batch_size must be even{each}, as mixup takes pairs, got "

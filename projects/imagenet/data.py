@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from timm.data import create_loader
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
+from mvitv2_det.data.loader import BatchOrder, TrainLoader
 from mvitv2_det.errors import UserError
 from mvitv2_det.recognition.description import Input
 from projects.common.augment import mend_posterize
@@ -112,8 +113,10 @@ def train_loader(
     *,
     total_batch_size: int,
     num_workers: int,
-) -> EpochLoader:
+) -> TrainLoader | EpochLoader:
     """Makes the training loader, of (B, 3, H, W) images and (B,) labels for each process.
+
+    It can start anywhere in a run, unless the data are a stream.
 
     Args:
         dataset: the config's node ``dataset``.
@@ -146,7 +149,17 @@ def train_loader(
     )
     for step in loader.dataset.transform.transforms:
         mend_posterize(getattr(step, "ops", ()))
-    return EpochLoader(loader)
+    if isinstance(loader.dataset, IterableDataset):
+        return EpochLoader(loader)
+    if augmentation.get("num_aug_repeats"):
+        raise UserError("augmentation.num_aug_repeats must be 0: the order has no repetitions")
+    return TrainLoader(
+        loader.dataset,
+        BatchOrder(len(loader.dataset), total_batch_size),
+        collate=default_collate,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
 
 
 def test_loader(

@@ -56,13 +56,24 @@ class OnGpu(torch.Tensor):
     device = torch.device("cuda", 0)
 
 
-def test_kernels_that_no_gpu_has_run_are_not_taken_unasked(monkeypatch):
-    x = X.as_subclass(OnGpu)
-    monkeypatch.setattr(
-        "mvitv2_det.fused.triton.available.why_unavailable", lambda device, dtype: None
-    )
-    assert chosen(block("auto"), x) == "sdpa, fused norms and MLP"
-    assert chosen(block("triton"), x) == "triton, fused norms and MLP"
+@pytest.mark.parametrize(
+    ("capability", "dtype", "channels", "taken"),
+    [
+        ((9, 0), torch.bfloat16, 96, "triton"),
+        ((8, 0), torch.bfloat16, 96, "sdpa"),
+        ((9, 0), torch.float32, 96, "sdpa"),
+        ((9, 0), torch.bfloat16, 8, "sdpa"),
+    ],
+)
+def test_kernels_are_taken_unasked_where_they_were_measured(
+    monkeypatch, capability, dtype, channels, taken
+):
+    monkeypatch.setattr("mvitv2_det.fused.triton.available.why_unavailable", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    options = {"dim": 8, "dim_out": channels, "num_heads": 1}
+    x = torch.randn(1, 6, 5, 8, dtype=dtype).as_subclass(OnGpu)
+    assert chosen(block("auto", **options), x) == f"{taken}, fused norms and MLP"
+    assert chosen(block("triton", **options), x) == "triton, fused norms and MLP"
 
 
 def test_sdpa_by_name_is_the_attention_alone():
@@ -99,7 +110,7 @@ def test_the_reference_by_name_is_the_plain_model(monkeypatch):
         (
             "tiled",
             lambda module: (setattr(module.attn, "pool_v", nn.MaxPool2d(3)), (module, X))[1],
-            "attn.pool_v must be a plain Conv2d, got MaxPool2d",
+            "attn.pool_v must be a plain Conv2d or Conv3d, got MaxPool2d",
         ),
         (
             "tiled",
@@ -145,24 +156,18 @@ def test_a_named_backend_says_why_it_cannot_run(backend, change, words):
     ],
     ids=["clip", "class token"],
 )
-def test_clips_and_class_tokens_are_the_plain_models(options, inputs, words, monkeypatch):
-    """Each faster way says why it is not taken; the outputs are the plain model's, bit for bit."""
-    module = block("auto", **options)
-    assert module.choose(*inputs).is_plain
-    assert module.choose(*inputs).passed_over == (
-        ("tiled", words_of(words)),
-        ("sdpa", words_of(words)),
-    )
-    torch.testing.assert_close(module(*inputs), block(None, **options)(*inputs), rtol=0, atol=0)
-    for backend in ("tiled", "sdpa", "triton"):
-        accelerate(module, backend)
-        with pytest.raises(ValueError, match=f"'{backend}' cannot run here: {words}"):
-            module(*inputs)
+def test_what_takes_no_clips_and_class_tokens_says_so(options, inputs, words, monkeypatch):
+    """The Triton kernels and compiled code; other ways are tested in test_clips.py."""
+    monkeypatch.setattr("mvitv2_det.fused.triton.available.why_unavailable", lambda *_: None)
+    module = block("triton", **options)
+    with pytest.raises(ValueError, match=f"'triton' cannot run here: {words}"):
+        module(*inputs)
     accelerate(module, "auto")
     monkeypatch.setattr(compiling, "OLDEST_TORCH", Version("2"))  # nothing will be compiled
     compile_blocks(module, backend="eager")
-    assert module.choose(*inputs).is_plain
-    assert module.choose(*inputs).passed_over[0] == ("compiled", words_of(words))
+    choice = module.choose(*inputs)
+    assert choice.attention == "tiled" and not choice.compiled
+    assert choice.passed_over == (("compiled", words_of(words)),)
 
 
 def words_of(beginning: str) -> str:

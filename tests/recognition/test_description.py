@@ -71,7 +71,10 @@ WRONG = {
     "no mapping": (lambda d: [], "must be a mapping, got a list"),
     "missing": (lambda d: d.pop("classes") and d, "has no classes"),
     "unknown": (lambda d: d | {"heads": 1}, "has heads, which is not known"),
-    "constructor": (lambda d: d | {"constructor": "__init__"}, "image or video, got __init__"),
+    "constructor": (
+        lambda d: d | {"constructor": "__init__"},
+        "or actions, got __init__",
+    ),
     "classes": (lambda d: d | {"classes": "ant"}, "a list of names"),
     "class name": (lambda d: d | {"classes": ["ant", 1]}, "a list of names"),
     "count": (lambda d: d | {"classes": ["ant"]}, "as many names as the 2 outputs, got 1"),

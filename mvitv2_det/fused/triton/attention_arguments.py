@@ -19,7 +19,12 @@ MAX_KEYS_ALONG = 256  # rows and columns of a window: their logits are in shared
 
 
 class Windows(NamedTuple):
-    """Sizes of the maps of queries and keys, and of the windows over them."""
+    """Sizes of the maps of queries and keys, and of the windows over them.
+
+    They differ from image to image. Triton compiles a kernel anew for some values of integers, also
+    where ``do_not_specialize`` names the tuple that they lie in. Kernels therefore take them one by
+    one, and make the tuple again.
+    """
 
     height: int
     width: int
@@ -30,24 +35,25 @@ class Windows(NamedTuple):
     key_rows: int
     key_columns: int
     across: int  # windows side by side
+    heads: int
+    second: int  # first column of the logits of columns of keys
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor, shape: AttentionShape) -> "Windows":
         """The windows of ``shape`` over (B, Hq, Wq, C) queries and (B, Hk, Wk, C) keys."""
         across = triton.cdiv(q.shape[2], shape.window_q[1])
-        return cls(*q.shape[1:3], *shape.window_q, *k.shape[1:3], *shape.window_kv, across)
+        sides = *q.shape[1:3], *shape.window_q, *k.shape[1:3], *shape.window_kv
+        return cls(*sides, across, shape.heads, term_columns(shape.window_kv)[1])
 
 
 class AttentionConstants(NamedTuple):
     """Constants that the attention kernels are compiled for, apart from the sizes of blocks."""
 
-    heads: int
     scale: float
     channels: int  # of a head
     first: int  # size of the first tile of channels
     rest: int  # size of the second tile of channels, 0 for none
     terms: int  # columns of the position logits, 0 for none
-    second: int  # first column of the logits of columns of keys
     residual: bool
     masked: bool  # whether padded keys are hidden
     accumulator: tl.dtype
@@ -58,9 +64,9 @@ class AttentionConstants(NamedTuple):
         """The constants of an attention on (B, Hq, Wq, C) queries."""
         channels = q.shape[-1] // shape.heads
         tiles = channel_tiles(channels)
-        terms = term_columns(shape.window_kv) if has_rel else (0, 0)
+        terms = term_columns(shape.window_kv)[0] if has_rel else 0
         options = shape.residual, shape.mask_padding, accumulator(q), operand(q)
-        return cls(shape.heads, shape.scale, channels, *tiles, *terms, *options)
+        return cls(shape.scale, channels, *tiles, terms, *options)
 
 
 def window_count(q: Tensor, shape: AttentionShape) -> int:

@@ -165,7 +165,7 @@ def _sum_over_keys(
         grad_q,
         grad_logits,
         delta,
-        Windows.of(q, k, shape),
+        *Windows.of(q, k, shape),
         constants,
         blocks.queries,
         blocks.keys,
@@ -204,7 +204,7 @@ def _sum_over_queries(
         delta,
         grads[0],
         grads[1],
-        Windows.of(q, k, shape),
+        *Windows.of(q, k, shape),
         key_tiles,
         triton.cdiv(tiles, splits) * blocks.queries,
         constants,
@@ -233,22 +233,27 @@ def _inner(out, queries, grads, CONST: tl.constexpr):
     return tl.sum(attended * grads.to(CONST.accumulator), 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=Windows._fields)
 def _over_keys_kernel(
-    q, k, v, grad, logits, rel_h, out, lse, grad_q, grad_logits, delta, windows,
+    q, k, v, grad, logits, rel_h, out, lse, grad_q, grad_logits, delta,
+    height, width, rows, columns, keys_height, keys_width,
+    key_rows, key_columns, across, heads, second,
     CONST: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Sums over a window's keys for a block of its queries, of one head and image."""
+    windows = Windows(
+        height, width, rows, columns, keys_height, keys_width, key_rows, key_columns, across,
+        heads, second,
+    )  # fmt: skip
     start, window, plane = tl.program_id(0) * M, tl.program_id(1), tl.program_id(2)
     if start >= query_count(window, windows):
         return
-    image, head = (plane // CONST.heads).to(tl.int64), plane % CONST.heads
+    image, head = (plane // heads).to(tl.int64), plane % heads
     y, x, inside = query_places(window, start, windows, M)
     q_start, g_start = head_start(q, image, head, CONST), head_start(grad, image, head, CONST)
     queries = load_tile(q_start, y, x, q.stride_y, q.stride_x, inside, CONST)
     grads = load_tile(g_start, y, x, grad.stride_y, grad.stride_x, inside, CONST)
-    height, width = windows.height, windows.width
-    pixel: tl.constexpr = CONST.heads * CONST.channels
+    pixel = heads * CONST.channels
     map_start = image * height * width * pixel + head * CONST.channels
     attended = load_tile(out + map_start, y, x, width * pixel, pixel, inside, CONST)
     mean_grad = _mean_grad(attended, queries, grads, CONST)
@@ -267,7 +272,7 @@ def _over_keys_kernel(
         scores = product_over_channels(queries, keys, CONST)
         scores *= CONST.scale
         if CONST.terms > 0:
-            places = one_hot(row, column, CONST)
+            places = one_hot(row, column, second, CONST)
             scores = product(terms, places, scores, CONST.operand)
         if CONST.masked:
             seen = on_map
@@ -310,17 +315,23 @@ def _add_row_logits(
     return grad_queries
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*Windows._fields, "key_tiles", "queries_per_split"])
 def _over_queries_kernel(
-    q, k, v, grad, logits, lse, delta, grad_k, grad_v, windows, key_tiles, queries_per_split,
+    q, k, v, grad, logits, lse, delta, grad_k, grad_v,
+    height, width, rows, columns, keys_height, keys_width,
+    key_rows, key_columns, across, heads, second, key_tiles, queries_per_split,
     CONST: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Sums over a part of a window's queries for a block of its keys, of one head and image.
 
     Tiles lie keys × queries, so that weights are the left operand of products without a transpose.
     """
+    windows = Windows(
+        height, width, rows, columns, keys_height, keys_width, key_rows, key_columns, across,
+        heads, second,
+    )  # fmt: skip
     split, window, plane = tl.program_id(0) // key_tiles, tl.program_id(1), tl.program_id(2)
-    image, head = (plane // CONST.heads).to(tl.int64), plane % CONST.heads
+    image, head = (plane // heads).to(tl.int64), plane % heads
     key = tl.program_id(0) % key_tiles * N
     key_y, key_x, row, column, on_map, _ = key_places(window, key, windows, N)
     # Weights of keys beyond the map are computed too, and not stored.
@@ -328,7 +339,7 @@ def _over_queries_kernel(
     keys = load_tile(k_start, key_y, key_x, k.stride_y, k.stride_x, on_map, CONST)
     values = load_tile(v_start, key_y, key_x, v.stride_y, v.stride_x, on_map, CONST)
     if CONST.terms > 0:
-        places = tl.trans(one_hot(row, column, CONST))
+        places = tl.trans(one_hot(row, column, second, CONST))
     q_start, g_start = head_start(q, image, head, CONST), head_start(grad, image, head, CONST)
     grad_keys, grad_values = zero_tile(N, CONST), zero_tile(N, CONST)
     start = split * queries_per_split
@@ -336,7 +347,7 @@ def _over_queries_kernel(
     for first in range(start, end, M):
         y, x, inside = query_places(window, first, windows, M)
         queries = load_tile(q_start, y, x, q.stride_y, q.stride_x, inside, CONST)
-        tokens = plane.to(tl.int64) * windows.height * windows.width + y * windows.width + x
+        tokens = plane.to(tl.int64) * height * width + y * width + x
         scores = product_over_channels(keys, queries, CONST)
         scores *= CONST.scale
         if CONST.terms > 0:
@@ -354,11 +365,11 @@ def _over_queries_kernel(
         grad_scores = weights * (grad_weights - mean_grad[None, :])
         grad_scores = grad_scores.to(q.start.dtype.element_ty)
         grad_keys = product_over_places(grad_scores, queries, grad_keys, CONST)
-    pixel: tl.constexpr = CONST.heads * CONST.channels
-    images = tl.num_programs(2) // CONST.heads
-    map_start = (split * images + image) * windows.keys_height * windows.keys_width * pixel
+    pixel = heads * CONST.channels
+    images = tl.num_programs(2) // heads
+    map_start = (split * images + image) * keys_height * keys_width * pixel
     map_start += head * CONST.channels
-    across = windows.keys_width * pixel
+    below = keys_width * pixel
     grad_keys = scaled(grad_keys, CONST.scale)
-    store_tile(grad_k + map_start, grad_keys, key_y, key_x, across, pixel, on_map, CONST)
-    store_tile(grad_v + map_start, grad_values, key_y, key_x, across, pixel, on_map, CONST)
+    store_tile(grad_k + map_start, grad_keys, key_y, key_x, below, pixel, on_map, CONST)
+    store_tile(grad_v + map_start, grad_values, key_y, key_x, below, pixel, on_map, CONST)

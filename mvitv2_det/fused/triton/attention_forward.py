@@ -86,7 +86,7 @@ def attention_forward(
         logits,
         out,
         lse,
-        Windows.of(q, k, shape),
+        *Windows.of(q, k, shape),
         constants,
         blocks.queries,
         blocks.keys,
@@ -109,20 +109,24 @@ def forward_blocks(dtype: torch.dtype, channels: int, terms: int) -> Blocks:
     return Blocks(queries=64, keys=64, warps=4, stages=2, registers=registers)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=Windows._fields)
 def _forward_kernel(
-    q, k, v, logits, out, lse, windows,
+    q, k, v, logits, out, lse, height, width, rows, columns, keys_height, keys_width,
+    key_rows, key_columns, across, heads, second,
     CONST: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Attends from a block of a window's queries, of one head and image, to the window's keys."""
+    windows = Windows(
+        height, width, rows, columns, keys_height, keys_width, key_rows, key_columns, across,
+        heads, second,
+    )  # fmt: skip
     start, window, plane = tl.program_id(0) * M, tl.program_id(1), tl.program_id(2)
     if start >= query_count(window, windows):
         return
-    image, head = (plane // CONST.heads).to(tl.int64), plane % CONST.heads
+    image, head = (plane // heads).to(tl.int64), plane % heads
     y, x, inside = query_places(window, start, windows, M)
     q_start = head_start(q, image, head, CONST)
     queries = load_tile(q_start, y, x, q.stride_y, q.stride_x, inside, CONST)
-    height, width = windows.height, windows.width
     tokens = plane.to(tl.int64) * height * width + y * width + x
     if CONST.terms > 0:
         at = tokens[:, None] * CONST.terms + tl.arange(0, CONST.terms)[None, :]
@@ -137,7 +141,7 @@ def _forward_kernel(
         scores = product_over_channels(queries, keys, CONST)
         scores *= CONST.scale
         if CONST.terms > 0:
-            scores = product(terms, one_hot(row, column, CONST), scores, CONST.operand)
+            scores = product(terms, one_hot(row, column, second, CONST), scores, CONST.operand)
         if CONST.masked:
             seen = on_map
         scores = tl.where(seen[None, :], scores, float("-inf"))
@@ -153,7 +157,7 @@ def _forward_kernel(
     attended = attended[0] / total[:, None], attended[1] / total[:, None]
     if CONST.residual:
         attended = added(attended, queries, CONST)
-    pixel: tl.constexpr = CONST.heads * CONST.channels
+    pixel = heads * CONST.channels
     out += image * height * width * pixel + head * CONST.channels
     store_tile(out, attended, y, x, width * pixel, pixel, inside, CONST)
     tl.store(lse + tokens, peak + tl.log2(total), mask=inside)

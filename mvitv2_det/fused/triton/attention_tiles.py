@@ -151,8 +151,8 @@ def product_over_places(weights, tile, acc, CONST: tl.constexpr):
 
 
 @triton.jit
-def one_hot(row, column, CONST: tl.constexpr):
+def one_hot(row, column, second, CONST: tl.constexpr):
     """(T, N) ones where a column of the position logits belongs to a key, one for each axis."""
     terms = tl.arange(0, CONST.terms)[:, None]
-    places = (terms == row[None, :]) | (terms == column[None, :] + CONST.second)
+    places = (terms == row[None, :]) | (terms == column[None, :] + second)
     return places.to(CONST.operand)

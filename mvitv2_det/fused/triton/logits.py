@@ -23,13 +23,18 @@ from .launch import PROCESSORS, Blocks, accumulator, accumulator_dtype, operand,
 
 
 class AxisQueries(NamedTuple):
-    """The queries that share a position along an axis ("along"; "across" is the other axis)."""
+    """The queries that share a position along an axis ("along"; "across" is the other axis).
+
+    Kernels take the numbers one by one: see ``attention_arguments.Windows``. They are compiled for
+    the divisibility of q's strides, which makes accesses of 16 bytes.
+    """
 
     count: int  # at each position; positions that the last window lacks are counted too
     along: int  # size of the map
     across: int
     window: int  # Q_a
     keys: int  # K_a
+    heads: int
     tokens: int  # H·W
     q_b: int  # strides of q
     q_along: int
@@ -49,6 +54,7 @@ class AxisQueries(NamedTuple):
             across=across,
             window=shape.window_q[axis],
             keys=rel.shape[1],
+            heads=shape.heads,
             tokens=along * across,
             q_b=q.stride(0),
             q_along=strides[axis],
@@ -58,27 +64,39 @@ class AxisQueries(NamedTuple):
         )
 
 
+_UNSPECIALISED = [name for name in AxisQueries._fields if not name.startswith("q_")]
+
+
+class AxisColumns(NamedTuple):
+    """The columns of an axis among those of the logits."""
+
+    first: int
+    count: int  # some of which may be zeros
+
+    @classmethod
+    def of(cls, axis: int, shape: AttentionShape) -> "AxisColumns":
+        """The columns of one axis of an attention."""
+        terms, second = term_columns(shape.window_kv)
+        return cls(0, second) if axis == 0 else cls(second, terms - second)
+
+
 class AxisConstants(NamedTuple):
     """Constants that the kernels are compiled for, apart from the size of blocks."""
 
-    heads: int
     channels: int  # of a head
     d: int  # channels of a head, padded
     terms: int  # T
-    first: int  # column of the axis' first logit
-    columns: int  # of the axis, some of which may be zeros
     padded_columns: int
     accumulator: tl.dtype
     operand: tl.dtype
 
     @classmethod
-    def of(cls, q: Tensor, rel: Tensor, axis: int, shape: AttentionShape) -> "AxisConstants":
-        """The constants for one axis of an attention."""
+    def of(cls, q: Tensor, rel: Tensor, shape: AttentionShape) -> "AxisConstants":
+        """The constants of an attention, the same for both axes: fewer kernels to compile."""
         terms, second = term_columns(shape.window_kv)
-        first, end = (0, second) if axis == 0 else (second, terms)
-        channels, columns = rel.shape[2], end - first
-        sizes = shape.heads, channels, padded(channels), terms, first, columns, padded(columns)
-        return cls(*sizes, accumulator(q), operand(q))
+        half = terms // 2
+        channels, columns = rel.shape[2], half if second == half else terms
+        return cls(channels, padded(channels), terms, columns, accumulator(q), operand(q))
 
 
 def term_columns(window_kv: tuple[int, int]) -> tuple[int, int]:
@@ -124,12 +142,19 @@ def logits_forward(q: Tensor, rel_h: Tensor, rel_w: Tensor, shape: AttentionShap
     terms, _ = term_columns(shape.window_kv)
     logits = q.new_empty(len(q), shape.heads, *q.shape[1:3], terms)
     for axis, rel in enumerate((rel_h, rel_w)):
-        queries = AxisQueries.of(q, rel, axis, shape)
-        constants = AxisConstants.of(q, rel, axis, shape)
-        blocks = logits_blocks(q.dtype, constants.columns, backward=False)
+        queries, columns = AxisQueries.of(q, rel, axis, shape), AxisColumns.of(axis, shape)
+        constants = AxisConstants.of(q, rel, shape)
+        blocks = logits_blocks(q.dtype, constants.padded_columns, backward=False)
         grid = (triton.cdiv(queries.count, blocks.queries), rel.shape[0])
         _logits_forward_kernel[grid](
-            q, rel.contiguous(), logits, queries, constants, blocks.queries, **blocks.options
+            q,
+            rel.contiguous(),
+            logits,
+            *queries,
+            *columns,
+            constants,
+            blocks.queries,
+            **blocks.options,
         )
     return logits
 
@@ -151,9 +176,9 @@ def logits_backward(
     """
     grads = []
     for axis, rel in enumerate((rel_h, rel_w)):
-        queries = AxisQueries.of(q, rel, axis, shape)
-        constants = AxisConstants.of(q, rel, axis, shape)
-        blocks = logits_blocks(q.dtype, constants.columns, backward=True)
+        queries, columns = AxisQueries.of(q, rel, axis, shape), AxisColumns.of(axis, shape)
+        constants = AxisConstants.of(q, rel, shape)
+        blocks = logits_blocks(q.dtype, constants.padded_columns, backward=True)
         tiles = triton.cdiv(queries.count, blocks.queries)
         programs = min(tiles, triton.cdiv(2 * PROCESSORS, rel.shape[0]))
         partial = q.new_empty(programs, *rel.shape, dtype=accumulator_dtype(q))
@@ -163,10 +188,11 @@ def logits_backward(
             grad_logits,
             grad_q,
             partial,
-            queries,
+            *queries,
+            *columns,
             triton.cdiv(tiles, programs),
+            axis,
             constants,
-            axis == 1,
             blocks.queries,
             **blocks.options,
         )
@@ -175,15 +201,15 @@ def logits_backward(
 
 
 @triton.jit
-def _places(start, position, queries, CONST: tl.constexpr, BLOCK: tl.constexpr):
-    """Image, places along and across the axis, and head of queries; and whether each exists.
+def _places(start, position, queries, BLOCK: tl.constexpr):
+    """Image, places along and across the axis (y and x), and head of queries; whether each exists.
 
     Heads are counted the fastest: they lie side by side in memory.
     """
     places = start + tl.arange(0, BLOCK)
-    head = places % CONST.heads
-    across = places // CONST.heads % queries.across
-    window = places // CONST.heads // queries.across
+    head = places % queries.heads
+    across = places // queries.heads % queries.across
+    window = places // queries.heads // queries.across
     windows = tl.cdiv(queries.along, queries.window)
     along = window % windows * queries.window + position
     inside = (places < queries.count) & (along < queries.along)
@@ -198,66 +224,71 @@ def _load_rel(rel, position, keys, CONST: tl.constexpr):
     return tl.load(rel + (position * keys + key) * CONST.channels + channel, mask=mask, other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_UNSPECIALISED)
 def _logits_forward_kernel(
-    q, rel, logits, queries, CONST: tl.constexpr, BLOCK: tl.constexpr
+    q, rel, logits, count, along, across, window, keys, heads, tokens, q_b, q_along, q_across,
+    token_along, token_across, first_column, columns, CONST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Logits of a block of the queries at one position."""
+    queries = AxisQueries(
+        count, along, across, window, keys, heads, tokens, q_b, q_along, q_across, token_along,
+        token_across,
+    )  # fmt: skip
     position = tl.program_id(1)
-    image, along, across, head, inside = _places(
-        tl.program_id(0) * BLOCK, position, queries, CONST, BLOCK
-    )
+    image, y, x, head, inside = _places(tl.program_id(0) * BLOCK, position, queries, BLOCK)
     channel, column = tl.arange(0, CONST.d)[None, :], tl.arange(0, CONST.padded_columns)[None, :]
-    at = image * queries.q_b + along * queries.q_along + across * queries.q_across
-    at += head * CONST.channels
+    at = image * q_b + y * q_along + x * q_across + head * CONST.channels
     mask = inside[:, None] & (channel < CONST.channels)
-    x = tl.load(q + at[:, None] + channel, mask=mask, other=0.0)
-    keys = tl.trans(_load_rel(rel, position, queries.keys, CONST))
+    block = tl.load(q + at[:, None] + channel, mask=mask, other=0.0)
+    embeddings = tl.trans(_load_rel(rel, position, keys, CONST))
     empty = zeros(BLOCK, CONST.padded_columns, CONST.accumulator)
-    found = product(x, keys, empty, CONST.operand)
-    token = (image * CONST.heads + head) * queries.tokens
-    token += along * queries.token_along + across * queries.token_across
+    found = product(block, embeddings, empty, CONST.operand)
+    token = (image * heads + head) * tokens + y * token_along + x * token_across
     tl.store(
-        logits + (token * CONST.terms + CONST.first)[:, None] + column,
+        logits + (token * CONST.terms + first_column)[:, None] + column,
         found.to(logits.dtype.element_ty),
-        mask=inside[:, None] & (column < CONST.columns),
+        mask=inside[:, None] & (column < columns),
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*_UNSPECIALISED, "tiles_per_program", "adds"])
 def _logits_backward_kernel(
-    q, rel, grad_logits, grad_q, grad_rel, queries, tiles_per_program,
-    CONST: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr,
+    q, rel, grad_logits, grad_q, grad_rel, count, along, across, window, keys, heads, tokens, q_b,
+    q_along, q_across, token_along, token_across, first_column, columns, tiles_per_program, adds,
+    CONST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program's part of the gradient of R at one position.
 
-    ``ADD``: also adds the gradient of its queries to ``grad_q``.
+    ``adds``: 1 to add the gradient of its queries to ``grad_q`` too, 0 not to.
     """
+    queries = AxisQueries(
+        count, along, across, window, keys, heads, tokens, q_b, q_along, q_across, token_along,
+        token_across,
+    )  # fmt: skip
     program, position = tl.program_id(0), tl.program_id(1)
     channel, column = tl.arange(0, CONST.d)[None, :], tl.arange(0, CONST.padded_columns)[None, :]
-    keys = _load_rel(rel, position, queries.keys, CONST)
+    embeddings = _load_rel(rel, position, keys, CONST)
     total = zeros(CONST.padded_columns, CONST.d, CONST.accumulator)
     for tile in range(program * tiles_per_program, (program + 1) * tiles_per_program):
-        image, along, across, head, inside = _places(tile * BLOCK, position, queries, CONST, BLOCK)
+        image, y, x, head, inside = _places(tile * BLOCK, position, queries, BLOCK)
         mask = inside[:, None] & (channel < CONST.channels)
-        at = image * queries.q_b + along * queries.q_along + across * queries.q_across
-        at += head * CONST.channels
-        x = tl.load(q + at[:, None] + channel, mask=mask, other=0.0)
-        place = along * queries.token_along + across * queries.token_across
-        token = (image * CONST.heads + head) * queries.tokens + place
+        at = image * q_b + y * q_along + x * q_across + head * CONST.channels
+        block = tl.load(q + at[:, None] + channel, mask=mask, other=0.0)
+        place = y * token_along + x * token_across
+        token = (image * heads + head) * tokens + place
         grad = tl.load(
-            grad_logits + (token * CONST.terms + CONST.first)[:, None] + column,
-            mask=inside[:, None] & (column < CONST.columns),
+            grad_logits + (token * CONST.terms + first_column)[:, None] + column,
+            mask=inside[:, None] & (column < columns),
             other=0.0,
         )
-        if ADD:
-            pixel = (image * queries.tokens + place) * CONST.heads + head
+        if adds == 1:
+            pixel = (image * tokens + place) * heads + head
             target = grad_q + pixel[:, None] * CONST.channels + channel
             before = tl.load(target, mask=mask, other=0.0).to(CONST.accumulator)
             empty = zeros(BLOCK, CONST.d, CONST.accumulator)
-            after = before + product(grad, keys, empty, CONST.operand)
+            after = before + product(grad, embeddings, empty, CONST.operand)
             tl.store(target, after.to(grad_q.dtype.element_ty), mask=mask)
-        total = product(tl.trans(grad), x, total, CONST.operand)
+        total = product(tl.trans(grad), block, total, CONST.operand)
     key = tl.arange(0, CONST.padded_columns)[:, None]
-    at = ((program * tl.num_programs(1) + position) * queries.keys + key) * CONST.channels
-    tl.store(grad_rel + at + channel, total, mask=(key < queries.keys) & (channel < CONST.channels))
+    at = ((program * tl.num_programs(1) + position) * keys + key) * CONST.channels
+    tl.store(grad_rel + at + channel, total, mask=(key < keys) & (channel < CONST.channels))

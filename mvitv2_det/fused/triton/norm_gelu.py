@@ -101,7 +101,7 @@ def layer_norm_forward(
     return normed, mean, rstd
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _norm_forward(
     x_ptr, weight_ptr, bias_ptr, normed_ptr, mean_ptr, rstd_ptr, tokens,
     EPS: tl.constexpr, C: tl.constexpr, X_ROW: tl.constexpr, ACC: tl.constexpr,
@@ -169,7 +169,7 @@ def layer_norm_backward(
     return grad_x, grad_weight, totals[1] if has_bias else None
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "tiles"])
 def _norm_backward(
     grad_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, grad_x_ptr, sums_ptr, tokens, tiles,
     C: tl.constexpr, GRAD_ROW: tl.constexpr, X_ROW: tl.constexpr, ACC: tl.constexpr,
@@ -243,29 +243,28 @@ def gelu_backward(
     sums = torch.empty(programs, hidden, dtype=accumulator_dtype(x), device=x.device)
     with _device(x):
         _gelu_backward[(programs, columns)](
-            x, grad, activated, result, sums, tokens, tiles,
-            M=hidden, X_ROW=x.stride(0), GRAD_ROW=grad.stride(0), TANH=approximate == "tanh",
-            ACC=accumulator(x), BLOCK_T=block, BLOCK_M=width, num_warps=warps,
+            x, grad, activated, result, sums, tokens, tiles, hidden, x.stride(0), grad.stride(0),
+            TANH=approximate == "tanh", ACC=accumulator(x), BLOCK_T=block, BLOCK_M=width,
+            num_warps=warps,
         )  # fmt: skip
     return activated, result, sums.sum(0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "tiles"])
 def _gelu_backward(
-    x_ptr, grad_ptr, activated_ptr, result_ptr, sums_ptr, tokens, tiles,
-    M: tl.constexpr, X_ROW: tl.constexpr, GRAD_ROW: tl.constexpr, TANH: tl.constexpr,
-    ACC: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr,
+    x_ptr, grad_ptr, activated_ptr, result_ptr, sums_ptr, tokens, tiles, hidden, x_row, grad_row,
+    TANH: tl.constexpr, ACC: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    real = columns < M
+    real = columns < hidden
     total = tl.zeros((BLOCK_T, BLOCK_M), ACC)
     for tile in range(0, tiles):
         rows = (program * tiles + tile) * BLOCK_T + tl.arange(0, BLOCK_T)
         mask = (rows < tokens)[:, None] & real[None, :]
         offsets = rows.to(tl.int64)[:, None]
-        x = tl.load(x_ptr + offsets * X_ROW + columns[None, :], mask=mask, other=0.0).to(ACC)
-        grad = tl.load(grad_ptr + offsets * GRAD_ROW + columns[None, :], mask=mask, other=0.0)
+        x = tl.load(x_ptr + offsets * x_row + columns[None, :], mask=mask, other=0.0).to(ACC)
+        grad = tl.load(grad_ptr + offsets * grad_row + columns[None, :], mask=mask, other=0.0)
         if TANH:
             # (1 + tanh(u)) / 2 = sigmoid(2u), which loses nothing where tanh is near -1.
             twice = 1.5957691216057308 * (x + 0.044715 * x * x * x)
@@ -277,10 +276,10 @@ def _gelu_backward(
             slope = share + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
         result = grad.to(ACC) * slope
         total += result
-        offsets = offsets * M + columns[None, :]
+        offsets = offsets * hidden + columns[None, :]
         tl.store(activated_ptr + offsets, (x * share).to(activated_ptr.dtype.element_ty), mask=mask)
         tl.store(result_ptr + offsets, result.to(result_ptr.dtype.element_ty), mask=mask)
-    tl.store(sums_ptr + program * M + columns, tl.sum(total, axis=0), mask=real)
+    tl.store(sums_ptr + program * hidden + columns, tl.sum(total, axis=0), mask=real)
 
 
 def _rows(x: Tensor) -> Tensor:

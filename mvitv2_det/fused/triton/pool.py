@@ -223,7 +223,7 @@ def _launch(
     starts = counts[0], counts[0] + counts[1]
     return _Launch(
         sum(counts),
-        PoolSizes(*starts, pooled.heads, *qkv.shape[1:3], heights, widths, pool_strides),
+        PoolSizes(*starts, pooled.heads, *qkv.shape[1:3], *heights, *widths, *pool_strides),
         InputStrides(*qkv.stride()[:3], qkv.shape[3] // 3),
         PoolConstants(
             channels, *kernel, *pooled.padding, pooled.eps, triton.next_power_of_2(channels),
@@ -237,6 +237,6 @@ def _run(kernel: Any, launch: _Launch, qkv: Tensor, *arguments: Any, **constants
     if launch.programs:
         with torch.cuda.device_of(qkv):  # Triton launches on the current device
             kernel[(launch.programs,)](
-                qkv, *arguments, launch.sizes, launch.strides, CONST=launch.constants,
+                qkv, *arguments, *launch.sizes, launch.strides, CONST=launch.constants,
                 num_warps=launch.warps, **constants,
             )  # fmt: skip

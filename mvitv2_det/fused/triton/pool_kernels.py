@@ -17,16 +17,25 @@ import triton.language as tl
 
 
 class PoolSizes(NamedTuple):
-    """Sizes that differ from step to step, for which kernels are not compiled anew."""
+    """Sizes that differ from step to step.
+
+    Kernels take the numbers one by one: see ``attention_arguments.Windows``.
+    """
 
     start_k: int  # the first program of k, and of v
     start_v: int
     heads: int
     height: int  # before pooling
     width: int
-    heights: tuple[int, int, int]  # of pooled q, k and v
-    widths: tuple[int, int, int]
-    pool_strides: tuple[int, int, int]
+    height_q: int  # of pooled q, k and v
+    height_k: int
+    height_v: int
+    width_q: int
+    width_k: int
+    width_v: int
+    stride_q: int
+    stride_k: int
+    stride_v: int
 
 
 class InputStrides(NamedTuple):
@@ -143,13 +152,24 @@ def _input_places(
     return corner, row * stride + top, column * stride + left
 
 
-@triton.jit(do_not_specialize=["sizes"])
-def pool_forward_kernel(qkv, parameters, outputs, sizes, strides, CONST: tl.constexpr):
+@triton.jit(do_not_specialize=PoolSizes._fields)
+def pool_forward_kernel(
+    qkv, parameters, outputs, start_k, start_v, heads, height, width,
+    height_q, height_k, height_v, width_q, width_k, width_v, stride_q, stride_k, stride_v,
+    strides, CONST: tl.constexpr,
+):  # fmt: skip
     """Pooled and normalised q, k and v; a program for each tile of pooled places."""
+    sizes = PoolSizes(
+        start_k, start_v, heads, height, width, height_q, height_k, height_v,
+        width_q, width_k, width_v, stride_q, stride_k, stride_v,
+    )  # fmt: skip
     part, index = _part_of(tl.program_id(0), sizes)
     out = _select(part, outputs)
-    height, width = _select(part, sizes.heights), _select(part, sizes.widths)
-    stride = _select(part, sizes.pool_strides)
+    height, width = (
+        _select(part, (height_q, height_k, height_v)),
+        _select(part, (width_q, width_k, width_v)),
+    )
+    stride = _select(part, (stride_q, stride_k, stride_v))
     head, image, top, left = _tile_start(index, sizes.heads, height, width, CONST)
     row, column = _tile_places(CONST)
     channels = tl.arange(0, CONST.d)
@@ -175,17 +195,26 @@ def pool_forward_kernel(qkv, parameters, outputs, sizes, strides, CONST: tl.cons
     tl.store(out + (at[:, None] + channels[None, :]), x.to(out.dtype.element_ty), mask=valid)
 
 
-@triton.jit(do_not_specialize=["sizes"])
+@triton.jit(do_not_specialize=PoolSizes._fields)
 def pool_backward_kernel(
-    qkv, parameters, grads, grads_convolved, partial, sizes, strides, CONST: tl.constexpr
+    qkv, parameters, grads, grads_convolved, partial, start_k, start_v, heads, height, width,
+    height_q, height_k, height_v, width_q, width_k, width_v, stride_q, stride_k, stride_v,
+    strides, CONST: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the convolutions' outputs, and each program's part of the parameters'.
 
     ``partial`` is (programs, T + 2, d), in the order of ``parameters``.
     """
+    sizes = PoolSizes(
+        start_k, start_v, heads, height, width, height_q, height_k, height_v,
+        width_q, width_k, width_v, stride_q, stride_k, stride_v,
+    )  # fmt: skip
     part, index = _part_of(tl.program_id(0), sizes)
-    height, width = _select(part, sizes.heights), _select(part, sizes.widths)
-    stride = _select(part, sizes.pool_strides)
+    height, width = (
+        _select(part, (height_q, height_k, height_v)),
+        _select(part, (width_q, width_k, width_v)),
+    )
+    stride = _select(part, (stride_q, stride_k, stride_v))
     head, image, top, left = _tile_start(index, sizes.heads, height, width, CONST)
     row, column = _tile_places(CONST)
     channels = tl.arange(0, CONST.d)
@@ -287,7 +316,9 @@ def _grad_of_part(
     STRIDES: tl.constexpr, PART: tl.constexpr, CONST: tl.constexpr,
 ):  # fmt: skip
     """(P, D): the gradients of a tile of a part's places before pooling."""
-    height, width = sizes.heights[PART], sizes.widths[PART]
+    heights = (sizes.height_q, sizes.height_k, sizes.height_v)
+    widths = (sizes.width_q, sizes.width_k, sizes.width_v)
+    height, width = heights[PART], widths[PART]
     STRIDE: tl.constexpr = STRIDES[PART]
     if STRIDE == 0:
         found = _copied(
@@ -302,15 +333,21 @@ def _grad_of_part(
     return found.to(CONST.accumulator)
 
 
-@triton.jit(do_not_specialize=["sizes"])
+@triton.jit(do_not_specialize=PoolSizes._fields)
 def pool_gather_kernel(
-    grad_qkv, parameters, grads_convolved, sizes, strides,
+    grad_qkv, parameters, grads_convolved, start_k, start_v, heads, height, width,
+    height_q, height_k, height_v, width_q, width_k, width_v, stride_q, stride_k, stride_v,
+    strides,
     STRIDES: tl.constexpr, CONST: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the projection; a program for each tile of places before pooling.
 
     ``STRIDES`` are those of q, k and v, 0 where a part is not pooled.
     """
+    sizes = PoolSizes(
+        start_k, start_v, heads, height, width, height_q, height_k, height_v,
+        width_q, width_k, width_v, stride_q, stride_k, stride_v,
+    )  # fmt: skip
     part, index = _part_of(tl.program_id(0), sizes)
     head, image, top, left = _tile_start(index, sizes.heads, sizes.height, sizes.width, CONST)
     row, column = _tile_places(CONST)

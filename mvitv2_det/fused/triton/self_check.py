@@ -19,13 +19,14 @@ from .triton_attention import triton_attention
 # Largest relative error of a tensor in the 2-norm, at least twice that of correct rounding. The
 # interpreter truncates to bfloat16, which takes 3e-2.
 _TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 4e-2, torch.float32: 1e-5, torch.float64: 1e-8}
-_HEADS, _CHANNELS, _SIZE = 2, 96, (6, 5)  # heads of all sizes but H have 96 channels
+_HEADS, _SIZE = 2, (6, 5)
 
 
 @cache
-def fault(device: torch.device, dtype: torch.dtype) -> str | None:
+def fault(device: torch.device, dtype: torch.dtype, channels: int) -> str | None:
     """Says what is wrong with the kernels on a device in a dtype; None where nothing is.
 
+    They are tried with heads of ``channels`` channels, since those for another number are others.
     Takes as long as Triton compiles, seconds; Triton saves what it compiled on disk.
     """
     try:
@@ -38,8 +39,8 @@ def fault(device: torch.device, dtype: torch.dtype) -> str | None:
             torch.manual_seed(0)
             errors = {
                 "LayerNorm and GELU": _norm_gelu_error(device, dtype),
-                "windowed attention": _attention_error(device, dtype, window=4),
-                "global attention": _attention_error(device, dtype, window=None),
+                "windowed attention": _attention_error(device, dtype, channels, window=4),
+                "global attention": _attention_error(device, dtype, channels, window=None),
             }
     except Exception as error:  # whatever a compiler, a driver or a launch raises
         return f"its kernels do not run on {device}: {' '.join(str(error).split())[:200]}"
@@ -68,18 +69,20 @@ def _norm_gelu_error(device: torch.device, dtype: torch.dtype) -> float:
     return _largest_error(found, wanted)
 
 
-def _attention_error(device: torch.device, dtype: torch.dtype, window: int | None) -> float:
+def _attention_error(
+    device: torch.device, dtype: torch.dtype, channels: int, window: int | None
+) -> float:
     """Error of the output and all gradients, against plain operations in float64."""
     window_q = _SIZE if window is None else (window, window)
     window_kv = tuple(-(-side // 2) for side in window_q)
-    shape = AttentionShape(_HEADS, _CHANNELS**-0.5, window_q, window_kv, residual=True)
-    rel = [(q, kv, _CHANNELS) for q, kv in zip(window_q, window_kv, strict=True)]
-    shapes = [(1, *_SIZE, 3 * _HEADS * _CHANNELS), *rel]
-    pool = [(_CHANNELS, 1, 3, 3), (_CHANNELS,), (_CHANNELS,)]
+    shape = AttentionShape(_HEADS, channels**-0.5, window_q, window_kv, residual=True)
+    rel = [(q, kv, channels) for q, kv in zip(window_q, window_kv, strict=True)]
+    shapes = [(1, *_SIZE, 3 * _HEADS * channels), *rel]
+    pool = [(channels, 1, 3, 3), (channels,), (channels,)]
     shapes += [*pool, *pool[:2], *pool]
     tensors = [torch.randn(shape) for shape in shapes]
     # Logits of about 1, as a model has: rounding of larger ones saturates the softmax' gradients.
-    tensors[1:3] = [_CHANNELS**-0.5 * rel for rel in tensors[1:3]]
+    tensors[1:3] = [channels**-0.5 * rel for rel in tensors[1:3]]
     leaves = [tensor.to(device, dtype).requires_grad_() for tensor in tensors]
     doubles = [leaf.detach().cpu().double().requires_grad_() for leaf in leaves]
     qkv, rel_h, rel_w, *parameters = leaves

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from fused.blocks import assert_same, block, outputs_and_gradients
-from models import narrow, randomize, relative_error
+from models import randomize, relative_error
 
-from mvitv2_det import MViT
+from mvitv2_det import VARIANTS, MViT
 from mvitv2_det.fused.triton import available
 
 pytest.importorskip("triton", minversion="3.4", reason="the kernels need Triton 3.4")
@@ -81,7 +81,7 @@ def test_what_is_saved_for_backward():
 def test_the_self_check_passes(dtype):
     from mvitv2_det.fused.triton import self_check
 
-    assert self_check.fault(torch.device(DEVICE, 0 if HAS_GPU else None), dtype) is None
+    assert self_check.fault(torch.device(DEVICE, 0 if HAS_GPU else None), dtype, 96) is None
 
 
 @needs_kernels
@@ -96,10 +96,10 @@ def test_the_self_check_finds_what_is_wrong(monkeypatch):
     device = torch.device(DEVICE, 0 if HAS_GPU else None)
     self_check.fault.cache_clear()
     monkeypatch.setattr(norm_gelu, "layer_norm_forward", broken)
-    assert "its LayerNorm and GELU kernels err by" in self_check.fault(device, torch.float32)
+    assert "its LayerNorm and GELU kernels err by" in self_check.fault(device, torch.float32, 96)
     self_check.fault.cache_clear()
     monkeypatch.setattr(norm_gelu, "layer_norm_forward", lambda *arguments: 1 / 0)
-    assert "its kernels do not run on" in self_check.fault(device, torch.float32)
+    assert "its kernels do not run on" in self_check.fault(device, torch.float32, 96)
     self_check.fault.cache_clear()
 
 
@@ -113,7 +113,7 @@ def test_the_self_check_finds_what_is_wrong(monkeypatch):
     ],
 )
 def test_it_says_what_it_cannot_run(monkeypatch, changes, words):
-    monkeypatch.setattr(available, "why_unavailable", lambda device, dtype: None)
+    monkeypatch.setattr(available, "why_unavailable", lambda *_: None)
     module = block("triton", **SMALL | changes)
     with pytest.raises(ValueError, match=f"'triton' cannot run here: .*{words}"):
         module(torch.randn(1, 6, 5, 8))
@@ -138,15 +138,22 @@ def test_where_there_is_no_use_for_kernels(
     assert words in available.why_unavailable(torch.device(device), dtype)
 
 
+def test_narrow_heads_are_not_for_a_gpu(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    reason = available.why_unavailable(torch.device("cuda"), torch.bfloat16, channels=8)
+    assert reason == "its heads have 8 channels, at least 64 go on a GPU"
+
+
 @pytest.mark.parametrize("size", [(224, 224), (800, 1088), (333, 501)])
-@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.gpu
 @pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")
 def test_networks_on_a_gpu(dtype, batch, size):
-    """Features of a narrow T: at most twice the plain path's error against float64."""
-    plain = randomize(MViT(**narrow("T"), attention_backend="reference")).cuda()
-    fast = MViT(**narrow("T"), attention_backend="triton").cuda()
+    """Features of T: at most twice the plain path's error against float64."""
+    options = VARIANTS["T"].backbone_arguments() | {"drop_path_rate": 0.0}
+    plain = randomize(MViT(**options, attention_backend="reference")).cuda()
+    fast = MViT(**options, attention_backend="triton").cuda()
     fast.load_state_dict(plain.state_dict())
     images = torch.randn(batch, 3, *size, device="cuda")
     with torch.no_grad():

@@ -1,0 +1,117 @@
+"""What persons in a video do, by a trained checkpoint, where their boxes are known.
+
+It needs no Detectron2.
+
+Axes: N persons at a time, C actions.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from ..errors import UserError
+from ..predict.image_predictor import PRECISIONS, check_device
+from ..video.key_frames import VIEWS, at_view, key_frame_clip
+from ..video.reading import Video
+from ..weights import load_weights
+from ..weights.sources import Source, read_source
+from .actions import ActionRecognizer
+from .description import ENTRY, Description
+
+
+def read_action_recognizer(weights: Source) -> tuple[ActionRecognizer, Description]:
+    """Reads a network that ``projects/ava`` has trained, in evaluation mode on the CPU.
+
+    Args:
+        weights: see :func:`mvitv2_det.load_weights`.
+
+    Raises:
+        UserError: the weights cannot be read, do not say what they are, or are not of actions.
+    """
+    checkpoint = read_source(weights)
+    try:
+        if ENTRY not in checkpoint.others:
+            raise UserError("it does not describe itself: expected one of projects/ava")
+        description = Description.from_dict(checkpoint.others[ENTRY])
+        if description.constructor != "actions":
+            raise UserError(
+                f"it is of constructor {description.constructor}: expected actions of persons, "
+                f"as projects/ava trains them"
+            )
+        model = description.build()
+    except UserError as error:
+        raise UserError(f"checkpoint {checkpoint.source!r}: {error}") from error
+    report = load_weights(model, checkpoint, strict=True)
+    if report.initialised:
+        raise UserError(
+            f"checkpoint {checkpoint.source!r} lacks {len(report.initialised)} tensors of the "
+            f"network, {report.initialised[0]} among them"
+        )
+    assert isinstance(model, ActionRecognizer)
+    return model.eval(), description
+
+
+class ActionFinder:
+    """Gives the probability of each action of each person.
+
+    Attributes:
+        model: the network, in evaluation mode, on its device.
+        classes: names of the actions.
+        device, view: as given.
+    """
+
+    def __init__(
+        self,
+        weights: Source,
+        *,
+        view: str = "full",
+        device: str | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        """
+        Args:
+            weights: a checkpoint of ``projects/ava``.
+            view: ``full`` sees all of the frame, ``center`` the square in its centre, as Table A.2.
+            device: such as ``cpu`` or ``cuda:1``; by default a GPU if there is one.
+            precision: ``fp32``, or ``fp16`` or ``bf16`` by autocast.
+
+        Raises:
+            UserError: an argument is wrong, or the weights are not those of such a network.
+        """
+        if precision not in PRECISIONS:
+            raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        if view not in VIEWS:
+            raise UserError(f"view must be {' or '.join(VIEWS)}, got {view!r}")
+        self.device, self.view = check_device(device), view
+        self._dtype = PRECISIONS[precision]
+        model, self._description = read_action_recognizer(weights)
+        self.model = model.to(self.device)
+        self.classes = self._description.classes
+
+    def __call__(
+        self, video: Video, seconds: Sequence[float], boxes: Sequence[np.ndarray]
+    ) -> Iterator[np.ndarray]:
+        """Yields probabilities (N, C), float32, for each time.
+
+        Args:
+            video: an open one.
+            seconds: times from its first frame on, the middles of clips.
+            boxes: of each time (N, 4) left, top, right, bottom in shares of width and height.
+
+        Raises:
+            UserError: a frame cannot be decoded.
+        """
+        for time, persons in zip(seconds, boxes, strict=True):
+            yield self._at(video, time, persons)
+
+    @torch.no_grad()
+    def _at(self, video: Video, time: float, boxes: np.ndarray) -> np.ndarray:
+        if not len(boxes):
+            return np.zeros((0, len(self.classes)), np.float32)
+        input = self._description.input
+        frames = video.frames(key_frame_clip(video, time, input))
+        clip, placed = at_view(frames, boxes, input, self.view)
+        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
+            logits = self.model(clip[None].to(self.device), [placed.to(self.device)])
+        return logits.float().sigmoid().cpu().numpy()
