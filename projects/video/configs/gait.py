@@ -26,21 +26,28 @@ dataset.train = "datasets/gait"
 input.update(size=32, crop=1.0, mode="squash", frames=10, rate=1, clips=1)
 model.update(
     variant=L(Variant)(embed_dim=32, blocks=(1, 1, 2, 1), num_heads=1, drop_path_rate=0.0),
+    class_token=False,
     drop_path_rate=0.0,
     head_dropout=0.0,
     initialization="mvit",
     adaptive_kv_stride=4,
+    # Each of two tokens in time sees half a clip.
+    patch_kernel=(5, 7, 7),
+    patch_stride=(5, 4, 4),
+    patch_padding=(2, 3, 3),
 )
 dataloader.train.update(
-    augmentation=dict(short_side=(32, 38), hflip=0.0),
-    total_batch_size=32,
+    augmentation=dict(short_side=(32, 36), hflip=0.0),
+    total_batch_size=16,
     repeats=1,
     num_workers=1,
 )
 dataloader.test.batch_size = 32
-task.update(mixup=None, most_at_once=32)
+# Labels are smoothed; nothing is mixed.
+task.mixup.prob = 0.0
+task.most_at_once = 32
 
-optimizer.lr = 2e-3
-recipe.update(epochs=40, warmup_epochs=4, eval_epochs=10)
+optimizer.lr = 1e-3
+recipe.update(epochs=60, warmup_epochs=3, eval_epochs=10)
 
 train.update(output_dir="output/gait", device="cpu", seed=1)
