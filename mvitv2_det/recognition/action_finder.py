@@ -17,7 +17,7 @@ from ..video.reading import Video
 from ..weights import load_weights
 from ..weights.sources import Source, read_source
 from .actions import ActionRecognizer
-from .description import ENTRY, Description
+from .description import ENTRY, ClipInput, Description
 
 
 def read_action_recognizer(weights: Source) -> tuple[ActionRecognizer, Description]:
@@ -48,7 +48,7 @@ def read_action_recognizer(weights: Source) -> tuple[ActionRecognizer, Descripti
             f"checkpoint {checkpoint.source!r} lacks {len(report.initialised)} tensors of the "
             f"network, {report.initialised[0]} among them"
         )
-    assert isinstance(model, ActionRecognizer)
+    assert isinstance(model, ActionRecognizer)  # of this constructor
     return model.eval(), description
 
 
@@ -85,9 +85,11 @@ class ActionFinder:
             raise UserError(f"view must be {' or '.join(VIEWS)}, got {view!r}")
         self.device, self.view = check_device(device), view
         self._dtype = PRECISIONS[precision]
-        model, self._description = read_action_recognizer(weights)
+        model, description = read_action_recognizer(weights)
         self.model = model.to(self.device)
-        self.classes = self._description.classes
+        self.classes = description.classes
+        assert isinstance(description.input, ClipInput)  # as all of this constructor
+        self._input = description.input
 
     def __call__(
         self, video: Video, seconds: Sequence[float], boxes: Sequence[np.ndarray]
@@ -109,7 +111,7 @@ class ActionFinder:
     def _at(self, video: Video, time: float, boxes: np.ndarray) -> np.ndarray:
         if not len(boxes):
             return np.zeros((0, len(self.classes)), np.float32)
-        input = self._description.input
+        input = self._input
         frames = video.frames(key_frame_clip(video, time, input))
         clip, placed = at_view(frames, boxes, input, self.view)
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
