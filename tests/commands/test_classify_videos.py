@@ -182,7 +182,7 @@ def test_mistakes_are_one_line(videos, classify, tmp_path):
     assert "name videos or a camera" in error(videos, "--camera", "0")
     assert "give --window, too" in error(videos, "--stride", "1")
     assert "at least as long as a clip" in error(videos, "--window", "0.1")
-    assert "positions" not in error(videos, "--frames", "0")
+    assert "input.frames must be a number from 1 on" in error(videos, "--frames", "0")
     of_images = str(save_classifier(tmp_path / "images.pth"))
     assert "--window is of videos" in error(videos, "--window", "1", weights=of_images)
     assert "name an image" in error(weights=of_images)
