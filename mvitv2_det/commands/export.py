@@ -59,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="IMAGE",
-        help="compare on this image, or video of a classifier of clips, instead of noise; may be repeated",
+        help="compare on this image, or video of a classifier of clips, instead of noise; may be "
+        "repeated",
     )
     add_trust_argument(parser)
     parser.add_argument(
@@ -124,7 +125,7 @@ def _read_classifier(args: argparse.Namespace) -> dict[str, Any]:
     from ..recognition.description import ClipInput
 
     model, description = read_recognizer(args.weights, of=None)
-    changes: dict[str, int] = {}
+    changes: dict[str, Any] = {}
     if args.image_size:
         height, width = args.image_size
         if height != width:

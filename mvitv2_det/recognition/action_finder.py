@@ -6,6 +6,7 @@ Axes: N persons at a time, C actions.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from ..video.reading import Video
 from ..weights import load_weights
 from ..weights.sources import Source, read_source
 from .actions import ActionRecognizer
-from .description import ENTRY, Description
+from .description import ENTRY, ClipInput, Description
 
 
 def read_action_recognizer(weights: Source) -> tuple[ActionRecognizer, Description]:
@@ -109,7 +110,7 @@ class ActionFinder:
     def _at(self, video: Video, time: float, boxes: np.ndarray) -> np.ndarray:
         if not len(boxes):
             return np.zeros((0, len(self.classes)), np.float32)
-        input = self._description.input
+        input = cast(ClipInput, self._description.input)
         frames = video.frames(key_frame_clip(video, time, input))
         clip, placed = at_view(frames, boxes, input, self.view)
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):

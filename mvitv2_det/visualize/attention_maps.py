@@ -193,13 +193,14 @@ def _from_place(
     window, *place, _ = (query_places == wanted).nonzero()[0].tolist()
     own = window + len(query_places) * torch.arange(spec.num_heads)
     # Head by head: all queries of the window have their logits computed for the sake of one.
+    of_query, own_query = (slice(None), *place), (own, *place)
     logits = torch.cat(
         [
-            attention.logits(q[[n]], k[[n]], [mask[[n]] for mask in masks])[(slice(None), *place)]
+            attention.logits(q[[n]], k[[n]], [mask[[n]] for mask in masks])[of_query]
             for n in own.tolist()
         ]
     )
-    return logits.flatten(1), key_places[window].flatten(), q[(own, *place)][:, None]
+    return logits.flatten(1), key_places[window].flatten(), q[own_query][:, None]
 
 
 def _places(size: Sequence[int]) -> Tensor:
