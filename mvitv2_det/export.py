@@ -153,9 +153,7 @@ def export_model(
             example = example.expand(batch, *[-1] * (example.dim() - 1)).contiguous()
             if not (is_classifier and check_images):
                 images = [_normalised(image, model) for image in images]
-            images = [
-                image if image.dim() == example.dim() else image[None] for image in images
-            ]
+            images = [image if image.dim() == example.dim() else image[None] for image in images]
             if is_classifier:
                 first = images[0]
                 images.append(torch.cat((first, first.flip(-1), first.flip(-2))))

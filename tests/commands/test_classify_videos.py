@@ -102,9 +102,10 @@ def test_windows_to_csv_json_picture_and_overlay(videos, classify, weights, tmp_
     assert [row["class"] for row in rows[3:6]] == results[1]["classes"]
     with Image.open(tmp_path / "out" / "timelines" / "0.mp4.png") as picture:
         assert picture.width > 1000
-    with open_video(videos / "0.mp4") as before, open_video(
-        tmp_path / "out" / "overlays" / "0.mp4"
-    ) as after:
+    with (
+        open_video(videos / "0.mp4") as before,
+        open_video(tmp_path / "out" / "overlays" / "0.mp4") as after,
+    ):
         assert len(after) == len(before) == 30 and after.fps == pytest.approx(15)
         changed = np.abs(after.frames(range(30)).astype(int) - before.frames(range(30))).mean(-1)
     # Labels are in the upper left; the rest is as it was, but for the encoder.
