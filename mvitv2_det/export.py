@@ -111,8 +111,9 @@ def export_model(
         part: one of :data:`PARTS`; the backbone is with its FPN, where there is one.
         format: one of :data:`FORMATS`.
         image_size: (H, W) of the images, or (T, H, W) of the clips, to trace with.
-        dynamic: take images, or frames of clips, of any size; otherwise of ``image_size`` alone. A backbone then also
-            takes any number of images at once, otherwise one; a classifier always does.
+        dynamic: take images, or frames of clips, of any size; otherwise of ``image_size`` alone. A
+            backbone then also takes any number of images at once, otherwise one; a classifier
+            always does.
         check_images: to compare on, (3, H, W), 0 to 255, and for a classifier normalised, of clips
             (3, T, H, W); by default noise, three sizes of it where ``dynamic``.
         metadata: texts to keep in the file by name: in the metadata of ONNX, and in files of these
@@ -250,7 +251,10 @@ def _in_evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def _noise(size: tuple[int, ...], seed: int) -> Tensor:
-    """Makes an image (3, H, W), or a clip (3, T, H, W), 0 to 255, of noise that is coarse enough for detectors."""
+    """Makes an image (3, H, W), or a clip (3, T, H, W), 0 to 255, of noise.
+
+    It is coarse enough for detectors.
+    """
     generator = torch.Generator().manual_seed(seed)
     image = torch.zeros(1, 3, *size)
     for step in (64, 16, 4, 1):

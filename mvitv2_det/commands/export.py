@@ -58,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="IMAGE",
-        help="compare on this image, or video of a classifier of clips, instead of noise; may be repeated",
+        help="compare on this image, or video of a classifier of clips, instead of noise; may be "
+        "repeated",
     )
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the config"

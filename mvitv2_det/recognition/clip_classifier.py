@@ -117,7 +117,7 @@ class ClipClassifier(Inference):
             replay_graphs(self.model)
         self.top = min(top, len(description.classes))
 
-    # A path is a sequence, too, of letters, and a video one of frames: the first that fits is meant.
+    # A path is a sequence, too, of letters: the first that fits is meant.
     @overload
     def __call__(self, videos: VideoLike) -> list[Likely]: ...  # type: ignore[overload-overlap]
 

@@ -118,7 +118,7 @@ class StandIn:
     def __init__(self, source):
         self.source, self.number = source, 0
 
-    def isOpened(self):  # noqa: N802
+    def isOpened(self):
         return self.source == 0
 
     def read(self):
