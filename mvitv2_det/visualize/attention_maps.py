@@ -264,8 +264,11 @@ def _panels_of_clip(frames: np.ndarray, attention: QueryAttention) -> list[_Pane
         last = min(first + attention.key_frames, len(frames)) - 1
         query = attention.query
         is_own = query is not None and query[0] == time
+        # Clips have no windows; what rounding makes 0 is seen all the same.
         part = replace(
-            attention, seen=attention.seen[time], query=query[1:] if query and is_own else None
+            attention,
+            seen=torch.ones_like(attention.seen[time]),
+            query=query[1:] if query and is_own else None,
         )
         name = f"frames {first}–{last}: {values.sum():.0%}" + (", the query's" if is_own else "")
         panels.append((name, frames[first], part, values))
