@@ -13,13 +13,13 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler
+from torch.utils.data import DataLoader, Dataset
 
+from mvitv2_det.data.loader import BatchOrder, TrainLoader
 from mvitv2_det.errors import UserError
 from mvitv2_det.recognition.description import ClipInput
 from mvitv2_det.video import open_video
 from projects.common.runs import (
-    EpochLoader,
     check_pairs,
     describe,
     set_num_classes,
@@ -177,7 +177,7 @@ class TrainingClips(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Inputs of a random clip, and its label for each."""
-        # NumPy's state is that of the worker, which each epoch seeds anew.
+        # The loader seeds NumPy for each sample.
         rng = np.random.default_rng(np.random.randint(2**31))
         label = self._labels[index]
         frames, left = None, list(self._of_class[label])
@@ -250,8 +250,10 @@ def train_loader(
     total_batch_size: int,
     repeats: int,
     num_workers: int,
-) -> EpochLoader:
+) -> TrainLoader:
     """Makes the training loader, of (B, 3, T, S, S) clips and (B,) labels for each process.
+
+    It can start anywhere in a run.
 
     Args:
         dataset: the config's node ``dataset``.
@@ -279,17 +281,13 @@ def train_loader(
         repeats,
         Failures(dataset["most_failures"] // processes),
     )
-    loader = DataLoader(
+    return TrainLoader(
         clips,
-        batch_size=total_batch_size // processes // repeats,
-        sampler=DistributedSampler(clips) if processes > 1 else RandomSampler(clips),
+        BatchOrder(len(clips), total_batch_size // repeats),
+        collate=_join,
         num_workers=num_workers,
-        collate_fn=_join,
-        drop_last=True,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=num_workers > 0,
     )
-    return EpochLoader(loader)
 
 
 def test_loader(
