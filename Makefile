@@ -22,9 +22,10 @@ DETECTRON2 = tools/install_detectron2.py
 FAST_TESTS = tests/attention tests/backbone tests/fused tests/weights tests/test_costs.py \
 	tests/test_ablation_costs.py tests/test_configs.py tests/test_ablation_configs.py \
 	tests/test_export.py
-# Workers of one thread each: threads of several would wait for each other.
+# Workers of one thread each: threads of several would wait for each other. A worker without tests
+# takes over some of another's; what is left together shares what it has loaded and computed.
 PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses auto --maxprocesses 4 \
-	--dist loadfile
+	--dist worksteal
 
 .PHONY: demo test test-floors test-newest lint types docs check mutate lock clean setup always
 
@@ -43,7 +44,7 @@ lock: setup
 
 demo: setup
 	$(RUN) tools/make_digits.py --output datasets/digits
-	$(RUN) train_net.py --config-file configs/demo.py
+	$(RUN) train_net.py --config-file configs/demo.py --resume
 	$(RUN) -m mvitv2_det draw output/demo
 
 test: setup

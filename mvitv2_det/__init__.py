@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .fused import compile_blocks, explain, replay_graphs
     from .predict import Predictor
     from .recognition.classifier import Classifier
+    from .recognition.clip_classifier import ClipClassifier
     from .recognition.recognizer import Recognizer
     from .variants import VARIANTS, Variant
     from .weights import convert_weights, load_weights
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "VARIANTS",
     "Classifier",
+    "ClipClassifier",
     "MViT",
     "MViTFPN",
     "Predictor",
@@ -51,6 +53,7 @@ __all__ = [
 _MODULES = {
     "VARIANTS": "variants",
     "Classifier": "recognition.classifier",
+    "ClipClassifier": "recognition.clip_classifier",
     "MViT": "backbone.mvit",
     "MViTFPN": "detection",
     "Predictor": "predict",

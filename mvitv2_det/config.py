@@ -2,10 +2,9 @@
 
 import difflib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
-import yaml
 from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .errors import UserError
+from .yaml_config import read_yaml_config
 
 _PACKAGE = Path(__file__).parent
 
@@ -46,24 +46,29 @@ def get_config(name: str) -> DictConfig:
     return load_config(str(files[name]))
 
 
-def load_config(file: str) -> DictConfig:
+def load_config(file: str, trust: Collection[str] = ()) -> DictConfig:
     """Loads a LazyConfig from a ``.py`` file, or from a ``.yaml`` file that a run has saved.
 
+    A ``.py`` file is a program, which is run. A YAML file is data, of which nothing is run, and it
+    may only name what :mod:`mvitv2_det.allowed_names` knows.
+
+    Args:
+        file: its path.
+        trust: further functions and classes that a YAML file may name.
+
     Raises:
-        UserError: the file is missing, or is not a config.
+        UserError: the file is missing, is not a config, or names what it may not.
     """
     if not Path(file).is_file():
         raise UserError(f"there is no config file {file!r}")
     if Path(file).suffix not in (".py", ".yaml", ".yml"):
         raise UserError(f"config file {file!r} must end in .py, .yaml or .yml")
+    if Path(file).suffix != ".py":
+        return read_yaml_config(str(file), trust)
     try:
         return LazyConfig.load(str(file))
     except SyntaxError as error:
         raise UserError(f"config file {file!r} is no Python: {error}") from error
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"config file {file!r} is no YAML: {' '.join(str(error).split())}"
-        ) from error
     except ImportError as error:
         raise UserError(f"config file {file!r} cannot be loaded: {error}") from error
 

@@ -18,6 +18,10 @@ class UserError(ValueError):
         return readable(super().__str__())
 
 
+class UnreadableImage(UserError):
+    """An image cannot be read. Training can replace it by another."""
+
+
 class MissingDetectron2(ImportError, UserError):
     """Detectron2 is not installed. The message says how to get it."""
 
@@ -36,9 +40,9 @@ def one_line(error: BaseException) -> str | None:
     A :class:`UserError` that was raised in a worker of a data loader or in a training process
     arrives here as another error, whose text is the worker's stack trace and ends with the message.
     """
-    name = f"{UserError.__module__}.{UserError.__name__}: "
+    name = rf"{UserError.__module__}\.(?:{UserError.__name__}|{UnreadableImage.__name__}): "
     lines = str(error).strip().splitlines()
-    marked = [line.partition(name)[2] for line in lines if line.startswith(name)]
+    marked = [re.sub(name, "", line, count=1) for line in lines if re.match(name, line)]
     if not marked and not isinstance(error, UserError):
         return None
     line = marked[-1] if marked else " ".join(lines)

@@ -1,6 +1,6 @@
 """A config's model with trained weights."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -13,19 +13,23 @@ from .weights import LoadReport, load_weights
 from .weights.report import shortened
 
 
-def read_config(config: str, overrides: Sequence[str] = ()) -> DictConfig:
+def read_config(
+    config: str, overrides: Sequence[str] = (), trust: Collection[str] = ()
+) -> DictConfig:
     """Reads a config and applies overrides to it.
 
     Args:
         config: a file, such as the ``config.yaml`` that a run has saved, or a name that
             :func:`mvitv2_det.get_config` knows.
         overrides: ``key=value``.
+        trust: what a YAML file may call beside what :mod:`mvitv2_det.allowed_names` knows.
 
     Raises:
         UserError: there is no such config, it has no model, or an override does not fit.
     """
     is_file = Path(config).suffix in (".py", ".yaml", ".yml")
-    cfg = apply_overrides(load_config(config) if is_file else get_config(config), list(overrides))
+    cfg = load_config(config, trust) if is_file else get_config(config)
+    apply_overrides(cfg, list(overrides))
     if "model" not in cfg:
         raise UserError(f"config {config} has no 'model': expected a LazyConfig like those here")
     return cfg

@@ -15,6 +15,7 @@ from .errors import MissingDetectron2
 
 # The modules of this package that import Detectron2 themselves.
 _NEED_DETECTRON2 = (
+    "allowed_names",
     "backbone.feature_trunk",
     "config",
     "data",
@@ -27,6 +28,7 @@ _NEED_DETECTRON2 = (
     "visualize.instances",
     "visualize.look_inside",
     "visualize.results",
+    "yaml_config",
 )
 
 

@@ -20,15 +20,17 @@ from mvitv2_det.config import apply_overrides
 from mvitv2_det.export import FeatureMaps, export_model
 from mvitv2_det.fused import accelerate
 
-# Fewer and more windows than the example of 96×128, odd sides, an exact multiple.
+# More windows than the example of 64×96, which has one row of them; odd sides, an exact multiple.
 SIZES = [(33, 301), (97, 65), (230, 128), (256, 192)]
 LEVELS = ["scale2", "scale3", "scale4", "scale5"]
 
 
-def pyramid(**changes) -> MViTFPN:
+def pyramid(levels: list[str] = LEVELS, **changes) -> MViTFPN:
     """A random tiny MViT with windows of 16 tokens in scale2, and its FPN."""
-    backbone = MViT(**TINY | {"adaptive_window_size": 16} | changes)
-    return randomize(MViTFPN(backbone, LEVELS, 8, top_block=LastLevelMaxPool())).eval()
+    backbone = MViT(**TINY | {"adaptive_window_size": 16, "out_features": levels} | changes)
+    top_block = LastLevelMaxPool()
+    top_block.in_feature = levels[-1].replace("scale", "p")
+    return randomize(MViTFPN(backbone, levels, 8, top_block=top_block)).eval()
 
 
 def detector(config: str = "demo") -> nn.Module:
@@ -54,10 +56,13 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def traced_pyramid():
-    """A model, and what both formats are made of, made once: symbolic shapes take their time."""
-    model = pyramid()
+    """A model, and what both formats are made of, made once: symbolic shapes take their time.
+
+    Two blocks, one with windows and a global one with strides, are all kinds of ``pyramid()``.
+    """
+    model = pyramid(LEVELS[:2])
     with torch.no_grad():
-        return model, export._torch_program(FeatureMaps(model), noise(2, 3, 96, 128), (0, 2, 3))
+        return model, export._torch_program(FeatureMaps(model), noise(2, 3, 64, 96), (0, 2, 3))
 
 
 @pytest.mark.parametrize("format", ["torch_export", "onnx"])
@@ -70,9 +75,9 @@ def test_pyramid_with_dynamic_sizes(format, traced_pyramid, tmp_path, monkeypatc
     monkeypatch.setitem(export._READERS, format, read_once)
     file = tmp_path / "pyramid"
     comparison = export_model(
-        model, file, part="backbone", format=format, image_size=(96, 128), dynamic=True
+        model, file, part="backbone", format=format, image_size=(64, 96), dynamic=True
     )
-    assert comparison.sizes == [(96, 128), (55, 161), (161, 67)]
+    assert comparison.sizes == [(64, 96), (39, 129), (129, 51)]
     assert comparison.error <= (1e-4 if format == "onnx" else 1e-5)
     run = read_once(file)
     for batch, size in enumerate(SIZES, start=1):
@@ -189,13 +194,12 @@ def test_relative_index_as_of_numbers():
         assert torch.equal(relative_index(queries, keys, device=torch.device("cpu")), expected)
 
 
-@pytest.mark.parametrize("format", ["torch_export", "onnx", "torchscript"])
-@pytest.mark.parametrize("class_token", [True, False])
+@pytest.mark.parametrize(
+    ("format", "class_token"), [("torch_export", False), ("onnx", True), ("torchscript", False)]
+)
 def test_classifier_of_any_number_of_images(format, class_token, tmp_path):
     """Float32, to 1e-4 of the largest logit; the file holds what was given to describe it."""
     onnxruntime = pytest.importorskip("onnxruntime") if format == "onnx" else None
-    if class_token and format != "onnx":
-        pytest.skip("one network of each kind is enough")
     sizes = Variant(8, (1, 1, 1, 1), 1, 0.0)
     model = Recognizer.image(sizes, 7, class_token=class_token, image_size=96)
     model = randomize(model).eval()
@@ -225,6 +229,37 @@ def test_classifier_of_any_number_of_images(format, class_token, tmp_path):
     assert (value.decode() if isinstance(value, bytes) else value) == metadata["classes"]
 
 
+@pytest.mark.parametrize(
+    ("format", "frames", "class_token", "dynamic"),
+    [
+        ("onnx", 4, True, False),
+        ("onnx", 10, False, False),
+        ("onnx", 4, True, True),
+        ("torch_export", 4, False, False),
+        ("torch_export", 10, True, True),
+        ("torchscript", 10, True, False),
+    ],
+)
+def test_classifier_of_any_number_of_clips(format, frames, class_token, dynamic, tmp_path):
+    """Float32, to 1e-4 of the largest logit, also of more frames than the tables are made for."""
+    if format == "onnx":
+        pytest.importorskip("onnxruntime")
+    sizes = Variant(8, (1, 1, 1, 1), 1, 0.0)
+    model = randomize(Recognizer.video(sizes, 4, 7, class_token, image_size=64)).eval()
+    file, request = tmp_path / "c", {"part": "classifier", "format": format, "dynamic": dynamic}
+    comparison = export_model(model, file, image_size=(frames, 64, 64), **request)
+    assert comparison.sizes[0] == (frames, 64, 64) and comparison.error <= 1e-4
+    assert len(comparison.sizes) == (3 if dynamic else 1)
+    run = export._READERS[format](file)
+    for batch, size in ((1, (64, 64)), (3, (97, 70) if dynamic else (64, 64))):
+        clips = noise(batch, 3, frames, *size)
+        with torch.no_grad():
+            expected = model(clips)
+            (actual,) = export._outputs(run(clips))
+        assert actual.shape == (batch, 7)
+        assert relative_error(actual, expected) < 1e-4
+
+
 def test_parts_belong_to_their_models(tmp_path):
     sizes = Variant(8, (1, 1, 1, 1), 1, 0.0)
     clips = Recognizer.video(sizes, num_classes=2, image_size=64)
@@ -233,5 +268,5 @@ def test_parts_belong_to_their_models(tmp_path):
         export_model(clips, part="backbone", **request)
     with pytest.raises(UserError, match="the classifier of a MViTFPN cannot be exported"):
         export_model(pyramid(), part="classifier", **request)
-    with pytest.raises(UserError, match="a classifier of clips"):
+    with pytest.raises(UserError, match="3 numbers, as clips have frames, too"):
         export_model(clips, part="classifier", **request)

@@ -82,7 +82,7 @@ def test_it_passes_its_tests_without_the_wing(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     for name in [name for name in environment if name.startswith("PYTEST_")]:
         del environment[name]  # those of the run that this test is a part of
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-n", "2"]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]
     long = [f"--deselect={name}" for name in LONG]
     run = subprocess.run(
         [*command, *long, *TESTED], cwd=tmp_path, env=environment, capture_output=True, text=True

@@ -20,7 +20,14 @@ from omegaconf import OmegaConf
 from mvitv2_det.data import DatasetMapper
 
 # Paths of your own data. Empty paths select COCO 2017 in $DETECTRON2_DATASETS.
-dataset = dict(train_json="", train_images="", val_json="", val_images="")
+dataset = dict(
+    train_json="",
+    train_images="",
+    val_json="",
+    val_images="",
+    # Annotations that are odd, such as boxes partly outside of their images: repair, drop, refuse.
+    odd_annotations="repair",
+)
 
 dataloader = OmegaConf.create()
 

@@ -20,6 +20,18 @@ train = dict(
     device="cuda",
     # Replay the backbone as CUDA graphs in --eval-only, on a GPU.
     cuda_graphs=False,
-    # -1 selects another random seed in each run.
+    # -1 draws another seed for each run, which its checkpoints keep.
     seed=-1,
+    # model_best.pth is the checkpoint with the highest, such as bbox/AP; null keeps none.
+    best_metric=None,
+    # Evaluations in a row without a better one after which the run ends; null trains to the end.
+    patience=None,
+    # Parts into which a batch is cut for less memory; their gradients are summed.
+    accumulate=1,
+    # Steps in a row that are skipped because their loss is not finite.
+    max_non_finite_steps=0,
+    # Images that cannot be read and are replaced by others, in each process.
+    max_unreadable_images=0,
+    # Seconds in which each process must get to its next step; a dead one is noticed sooner.
+    peer_timeout=1800.0,
 )

@@ -12,6 +12,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from .entry import add_trust_argument
 
 if TYPE_CHECKING:
     from ..detection.costs import Costs
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the configs and the options; options left out are count_costs' own defaults."""
     parser.add_argument("configs", nargs="*", metavar="CONFIG", help="name or file of a config")
+    add_trust_argument(parser)
     parser.add_argument("--all", action="store_true", help="every config of the project")
     parser.add_argument("--image-size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--proposals", type=int, help="regions per box head")
@@ -40,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) is not None
     }
     for name in list(config_files()) if args.all else args.configs:
-        costs = count_costs(read_config(name), **sizes)
+        costs = count_costs(read_config(name, trust=args.trust), **sizes)
         height, width = costs.image_size
         print(
             f"{name}: {height}×{width} pixels, {costs.proposals} proposals, "

@@ -19,11 +19,13 @@ import argparse
 from pathlib import Path
 
 from ..errors import UserError, naming_unwritable
+from .entry import add_trust_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the run and the options."""
     parser.add_argument("run", type=Path, metavar="RUN", help="output folder of the training")
+    add_trust_argument(parser)
     parser.add_argument("--images", type=int, default=8, help="drawn (default: 8)")
     parser.add_argument(
         "--score-threshold", type=float, default=0.5, help="of predictions drawn (default: 0.5)"
@@ -39,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from ..visualize.results import draw_results
 
     with naming_unwritable(args.run):
-        drawn = draw_results(args.run, args.images, args.score_threshold)
+        drawn = draw_results(args.run, args.images, args.score_threshold, trust=args.trust)
     print(f"percent, of the last evaluation, at iteration {drawn.iteration}:\n")
     print(drawn.ap_table, end="\n\n")
     print(f"curves:      {drawn.curves}")

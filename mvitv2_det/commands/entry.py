@@ -96,6 +96,18 @@ def run_command(
     return status
 
 
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--trust NAME`` to a command that reads configs; see :func:`mvitv2_det.load_config`."""
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="function or class, such as mypackage.MyHead, that a YAML config may call although "
+        "it is none of those that it may by itself; any number",
+    )
+
+
 def _module(name: str) -> ModuleType:
     return import_module(f".{name.replace('-', '_')}", __package__)
 

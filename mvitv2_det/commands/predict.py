@@ -21,7 +21,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from .entry import exit_status
+from .entry import add_trust_argument, exit_status
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-overlays", action="store_true", help="write the json files alone, which is faster"
     )
+    add_trust_argument(parser)
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the config"
     )
@@ -80,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         config=args.config,
         weights=args.weights,
         overrides=args.opts,
+        trust=args.trust,
         device=args.device,
         precision=args.precision,
         score_threshold=args.score_threshold,

@@ -12,11 +12,14 @@ override of the config, in Hydra's syntax. Your own data in COCO's format need f
 """
 
 import argparse
+import logging
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from .entry import add_trust_argument
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -48,25 +51,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="stop if a tensor of the weights or of the model is left over that should not be",
     )
+    add_trust_argument(parser)
     parser.add_argument(
         "opts", nargs="*", metavar="KEY=VALUE", help="override of the config; any number"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Starts one process for each GPU, and waits until they have trained or evaluated."""
-    cfg = _read_config(args)
-    from detectron2.engine import launch
+    """Starts one process for each GPU, and waits until they have trained or evaluated.
 
-    launch(
+    Returns:
+        the exit status: 0; 75 if a signal has ended the run, which --resume goes on with; 76 if
+        another process is lost; 130 after Ctrl-C.
+    """
+    cfg = _read_config(args)
+    from ..engine.launch import launch
+    from ..engine.validate import setting
+
+    return launch(
         _run_process,
-        args.num_gpus,
+        args,
+        cfg,
+        num_gpus=args.num_gpus,
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
-        args=(args, cfg),
+        timeout=setting(cfg, "train.peer_timeout"),
     )
-    return 0
 
 
 def _port() -> int:
@@ -79,16 +90,32 @@ def _read_config(args: argparse.Namespace) -> "DictConfig":
     """Reads the config with its overrides, and checks it against this machine and the data."""
     if not args.config_file:
         raise UserError("--config-file is missing: the configs are in configs/")
+    from omegaconf import OmegaConf
+
     from ..config import config_files
     from ..engine import check_run
+    from ..engine.checkpoint import check_fresh
+    from ..engine.validate import check_processes, check_settings
     from ..trained import read_config
 
-    cfg = read_config(args.config_file, args.opts)
+    cfg = read_config(args.config_file, args.opts, args.trust)
     # Detectron2's set-up copies the file into the log.
     args.config_file = str(config_files().get(args.config_file, args.config_file))
-    cfg.train.strict = args.strict or cfg.train.get("strict", False)
-    check_run(cfg, training=not args.eval_only)
-    _prepare(cfg)(cfg, training=not args.eval_only)
+    if args.strict:
+        OmegaConf.update(cfg, "train.strict", True, force_add=True)
+    training = not args.eval_only
+    check_run(cfg, training=training, complete=False)
+    if training and not args.resume:
+        check_fresh(cfg.train.output_dir)
+    _prepare(cfg)(cfg, training=training)
+    check_settings(cfg, training=training)
+    check_processes(
+        cfg,
+        num_gpus=args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        training=training,
+    )
     return cfg
 
 
@@ -110,17 +137,29 @@ def _run_process(args: argparse.Namespace, cfg: "DictConfig") -> None:
     from detectron2.utils.logger import setup_logger
 
     from ..engine import evaluate_checkpoint, train
+    from ..engine.checkpoint import only_run_in
+    from ..engine.launch import meeting_host
+    from ..engine.peers import PeerWatch
+    from ..engine.validate import setting
 
+    # A log that cannot be written is no reason to print stack traces, and none to stop.
+    logging.raiseExceptions = False
     # The processes do not share Detectron2's catalogs of data sets.
     _prepare(cfg)(cfg, training=not args.eval_only, check=False)
-    default_setup(cfg, args)
-    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mvitv2_det")
-    if args.eval_only:
-        evaluate_checkpoint(cfg)
-    else:
-        train(cfg, resume=args.resume)
-    if dist.is_initialized():
-        # A worker that exits while the others still need its connections would abort the job:
-        # only the first one evaluates and writes.
-        comm.synchronize()
-        dist.destroy_process_group()
+    with nullcontext() if args.eval_only else only_run_in(cfg.train.output_dir):
+        default_setup(cfg, args)
+        setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mvitv2_det")
+        peers = None
+        if comm.get_world_size() > 1:
+            peers = PeerWatch(meeting_host(args.dist_url), setting(cfg, "train.peer_timeout"))
+        if args.eval_only:
+            evaluate_checkpoint(cfg, peers)
+        else:
+            train(cfg, resume=args.resume, peers=peers)
+        if peers:
+            # A worker that exits while the others still need its connections would abort the job:
+            # only the first one evaluates and writes.
+            comm.synchronize()
+            peers.stop()
+            comm.synchronize()
+            dist.destroy_process_group()

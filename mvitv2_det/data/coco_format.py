@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import UserError
+from .annotations import Odd, repaired
 from .mapper import naming_unreadable_image
 
 _EXIF_ORIENTATION = 0x0112
@@ -23,20 +24,34 @@ class CocoSummary:
         categories: names of the categories by id.
         has_masks: whether every instance other than crowds has a segmentation.
         has_rle: whether any of these segmentations is run-length encoded.
+        repaired: the content of the file without what is odd; None if nothing is.
+        odd: what that was, as a line for each kind.
     """
 
     categories: dict[int, str]
     has_masks: bool
     has_rle: bool
+    repaired: dict[str, Any] | None = None
+    odd: tuple[str, ...] = ()
 
 
-def check_coco_data(json_file: str, image_folder: str) -> CocoSummary:
+ODD = ("repair", "drop", "refuse")
+
+
+def check_coco_data(json_file: str, image_folder: str, odd: str = "repair") -> CocoSummary:
     """Checks a COCO json file and the headers of all of its images.
+
+    Args:
+        json_file, image_folder: the data.
+        odd: what is done with annotations that are merely odd (:mod:`.annotations`): ``repair``
+            puts them right, ``drop`` leaves them out, ``refuse`` is an error.
 
     Raises:
         UserError: a file is missing, the json file is not in COCO's format, an image cannot be
             read, or the size of an image differs from its size in the json file.
     """
+    if odd not in ODD:
+        raise UserError(f"dataset.odd_annotations must be {', '.join(ODD)}, got {odd!r}")
     content = _load(json_file)
     images = _records(json_file, content, "images", ("id", "file_name", "width", "height"))
     categories = _records(json_file, content, "categories", ("id", "name"))
@@ -48,16 +63,26 @@ def check_coco_data(json_file: str, image_folder: str) -> CocoSummary:
     )
     if not images or not categories:
         raise UserError(f"{json_file} has no images or no categories: nothing to train on")
+    for category in categories:
+        _check_text(f"{json_file}: category {category['id']!r}", "name", category["name"])
     names = {category["id"]: category["name"] for category in categories}
-    image_ids = {image["id"] for image in images}
-    for annotation in annotations:
-        _check_annotation(json_file, annotation, image_ids, names)
+    for image in images:
+        _check_image(json_file, image)
+    by_id = {image["id"]: image for image in images}
+    kept, changed, kinds = _check_annotations(json_file, annotations, by_id, names, odd)
+    if not any(not annotation["iscrowd"] for annotation in kept):
+        raise UserError(f"{json_file} has no annotation of an instance: nothing to learn or test")
     _check_images(json_file, image_folder, images)
-    masks = [a.get("segmentation") for a in annotations if not a["iscrowd"]]
+    masks = [a.get("segmentation") for a in kept if not a["iscrowd"]]
     return CocoSummary(
         categories=names,
         has_masks=all(masks),
         has_rle=any(isinstance(mask, dict) for mask in masks),
+        repaired={**content, "annotations": kept} if changed else None,
+        odd=tuple(
+            f"{json_file}: {len(ids)} annotations have {kind} (the first is {ids[0]}): {done}"
+            for (kind, done), ids in kinds.items()
+        ),
     )
 
 
@@ -85,7 +110,7 @@ def _load(json_file: str) -> dict[str, Any]:
             content = json.load(file)
     except OSError as error:
         raise UserError(f"cannot read {json_file}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{json_file} is no json: {error}") from error
     if not isinstance(content, dict):
         raise UserError(
@@ -103,6 +128,8 @@ def _records(
     Each record must have the given fields, and an ``id`` that no other record of the list has.
     """
     records = content.get(key)
+    # Images may be named by texts; the others are compared and sorted as numbers.
+    kinds: tuple[type, ...] = (int, str) if key == "images" else (int,)
     if not isinstance(records, list):
         raise UserError(f"{json_file} is not in COCO's format: it has no list {key!r}")
     seen = set()
@@ -112,31 +139,82 @@ def _records(
                 raise UserError(
                     f"{json_file} is not in COCO's format: {key}[{number}] has no {field!r}"
                 )
-        if record["id"] in seen:
-            raise UserError(f"{json_file}: the id {record['id']} stands twice in {key!r}")
-        seen.add(record["id"])
+        name = record["id"]
+        if type(name) not in kinds or type(name) is not type(records[0]["id"]):
+            expected = " or all texts" if str in kinds else ""
+            raise UserError(
+                f"{json_file}: the id {name!r} of {key}[{number}] is a {type(name).__name__}: ids "
+                f"must be whole numbers{expected}"
+            )
+        if not -(2**53) < (name if isinstance(name, int) else 0) < 2**53:
+            raise UserError(f"{json_file}: the id {name} of {key}[{number}] is too large")
+        if name in seen:
+            raise UserError(f"{json_file}: the id {name!r} stands twice in {key!r}")
+        seen.add(name)
     return records
 
 
-def _check_annotation(
-    json_file: str, annotation: dict[str, Any], image_ids: set[Any], names: dict[int, str]
-) -> None:
-    culprit = f"{json_file}: annotation {annotation['id']}"
-    if annotation["image_id"] not in image_ids:
-        raise UserError(f"{culprit} is of image {annotation['image_id']}, which is not listed")
-    if annotation["category_id"] not in names:
-        raise UserError(
-            f"{culprit} is of category {annotation['category_id']}, which is not listed"
-        )
-    box = annotation["bbox"]
-    if not (isinstance(box, list) and len(box) == 4 and all(_is_number(side) for side in box)):
-        raise UserError(f"{culprit} has no box [x, y, width, height] but {box!r}")
-    if annotation.get("ignore"):
-        raise UserError(f"{culprit} has 'ignore', which Detectron2 does not know: use 'iscrowd'")
+def _check_annotations(
+    json_file: str,
+    annotations: list[dict[str, Any]],
+    images: dict[Any, dict[str, Any]],
+    names: dict[int, str],
+    odd: str,
+) -> tuple[list[dict[str, Any]], bool, dict[tuple[str, str], list[Any]]]:
+    """Checks all annotations.
+
+    Returns:
+        those to use; whether they differ from those given; and ids by what is odd about them and
+        what was done.
+    """
+    kept: list[dict[str, Any]] = []
+    kinds: dict[tuple[str, str], list[Any]] = {}
+    for annotation in annotations:
+        culprit = f"{json_file}: annotation {annotation['id']}"
+        for field, known in (("image_id", images), ("category_id", names)):
+            of = field.removesuffix("_id")
+            value = annotation[field]
+            # 1 and 1.0 and true are equal, and one of another type is found nowhere later.
+            is_known = isinstance(value, int | str) and not isinstance(value, bool)
+            if not is_known or value not in known:
+                raise UserError(f"{culprit} is of {of} {value!r}, which is not listed")
+        if annotation.get("ignore"):
+            raise UserError(
+                f"{culprit} has 'ignore', which Detectron2 does not know: use 'iscrowd'"
+            )
+        image = images[annotation["image_id"]]
+        try:
+            right, found = repaired(annotation, image["width"], image["height"])
+            kind, done = found, "put right"
+        except Odd as error:
+            right, kind, done = {}, str(error), "left out"
+        except UserError as error:
+            raise UserError(f"{culprit} {error}") from error
+        if kind and odd == "refuse":
+            raise UserError(f"{culprit} has {kind}; dataset.odd_annotations=repair puts it right")
+        if kind and odd == "drop":
+            right, done = {}, "left out"
+        if kind:
+            kinds.setdefault((kind, done), []).append(annotation["id"])
+        if right:
+            kept.append(right)
+    return kept, bool(kinds), kinds
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _check_image(json_file: str, image: dict[str, Any]) -> None:
+    culprit = f"{json_file}: image {image['id']!r}"
+    _check_text(culprit, "file_name", image["file_name"])
+    for side in ("width", "height"):
+        if type(image[side]) is not int or image[side] < 1:
+            raise UserError(f"{culprit} has no {side} in pixels but {image[side]!r}")
+
+
+def _check_text(culprit: str, field: str, value: object) -> None:
+    """Checks a name: files and logs have no NUL and no halves of letters."""
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{culprit} has a {field!r} that is no text but {value!r}")
+    if "\0" in value or any(0xD800 <= ord(letter) < 0xE000 for letter in value):
+        raise UserError(f"{culprit} has letters in its {field!r} that no file has: {value!a}")
 
 
 def _check_images(json_file: str, image_folder: str, images: list[dict[str, Any]]) -> None:

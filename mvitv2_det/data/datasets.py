@@ -1,13 +1,19 @@
 """Selection of a run's data: the user's own in COCO's format, or a data set of Detectron2."""
 
+import json
+import logging
 import os
+from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from omegaconf import DictConfig, OmegaConf
 
-from ..errors import UserError
+from ..errors import UserError, naming_unwritable
+from ..whole_files import written_whole
 from .coco_format import CocoSummary, check_coco_data, check_same_categories
+
+logger = logging.getLogger(__name__)
 
 
 def prepare_datasets(cfg: DictConfig, *, training: bool, check: bool = True) -> None:
@@ -26,7 +32,8 @@ def prepare_datasets(cfg: DictConfig, *, training: bool, check: bool = True) -> 
     """
     splits = ("train", "val") if training else ("val",)
     own = cfg.get("dataset") or {}
-    given = [key for key in own if own[key] and key != "categories"]
+    paths = [f"{split}_{kind}" for split in ("train", "val") for kind in ("json", "images")]
+    given = [key for key in paths if own.get(key)]
     if not given:
         for split in splits:
             _check_known(_dataset_config(cfg, split).names)
@@ -64,7 +71,21 @@ def _check_known(name: str) -> None:
 
 
 def _check_own(cfg: DictConfig, split: str) -> CocoSummary:
-    return check_coco_data(cfg.dataset[f"{split}_json"], cfg.dataset[f"{split}_images"])
+    """Checks a split; a copy beside the run's results replaces a file with odd annotations."""
+    key = f"{split}_json"
+    odd = cfg.dataset.get("odd_annotations", "repair")
+    found = check_coco_data(cfg.dataset[key], cfg.dataset[f"{split}_images"], odd)
+    for line in found.odd:
+        logger.warning("%s", line)
+    if found.repaired is not None:
+        copy = Path(cfg.train.output_dir) / f"{split}_annotations.json"
+        with naming_unwritable(copy):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(copy) as unfinished:
+                unfinished.write_text(json.dumps(found.repaired), encoding="utf-8")
+        logger.warning("%s is what is used", copy)
+        cfg.dataset[key] = str(copy)
+    return found
 
 
 def _adapt(cfg: DictConfig, summaries: dict[str, CocoSummary]) -> None:

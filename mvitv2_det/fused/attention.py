@@ -3,12 +3,15 @@
 What takes a module apart here, and computes it in other steps, is told by
 :mod:`mvitv2_det.fused.choice` that the module is what it looks like.
 
-Axes: B images, H × W tokens, C channels.
+Axes: B images, H × W tokens, C = h·d channels of h heads. The T frames of a clip lie below each
+other in one map, whose height is then T·H; a class token travels beside it, (B, 1, C).
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -25,9 +28,33 @@ from .shape import AttentionShape
 from .tokens import TokenKernels
 
 Pools = tuple[HeadPool, HeadPool, HeadPool]
-# From (attention, x, norm, skip, kernels) to skip.tokens + skip.path_scale * attention(norm(x)),
-# (B, H, W, C_in) to (B, H', W', C_out).
-FusedAttention = Callable[[MultiScaleAttention, Tensor, nn.LayerNorm, Skip, TokenKernels], Tensor]
+
+
+class Beside(NamedTuple):
+    """What an attention is given beside a map of images.
+
+    Attributes:
+        frames: T of a clip; 1 for images.
+        token: a normalised class token, (B, 1, C_in), or None.
+    """
+
+    frames: int = 1
+    token: Tensor | None = None
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether there is a map of images alone."""
+        return self.frames == 1 and self.token is None
+
+
+NOTHING = Beside()
+# From (attention, x, norm, skip, kernels, beside) to skip.tokens + skip.path_scale *
+# attention(norm(x)), (B, H, W, C_in) to (B, H', W', C_out), and the attention's output for the
+# class token, (B, 1, C_out), or None.
+Attended = tuple[Tensor, Tensor | None]
+FusedAttention = Callable[
+    [MultiScaleAttention, Tensor, nn.LayerNorm, Skip, TokenKernels, Beside], Attended
+]
 
 
 def reference(
@@ -36,9 +63,20 @@ def reference(
     norm: nn.LayerNorm,
     skip: Skip,
     kernels: TokenKernels,
-) -> Tensor:
+    beside: Beside = NOTHING,
+) -> Attended:
     """The modules of the plain model, for options that nothing faster computes."""
-    return skip.add(attention(norm(x)))
+    attended, token = reference_alone(attention, norm(x), beside)
+    return skip.add(attended), token
+
+
+def reference_alone(attention: MultiScaleAttention, x: Tensor, beside: Beside) -> Attended:
+    """``attention(x, beside.token)`` of a map whose frames lie below each other."""
+    axes = attention.spec.axes
+    maps = x if axes == 2 else x.unflatten(1, (beside.frames, -1))
+    found = attention(maps) if beside.token is None else attention(maps, beside.token)
+    attended, token = found if isinstance(found, tuple) else (found, None)
+    return (attended if axes == 2 else attended.flatten(1, 2)), token
 
 
 def tiled(
@@ -47,13 +85,15 @@ def tiled(
     norm: nn.LayerNorm,
     skip: Skip,
     kernels: TokenKernels,
-) -> Tensor:
+    beside: Beside = NOTHING,
+) -> Attended:
     """Tiles that stay in the cache of a CPU, with little saved for backward."""
-    pools, shape = pools_and_shape(attention, x)
-    embeddings = relative_embeddings(attention, shape)
+    pools, shape = pools_and_shape(attention, x, beside.frames)
+    embeddings = relative_embeddings(attention, shape, beside.frames)
     qkv = attention.qkv
-    if not torch.is_grad_enabled():
-        return attention_row_by_row(x, norm, qkv, pools, embeddings, shape, attention.proj, skip)
+    if beside.is_nothing and not torch.is_grad_enabled():
+        proj = attention.proj
+        return attention_row_by_row(x, norm, qkv, pools, embeddings, shape, proj, skip), None
     if folding_saves_work(pools[1:]):
         channels = qkv.out_features // 3
         weight_q, weight_kv = qkv.weight.split([channels, 2 * channels])
@@ -65,8 +105,12 @@ def tiled(
         pools = (pools[0], pools[1].without_convolution(), pools[2].without_convolution())
     else:
         maps = norm_linear(x, norm, qkv, kernels, parts=3)
-    z = pool_and_attend(maps, pools, embeddings, shape)
-    return linear_and_skip(z, attention.proj, skip)
+    token = None if beside.token is None else attention.project_token(beside.token)
+    z, of_token = pool_and_attend(maps, pools, embeddings, shape, token)
+    attended = linear_and_skip(z, attention.proj, skip)
+    if token is None or of_token is None:
+        return attended, None
+    return attended, _projected_token(attention, of_token, token[0])
 
 
 def triton(
@@ -75,7 +119,8 @@ def triton(
     norm: nn.LayerNorm,
     skip: Skip,
     kernels: TokenKernels,
-) -> Tensor:
+    beside: Beside = NOTHING,
+) -> Attended:
     """Triton kernels: pooling of q, k and v in one launch, and attention in one."""
     from .triton.triton_attention import triton_attention
 
@@ -83,7 +128,7 @@ def triton(
     embeddings = relative_embeddings(attention, shape)
     (qkv,) = norm_linear(x, norm, attention.qkv, kernels)
     z = triton_attention(qkv, pools, embeddings, shape)
-    return linear_and_skip(z, attention.proj, skip)
+    return linear_and_skip(z, attention.proj, skip), None
 
 
 def sdpa(
@@ -92,41 +137,76 @@ def sdpa(
     norm: nn.LayerNorm,
     skip: Skip,
     kernels: TokenKernels,
-) -> Tensor:
+    beside: Beside = NOTHING,
+) -> Attended:
     """One call of PyTorch's fused attention."""
     maps = norm_linear(x, norm, attention.qkv, kernels, parts=3)
-    return linear_and_skip(_pool_and_sdpa(attention, x, maps), attention.proj, skip)
+    z, token = _pool_and_sdpa(attention, x, maps, beside)
+    return linear_and_skip(z, attention.proj, skip), token
 
 
-def sdpa_alone(attention: MultiScaleAttention, x: Tensor) -> Tensor:
+def sdpa_alone(attention: MultiScaleAttention, x: Tensor, beside: Beside = NOTHING) -> Attended:
     """``attention(x)`` with one call of PyTorch's fused attention, and nothing else fused."""
     maps = attention.qkv(x).chunk(3, dim=-1)
-    return attention.proj(_pool_and_sdpa(attention, x, maps))
+    z, token = _pool_and_sdpa(attention, x, maps, beside)
+    return attention.proj(z), token
 
 
-def _pool_and_sdpa(attention: MultiScaleAttention, x: Tensor, maps: Sequence[Tensor]) -> Tensor:
-    """From the projected q, k and v of ``x`` (B, H, W, C) to what is projected last."""
-    pools, shape = pools_and_shape(attention, x)
-    embeddings = relative_embeddings(attention, shape)
+def _pool_and_sdpa(
+    attention: MultiScaleAttention, x: Tensor, maps: Sequence[Tensor], beside: Beside
+) -> Attended:
+    """From the projected q, k and v of ``x`` (B, H, W, C) to what is projected last.
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, *embeddings: Tensor) -> Tensor:
-        q, k, v = (pool(tensor) for tensor, pool in zip((q, k, v), pools, strict=True))
-        z = windowed_sdpa(q, k, v, embeddings, shape)
-        return z + q if shape.residual else z
+    Of the class token, to what has been projected.
+    """
+    pools, shape = pools_and_shape(attention, x, beside.frames)
+    embeddings = relative_embeddings(attention, shape, beside.frames)
+    token = () if beside.token is None else attention.project_token(beside.token)
 
+    def attend(*tensors: Tensor) -> tuple[Tensor, ...]:
+        q, k, v = (pool(tensor) for tensor, pool in zip(tensors[:3], pools, strict=True))
+        of_token, embeddings = tensors[3 : 3 + len(token)], tensors[3 + len(token) :]
+        token_kv = (of_token[1], of_token[2]) if of_token else None
+        z = windowed_sdpa(q, k, v, embeddings, shape, token_kv)
+        z = z + q if shape.residual else z
+        return (z, _token_sdpa(of_token, k, v, shape)) if of_token else (z,)
+
+    inputs = (*maps, *token, *embeddings)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         # Pooled, normalised and widened maps are many, and cheap to compute again.
-        return checkpoint(attend, *maps, *embeddings, use_reentrant=False, preserve_rng_state=False)
-    return attend(*maps, *embeddings)
+        found = checkpoint(attend, *inputs, use_reentrant=False, preserve_rng_state=False)
+    else:
+        found = attend(*inputs)
+    if not token:
+        return found[0], None
+    return found[0], _projected_token(attention, found[1], token[0])
 
 
-def pools_and_shape(attention: MultiScaleAttention, x: Tensor) -> tuple[Pools, AttentionShape]:
+def _token_sdpa(token: Sequence[Tensor], k: Tensor, v: Tensor, shape: AttentionShape) -> Tensor:
+    """What a class token attends to, (B·h, 1, d): the keys of the map, (B, H, W, C), and itself."""
+    keys, values = (
+        torch.cat([shape.split_heads(x).flatten(1, 2).transpose(1, 2).flatten(0, 1), own], dim=1)
+        for x, own in zip((k, v), token[1:], strict=True)
+    )
+    return F.scaled_dot_product_attention(token[0], keys, values, scale=shape.scale)
+
+
+def _projected_token(attention: MultiScaleAttention, z: Tensor, token_q: Tensor) -> Tensor:
+    """The attention's output for a class token, (B, 1, C), from what it attends to (B·h, 1, d)."""
+    if attention.spec.residual_pooling and attention.spec.residual_class_token:
+        z = z + token_q
+    return attention.proj(attention.merge_heads(z))
+
+
+def pools_and_shape(
+    attention: MultiScaleAttention, x: Tensor, frames: int = 1
+) -> tuple[Pools, AttentionShape]:
     """How the module pools q, k and v of ``x`` (B, H, W, C), and the shape of its attention."""
     spec = attention.spec
     pools = (
-        HeadPool.of(attention.pool_q, attention.norm_q, spec.num_heads),
-        HeadPool.of(attention.pool_k, attention.norm_k, spec.num_heads),
-        HeadPool.of(attention.pool_v, attention.norm_v, spec.num_heads),
+        HeadPool.of(attention.pool_q, attention.norm_q, spec.num_heads, frames),
+        HeadPool.of(attention.pool_k, attention.norm_k, spec.num_heads, frames),
+        HeadPool.of(attention.pool_v, attention.norm_v, spec.num_heads, frames),
     )
     if spec.window_size:
         window_q, window_kv = (
@@ -142,12 +222,21 @@ def pools_and_shape(attention: MultiScaleAttention, x: Tensor) -> tuple[Pools, A
 
 
 def relative_embeddings(
-    attention: MultiScaleAttention, shape: AttentionShape
+    attention: MultiScaleAttention, shape: AttentionShape, frames: int = 1
 ) -> tuple[Tensor, ...]:
-    """R of Eq. 4 per axis, (Q_a, K_a, d); empty without relative positions."""
+    """R of Eq. 4 per axis, (Q_a, K_a, d); empty without relative positions.
+
+    Of a clip, whose frames lie below each other, a row is a row of a frame: R of its height and R
+    of its time are added, ((T, H), (T, H), d).
+    """
     if not (tables := attention.position_tables("q")):
         return ()
-    return tuple(
-        relative_embedding(table, queries, keys)
-        for table, queries, keys in zip(tables, shape.window_q, shape.window_kv, strict=True)
-    )
+    (query_rows, query_columns), (key_rows, key_columns) = shape.window_q, shape.window_kv
+    height, width, *time = tables
+    of_rows = relative_embedding(height, query_rows // frames, key_rows // frames)
+    if frames > 1 or time:
+        of_rows = of_rows[None, :, None, :].expand(frames, -1, frames, -1, -1)
+        for table in time:
+            of_rows = of_rows + relative_embedding(table, frames, frames)[:, None, :, None]
+        of_rows = of_rows.flatten(2, 3).flatten(0, 1)
+    return of_rows, relative_embedding(width, query_columns, key_columns)

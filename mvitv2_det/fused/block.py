@@ -1,6 +1,7 @@
 """A block that is computed by the fastest exact way, with the parameters of the plain one.
 
-Axes: B images, H × W tokens, C channels.
+Axes: B images, H × W tokens, C channels. The T frames of a clip lie below each other in one map,
+whose height is then T·H; a class token travels beside it, (B, 1, C).
 """
 
 from collections.abc import Callable
@@ -9,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention.pooling import pool_map
 from ..backbone.block import MultiScaleBlock
+from .attention import NOTHING, Beside
 from .choice import AUTO, Choice, choose
 from .mlp import norm_mlp
 from .norm_linear import norm_linear
@@ -49,6 +50,8 @@ class FusedBlock(MultiScaleBlock):
         choice = self.choose(x, token)
         if choice.is_plain:
             return super().forward(x, token)
+        if x.dim() > 4 or token is not None:
+            return self._compute_beside(x, token, choice)
         if self.compiled is None or not choice.compiled:
             return self.compute(x, choice, self.draw_path_scales(x))
         # Each side a symbol of its own: of one symbol in two places, as a square map would have,
@@ -70,7 +73,35 @@ class FusedBlock(MultiScaleBlock):
             has_compiled_code=self.compiled is not None,
         )
 
+    def _compute_beside(
+        self, x: Tensor, token: Tensor | None, choice: Choice
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Computes clips (B, T, H, W, C), or maps (B, H, W, C), and a class token (B, 1, C)."""
+        frames, is_clip = (x.shape[1] if x.dim() > 4 else 1), x.dim() > 4
+        maps = x.flatten(1, 2) if is_clip else x
+        scales = self.draw_path_scales(maps)
+        normed = None if token is None else self.norm1(token)
+        beside = Beside(frames, normed)
+        maps, attended = self.compute_with(maps, choice, scales, beside)
+        maps = maps.unflatten(1, (frames, -1)) if is_clip else maps
+        if token is None or normed is None or attended is None:
+            return maps
+        attention_scale, mlp_scale = (
+            None if s is None else s.flatten(1)[..., None] for s in scales
+        )
+        skip = self.proj(normed) if self.widens_in_attention else token
+        token = Skip(skip, attention_scale).add(attended)
+        normed = self.norm2(token)
+        skip = self.proj(normed) if self.widens_in_mlp else token
+        return maps, Skip(skip, mlp_scale).add(self.mlp(normed))
+
     def compute(self, x: Tensor, choice: Choice, path_scales: PathScales) -> Tensor:
+        """Computes images (B, H, W, C_in); see :meth:`compute_with`."""
+        return self.compute_with(x, choice, path_scales, NOTHING)[0]
+
+    def compute_with(
+        self, x: Tensor, choice: Choice, path_scales: PathScales, beside: Beside
+    ) -> tuple[Tensor, Tensor | None]:
         """Computes the plain forward pass, each step in the way that was chosen.
 
         Args:
@@ -78,25 +109,30 @@ class FusedBlock(MultiScaleBlock):
             choice: what computes the steps.
             path_scales: from :meth:`draw_path_scales`. Drawn outside of compiled code, their
                 rates are no part of it, and the random numbers are those of the plain model.
+            beside: frames, and a class token normalised by ``norm1``.
+
+        Returns:
+            (B, H', W', C_out), and the attention's output for the class token, or None.
         """
         attention_scale, mlp_scale = path_scales
         if choice.kernels is None:
             normed = self.norm1(x)
             skip = self.proj(normed) if self.widens_in_attention else x
-            attended = choice.attend(self.attn, normed)
-            x = Skip(pool_map(skip, self.pool_skip), attention_scale).add(attended)
+            skip = pool_skip(skip, self.pool_skip, beside.frames)
+            attended, token = choice.attend(self.attn, normed, beside)
+            x = Skip(skip, attention_scale).add(attended)
             normed = self.norm2(x)
             skip = self.proj(normed) if self.widens_in_mlp else x
-            return Skip(skip, mlp_scale).add(self.mlp(normed))
+            return Skip(skip, mlp_scale).add(self.mlp(normed)), token
         kernels, skip = choice.kernels, x
         if self.widens_in_attention:
             (skip,) = norm_linear(x, self.norm1, self.proj, kernels)
-        skip = Skip(pool_skip(skip, self.pool_skip), attention_scale)
-        x = choice.fused_attend(self.attn, x, self.norm1, skip, kernels)
+        skip = Skip(pool_skip(skip, self.pool_skip, beside.frames), attention_scale)
+        x, token = choice.fused_attend(self.attn, x, self.norm1, skip, kernels, beside)
         skip = None
         if self.widens_in_mlp:
             (skip,) = norm_linear(x, self.norm2, self.proj, kernels)
-        return norm_mlp(x, self.norm2, self.mlp, skip, mlp_scale, kernels)
+        return norm_mlp(x, self.norm2, self.mlp, skip, mlp_scale, kernels), token
 
     def draw_path_scales(self, x: Tensor) -> PathScales:
         """Factors of the paths of each image of ``x`` (B, H, W, C), attention's first."""

@@ -71,9 +71,12 @@ class Choice:
         """Whether the plain model's own forward pass runs."""
         return self.attention == REFERENCE and self.kernels is None and not self.compiled
 
-    def attend(self, attention: MultiScaleAttention, x: Tensor) -> Tensor:
+    def attend(
+        self, attention: MultiScaleAttention, x: Tensor, beside: paths.Beside
+    ) -> paths.Attended:
         """The attention alone, of normalised tokens."""
-        return paths.sdpa_alone(attention, x) if self.attention == SDPA else attention(x)
+        alone = paths.sdpa_alone if self.attention == SDPA else paths.reference_alone
+        return alone(attention, x, beside)
 
     @property
     def fused_attend(self) -> FusedAttention:
@@ -111,27 +114,23 @@ def choose(
     Raises:
         ValueError: the backend that was asked for by name cannot compute it; the message says why.
     """
-    if reason := _why_only_plain(x, has_token):
-        if backend not in (AUTO, REFERENCE):
-            raise ValueError(f"attention_backend {backend!r} cannot run here: {reason}")
-        faster = _automatic(block, x) if backend == AUTO else ()
-        faster = (COMPILED, *faster) if has_compiled_code else faster
-        passed_over = tuple((name, reason) for name in faster)
-        _say(passed_over)
-        return Choice(REFERENCE, passed_over=passed_over)
+    beside_images = _what_is_beside_images(x, has_token)
+    passed_over: tuple[tuple[str, str], ...] = ()
     if has_compiled_code and not is_capturing():
-        return Choice(backend, compiled=True)
+        if beside_images is None:
+            return Choice(backend, compiled=True)
+        passed_over = ((COMPILED, beside_images),)
     if backend == AUTO:
-        return _fastest(block, x)
+        return _fastest(block, x, beside_images, passed_over)
     if backend == REFERENCE:
         return Choice(REFERENCE)
-    if reason := _why_not(backend, block, x, _why_not_fused(block, x)):
+    if reason := _why_not(backend, block, x, _why_not_fused(block, x), beside_images):
         raise ValueError(f"attention_backend {backend!r} cannot run here: {reason}")
     return Choice(backend, _kernels_of(backend) if backend in (TILED, TRITON) else None)
 
 
-def _why_only_plain(x: Tensor, has_token: bool) -> str | None:
-    """Why nothing but the plain model computes such tokens; None for maps of images alone."""
+def _what_is_beside_images(x: Tensor, has_token: bool) -> str | None:
+    """What kernels for maps of images alone cannot compute; None for those."""
     if x.dim() != 4:
         return "its maps have three axes, as those of clips"
     if has_token:
@@ -144,11 +143,15 @@ def is_capturing() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def _fastest(block: MultiScaleBlock, x: Tensor) -> Choice:
+def _fastest(
+    block: MultiScaleBlock,
+    x: Tensor,
+    beside_images: str | None,
+    passed_over: tuple[tuple[str, str], ...],
+) -> Choice:
     not_fused = _why_not_fused(block, x)
-    passed_over: tuple[tuple[str, str], ...] = ()
     for name in _automatic(block, x):
-        reason = _why_not(name, block, x, not_fused)
+        reason = _why_not(name, block, x, not_fused, beside_images)
         if reason is None:
             break
         passed_over += ((name, reason),)
@@ -178,15 +181,20 @@ def _automatic(block: MultiScaleBlock, x: Tensor) -> tuple[str, ...]:
     return (TRITON, *names) if is_measured else names
 
 
-def _why_not(name: str, block: MultiScaleBlock, x: Tensor, not_fused: str | None) -> str | None:
+def _why_not(
+    name: str, block: MultiScaleBlock, x: Tensor, not_fused: str | None, beside_images: str | None
+) -> str | None:
     """Why a backend cannot compute the block; None where it can.
 
     Args:
         not_fused: the answer of :func:`_why_not_fused`.
+        beside_images: the answer of :func:`_what_is_beside_images`.
     """
     if name == SDPA:
         return _why_not_sdpa(block, x)
-    return not_fused or (_tiled_limits(block, x) if name == TILED else _triton_limits(block, x))
+    if name == TILED:
+        return not_fused or _tiled_limits(block, x)
+    return beside_images or not_fused or _triton_limits(block, x)
 
 
 def _say(passed_over: tuple[tuple[str, str], ...]) -> None:
@@ -244,7 +252,7 @@ def _parts_of_attention(block: MultiScaleBlock) -> Iterator[Part]:
     yield "attn", attention, (MultiScaleAttention,)
     for name in "qkv":
         if (pool := getattr(attention, f"pool_{name}")) is not None:
-            yield f"attn.pool_{name}", pool, (nn.Conv2d,)
+            yield f"attn.pool_{name}", pool, (nn.Conv2d, nn.Conv3d)
             yield f"attn.norm_{name}", getattr(attention, f"norm_{name}"), (nn.LayerNorm,)
     yield "drop_path", block.drop_path, (DropPath, nn.Identity)
 
@@ -265,7 +273,7 @@ def _other_parts(block: MultiScaleBlock) -> Iterator[Part]:
     yield "mlp.drop2", mlp.drop2, (nn.Dropout,)
     if block.widens_in_attention or block.widens_in_mlp:
         yield "proj", block.proj, (nn.Linear,)
-    yield "pool_skip", block.pool_skip, (nn.MaxPool2d, nn.Identity)
+    yield "pool_skip", block.pool_skip, (nn.MaxPool2d, nn.MaxPool3d, nn.Identity)
 
 
 def _why_not_part(name: str, module: nn.Module, kinds: tuple[type, ...]) -> str | None:
@@ -288,7 +296,7 @@ def _why_not_part(name: str, module: nn.Module, kinds: tuple[type, ...]) -> str 
         return f"{name} must normalise channels alone, got {tuple(module.normalized_shape)}"
     if isinstance(module, nn.Dropout) and module.p > 0:
         return f"{name} drops values, at a rate of {module.p}"
-    if isinstance(module, nn.Conv2d) and module.bias is not None:
+    if isinstance(module, (nn.Conv2d, nn.Conv3d)) and module.bias is not None:
         return f"{name} must be a convolution without bias"
     return None
 
@@ -300,11 +308,13 @@ def _unknown_options(block: MultiScaleBlock, *, masked_padding: bool = False) ->
         masked_padding: whether the attention can hide the padding of windows.
     """
     spec = block.attn.spec
+    if spec.axes == 3 and max(spec.stride_q[0], spec.stride_kv[0]) > 1:
+        return "its frames are strided"
     if spec.shift:
         return "its windows are shifted"
     if spec.mask_window_padding and spec.window_size and not masked_padding:
         return "the padding of its windows is masked"
-    if spec.position_terms and spec.rel_pos_kind != "decomposed":
+    if spec.position_terms and spec.rel_pos_kind not in ("decomposed", "space"):
         return f"its relative positions are {spec.rel_pos_kind}, not decomposed"
     if spec.position_terms not in ((), ("q",)):
         return f"its relative positions are on {', '.join(spec.position_terms)}, not on q alone"

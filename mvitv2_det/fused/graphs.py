@@ -46,7 +46,7 @@ def replay_graphs(
     """
     module.__dict__.pop("forward", None)
     graphed = GraphedForward(module, max_graphs, max_gib)
-    module.forward = graphed  # type: ignore[method-assign]  # of this instance; hooks still run
+    module.forward = graphed  # of this instance alone; hooks still run
     return graphed
 
 

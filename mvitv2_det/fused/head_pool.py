@@ -1,6 +1,7 @@
 """Pooling and LayerNorm of all heads of q, k or v at once, channels last.
 
-Axes: B images, H × W tokens, C = h·d channels of h heads; sizes with a dash are pooled ones.
+Axes: B images, H × W tokens, C = h·d channels of h heads; sizes with a dash are pooled ones. The T
+frames of a clip lie below each other in one map, whose height is then T·H.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,10 +20,12 @@ class HeadPool:
         heads: number of heads.
         stride, padding: of the convolution.
         eps: of the norm.
-        kernel: the convolution's weight (d, 1, y, x), the same for all heads; None for no pooling.
+        kernel: the convolution's weight (d, 1, y, x), or of clips (d, 1, t, y, x), the same for
+            all heads; None for no pooling.
         norm_weight, norm_bias: the norm's parameters, (d), or None where it has none.
         normalises: whether there is a norm; without pooling there is none, except where the
             convolution has been computed already.
+        frames: T, 1 for images. A clip is pooled over as many frames before as after each.
     """
 
     heads: int
@@ -33,16 +36,24 @@ class HeadPool:
     norm_weight: Tensor | None = field(compare=False, repr=False)
     norm_bias: Tensor | None = field(compare=False, repr=False)
     normalises: bool = True
+    frames: int = 1
 
     @classmethod
     def of(
-        cls, pool: nn.Conv2d | nn.Conv3d | None, norm: nn.Module | None, heads: int
+        cls,
+        pool: nn.Conv2d | nn.Conv3d | None,
+        norm: nn.Module | None,
+        heads: int,
+        frames: int = 1,
     ) -> "HeadPool":
         """What ``attention.pooling.head_pool`` and a norm of its channels do; nothing without."""
         if pool is None:
-            return cls(heads, (1, 1), (0, 0), 0.0, None, None, None, normalises=False)
+            return cls(
+                heads, (1, 1), (0, 0), 0.0, None, None, None, normalises=False, frames=frames
+            )
         norm, padding = cast(nn.LayerNorm, norm), cast("tuple[int, ...]", pool.padding)
-        return cls(heads, pool.stride, padding, norm.eps, pool.weight, norm.weight, norm.bias)
+        parameters = pool.weight, norm.weight, norm.bias
+        return cls(heads, pool.stride[-2:], padding[-2:], norm.eps, *parameters, frames=frames)
 
     @property
     def parameters(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -61,15 +72,15 @@ class HeadPool:
 
     def output_size(self, size: Sequence[int]) -> tuple[int, int]:
         """Height and width that (H, W) is pooled to."""
+        height, width = size[0] // self.frames, size[1]
         if self.kernel is not None:
-            size = [
+            height, width = (
                 (side + 2 * padding - across) // stride + 1
                 for side, padding, across, stride in zip(
-                    size, self.padding, self.kernel.shape[2:], self.stride, strict=True
+                    (height, width), self.padding, self.kernel.shape[-2:], self.stride, strict=True
                 )
-            ]
-        height, width = size
-        return height, width
+            )
+        return self.frames * height, width
 
     def pools_like(self, other: "HeadPool") -> bool:
         """Whether both pool maps with kernels, strides and padding of the same sizes."""
@@ -82,15 +93,43 @@ class HeadPool:
     def __call__(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H', W', C), with heads side by side along C."""
         if self.kernel is not None:
-            kernel = self.kernel.repeat(self.heads, 1, 1, 1)
-            x = x.permute(0, 3, 1, 2)
-            x = F.conv2d(x, kernel, None, self.stride, self.padding, groups=x.shape[1])
-            x = x.permute(0, 2, 3, 1)
+            x = self._convolved(x, self.kernel)
         if not self.normalises:
             return x
         x = x.unflatten(-1, (self.heads, -1))
         x = F.layer_norm(x, x.shape[-1:], self.norm_weight, self.norm_bias, self.eps)
         return x.flatten(-2)
+
+    def _convolved(self, x: Tensor, kernel: Tensor) -> Tensor:
+        kernel = kernel.repeat(self.heads, *[1] * (kernel.dim() - 1))
+        if kernel.dim() == 4:
+            return self._convolved_frames(x, kernel)
+        return self._convolved_clip(x.unflatten(1, (self.frames, -1)), kernel).flatten(1, 2)
+
+    def _convolved_clip(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """(B, T, H, W, C) to (B, T, H', W', C): each tap in time is a convolution of frames."""
+        batch, middle = len(x), kernel.shape[2] // 2
+        total = None
+        # The tap that no frame misses comes first; the others are added to a part of its frames.
+        for tap in sorted(range(kernel.shape[2]), key=lambda tap: abs(tap - middle)):
+            later = tap - middle
+            size = self.frames - abs(later)
+            if size <= 0:
+                continue
+            read = x.narrow(1, max(later, 0), size).flatten(0, 1)
+            part = self._convolved_frames(read, kernel[:, :, tap]).unflatten(0, (batch, size))
+            if total is None:
+                total = part
+            else:
+                before = max(-later, 0)
+                total.narrow(1, before, size).add_(part)
+        return cast(Tensor, total)
+
+    def _convolved_frames(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H', W', C)."""
+        x = x.permute(0, 3, 1, 2)
+        x = F.conv2d(x, kernel, None, self.stride, self.padding, groups=x.shape[1])
+        return x.permute(0, 2, 3, 1)
 
 
 def flat_parameters(pools: Iterable[HeadPool]) -> list[Tensor | None]:

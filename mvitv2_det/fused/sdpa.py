@@ -19,7 +19,12 @@ _ALIGNMENT = 8  # channels; the fused GPU kernels take multiples of it
 
 
 def windowed_sdpa(
-    q: Tensor, k: Tensor, v: Tensor, embeddings: tuple[Tensor, ...], shape: AttentionShape
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    embeddings: tuple[Tensor, ...],
+    shape: AttentionShape,
+    token: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Attention within windows over pooled maps, without the residual.
 
@@ -27,6 +32,8 @@ def windowed_sdpa(
         q, k, v: (B, H, W, C) with heads side by side, each with its own H and W.
         embeddings: R of Eq. 4 per axis, (Q_a, K_a, d), or none.
         shape: heads, scale and windows.
+        token: k and v of a class token, (B·h, 1, d) each: a key without a position, of the only
+            window.
 
     Returns:
         (B, H, W, C) of q's size.
@@ -44,6 +51,10 @@ def windowed_sdpa(
         content = torch.cat([content, along_h.flatten(2, 3), along_w.flatten(2, 3)], dim=-1)
         places = one_hot_places(shape.window_kv, device=keys.device).to(keys.dtype)
         keys = torch.cat([keys, places.expand(*keys.shape[:2], -1, -1)], dim=-1)
+    if token is not None:
+        token_k, token_v = (part.unflatten(0, (-1, shape.heads)) for part in token)
+        keys = torch.cat([keys, F.pad(token_k, (0, keys.shape[-1] - channels))], dim=2)
+        values = torch.cat([values, token_v], dim=2)
     width = divide_up(content.shape[-1], _ALIGNMENT) * _ALIGNMENT
     content, keys, values = (
         x if surely_equal(x.shape[-1:], (width,)) else F.pad(x, (0, width - x.shape[-1]))

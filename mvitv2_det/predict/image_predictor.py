@@ -23,13 +23,54 @@ PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 CHANNEL_ORDERS = ("RGB", "BGR")
 
 
-class ImagePredictor(ABC, Generic[Prepared, Found]):
-    """Finds something in images: ``Prepared`` is a model's input, ``Found`` what it gives.
+class Inference:
+    """Where and how a model runs, whatever it takes.
 
     Attributes:
         device: where the model runs.
-        batch_size: images that go through the model together, at most.
+        batch_size: images or clips that go through the model together, at most.
     """
+
+    def __init__(
+        self, *, device: str | None, precision: str, batch_size: int, cuda_graphs: bool = False
+    ) -> None:
+        """
+        Args:
+            device: such as ``cpu`` or ``cuda:1``; by default a GPU if there is one.
+            precision: ``fp32``, or ``fp16`` or ``bf16`` by autocast.
+            batch_size: images or clips that go through the model together, at most.
+            cuda_graphs: replay the network as CUDA graphs; see :func:`mvitv2_det.replay_graphs`.
+
+        Raises:
+            UserError: an argument is wrong, or the device is not there.
+        """
+        if precision not in PRECISIONS:
+            raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        if batch_size < 1:
+            raise UserError(f"the batch size must be 1 or more, got {batch_size}")
+        self.device = _check_device(device)
+        if cuda_graphs and self.device.type != "cuda":
+            raise UserError(f"CUDA graphs are of GPUs, and the device is {self.device}: leave them")
+        self.batch_size = batch_size
+        self._precision = PRECISIONS[precision]
+
+    @contextmanager
+    def _running(self, count: int) -> Iterator[None]:
+        """The precision that was asked for; a lack of memory for ``count`` images in one line."""
+        try:
+            with torch.autocast(
+                self.device.type, self._precision, enabled=self._precision is not None
+            ):
+                yield
+        except torch.cuda.OutOfMemoryError as error:
+            raise UserError(
+                f"the GPU has too little memory for a batch of {count}: choose a smaller batch "
+                f"size, or a precision of fp16 or bf16"
+            ) from error
+
+
+class ImagePredictor(Inference, ABC, Generic[Prepared, Found]):
+    """Finds something in images: ``Prepared`` is a model's input, ``Found`` what it gives."""
 
     def __init__(
         self,
@@ -42,26 +83,17 @@ class ImagePredictor(ABC, Generic[Prepared, Found]):
     ) -> None:
         """
         Args:
-            device: such as ``cpu`` or ``cuda:1``; by default a GPU if there is one.
-            precision: ``fp32``, or ``fp16`` or ``bf16`` by autocast.
-            batch_size: images that go through the model together, at most.
+            device, precision, batch_size, cuda_graphs: as for :class:`Inference`.
             channel_order: order of colours in arrays: ``RGB``, or ``BGR`` as ``cv2.imread`` gives.
-            cuda_graphs: replay the network as CUDA graphs; see :func:`mvitv2_det.replay_graphs`.
 
         Raises:
             UserError: an argument is wrong, or the device is not there.
         """
-        if precision not in PRECISIONS:
-            raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        super().__init__(
+            device=device, precision=precision, batch_size=batch_size, cuda_graphs=cuda_graphs
+        )
         if channel_order not in CHANNEL_ORDERS:
             raise UserError(f"channel_order must be RGB or BGR, got {channel_order!r}")
-        if batch_size < 1:
-            raise UserError(f"the batch size must be 1 or more, got {batch_size}")
-        self.device = check_device(device)
-        if cuda_graphs and self.device.type != "cuda":
-            raise UserError(f"CUDA graphs are of GPUs, and the device is {self.device}: leave them")
-        self.batch_size = batch_size
-        self._precision = PRECISIONS[precision]
         self._channel_order = channel_order
 
     # A path is a sequence, too, of letters: the first that fits is meant.
@@ -109,20 +141,6 @@ class ImagePredictor(ABC, Generic[Prepared, Found]):
             return read_rgb(image)
         return as_rgb(image, self._channel_order)
 
-    @contextmanager
-    def _running(self, count: int) -> Iterator[None]:
-        """The precision that was asked for; a lack of memory for ``count`` images in one line."""
-        try:
-            with torch.autocast(
-                self.device.type, self._precision, enabled=self._precision is not None
-            ):
-                yield
-        except torch.cuda.OutOfMemoryError as error:
-            raise UserError(
-                f"the GPU has too little memory for a batch of {count}: choose a smaller batch "
-                f"size, or a precision of fp16 or bf16"
-            ) from error
-
 
 def batches(items: Sequence[Item] | Iterator[Item], size: int) -> Iterator[list[Item]]:
     """Cuts a sequence into lists of ``size``; the last may be shorter."""
@@ -131,7 +149,7 @@ def batches(items: Sequence[Item] | Iterator[Item], size: int) -> Iterator[list[
         yield batch
 
 
-def check_device(name: str | None) -> torch.device:
+def _check_device(name: str | None) -> torch.device:
     """Chooses the device, and tries it out.
 
     Raises:

@@ -78,12 +78,74 @@ def find_sources(inputs: Sequence[str], *, videos: bool = True) -> list[Source]:
         UserError: an input does not exist or holds nothing to predict on.
     """
     endings = IMAGE_ENDINGS | VIDEO_ENDINGS if videos else IMAGE_ENDINGS
-    paths = {path.resolve(): path.absolute() for text in inputs for path in _expand(text, endings)}
-    for path in paths.values():
-        if path.suffix.lower() in VIDEO_ENDINGS - endings:
-            raise UserError(f"{path} is a video: expected images")
-    root = os.path.commonpath([path.parent for path in paths.values()])
-    return [Source(path, path.relative_to(root).as_posix()) for path in paths.values()]
+    sources = _named(path for text in inputs for path in _expand(text, endings))
+    for source in sources:
+        if source.path.suffix.lower() in VIDEO_ENDINGS - endings:
+            raise UserError(f"{source.path} is a video: expected images")
+    return sources
+
+
+def find_videos(inputs: Sequence[str]) -> list[Source]:
+    """Finds the videos that inputs name, files and folders of frames, each once, in their order.
+
+    Args:
+        inputs: files; folders, for the videos directly in them, else for the images directly in
+            them, which are the frames of one video, else for the folders of frames directly in
+            them; patterns, for the videos and the folders of frames that match.
+
+    Raises:
+        UserError: an input does not exist, holds no video, or is an image.
+    """
+    sources = _named(path for text in inputs for path in _expand_videos(text))
+    for source in sources:
+        if source.path.suffix.lower() in IMAGE_ENDINGS and not source.path.is_dir():
+            raise UserError(
+                f"{source.path} is an image: expected videos, as files or folders of frames"
+            )
+    return sources
+
+
+def _named(paths: Iterable[Path]) -> list[Source]:
+    """Names each path once, from the folder that all have in common."""
+    unique = {path.resolve(): path.absolute() for path in paths}
+    root = os.path.commonpath([path.parent for path in unique.values()])
+    return [Source(path, path.relative_to(root).as_posix()) for path in unique.values()]
+
+
+def _expand_videos(text: str) -> list[Path]:
+    path = Path(text)
+    if path.is_dir():
+        try:
+            inside = sorted(path.iterdir())
+        except OSError as error:
+            raise UserError(f"cannot read folder {text}: {error.strerror}") from error
+        if found := _known(inside, VIDEO_ENDINGS):
+            return found
+        if _known(inside, IMAGE_ENDINGS):
+            return [path]
+        if not (found := [folder for folder in inside if _holds_frames(folder)]):
+            raise UserError(
+                f"there is no video, image or folder of frames directly in folder {text}; "
+                f"'{path}/**' also looks into its folders"
+            )
+        return found
+    if os.path.lexists(path):
+        return [path]
+    if glob.has_magic(text):
+        matching = sorted(map(Path, glob.glob(text, recursive=True)))
+        found = _known(matching, VIDEO_ENDINGS) + list(filter(_holds_frames, matching))
+        if not found:
+            raise UserError(f"no video or folder of frames matches {text!r}")
+        return found
+    raise UserError(f"there is no video or folder {text!r}")
+
+
+def _holds_frames(path: Path) -> bool:
+    """Whether it is a folder with images directly in it, that can be read."""
+    try:
+        return path.is_dir() and bool(_known(path.iterdir(), IMAGE_ENDINGS))
+    except OSError:
+        return False
 
 
 def _expand(text: str, endings: set[str]) -> list[Path]:

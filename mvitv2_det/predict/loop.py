@@ -40,7 +40,11 @@ def predict_sources(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, between two calls of ``write``.
     """
     failed: list[Source] = []
-    with naming_unwritable(output), _progress(sources) as bar, _stop_signals() as stopped:
+    with (
+        naming_unwritable(output),
+        progress(sum(source.count() for source in sources), "image") as bar,
+        stop_signals() as stopped,
+    ):
 
         def report(source: Source, error: UserError) -> None:
             failed.append(source)
@@ -73,7 +77,7 @@ def _read(
 
 
 @contextmanager
-def _stop_signals() -> Iterator[Event]:
+def stop_signals() -> Iterator[Event]:
     """Gives an event that Ctrl-C or SIGTERM sets, so that no image or frame is half written.
 
     Python's own KeyboardInterrupt could also get lost in a callback of matplotlib. A second signal
@@ -94,7 +98,7 @@ def _stop_signals() -> Iterator[Event]:
             signal.signal(number, handler)
 
 
-def _progress(sources: Sequence[Source]) -> tqdm:
+def progress(total: int, unit: str) -> tqdm:
+    """A bar, or lines in a log file, of what is done."""
     interval = 0.1 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
-    total = sum(source.count() for source in sources)
-    return tqdm(total=total, unit="image", mininterval=interval, maxinterval=interval)
+    return tqdm(total=total, unit=unit, mininterval=interval, maxinterval=interval)

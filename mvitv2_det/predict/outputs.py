@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..visualize import draw_instances
 from .classes import Classes
 from .inputs import Source
-from .writing import json_list, replacing
+from .writing import distinct_files, json_list, replacing
 
 RESULTS, IMAGES, OVERLAYS = "results.json", "images.json", "overlays"
 
@@ -175,23 +175,12 @@ def _overlay_files(folder: Path, sources: Sequence[Source]) -> dict[Source, Path
     Raises:
         UserError: an overlay would replace an input.
     """
-    inputs = {source.path.resolve() for source in sources}
-    files: dict[Source, Path] = {}
-    taken: set[str] = set()
+    names = {}
     for source in sources:
         name = PurePath(source.name)
         if source.is_video:
             name = name if name.suffix.lower() == ".mp4" else name.with_name(name.name + ".mp4")
         elif name.suffix.lower() not in _DRAWN_ENDINGS:
             name = name.with_name(name.name + ".png")
-        number, unique = 1, name
-        while str(unique).lower() in taken:  # some file systems do not tell a from A
-            number += 1
-            unique = name.with_name(f"{name.stem}_{number}{name.suffix}")
-        taken.add(str(unique).lower())
-        files[source] = folder / unique
-        if files[source].resolve() in inputs:
-            raise UserError(
-                f"the overlay {files[source]} would replace that input: choose another --output"
-            )
-    return files
+        names[source] = name
+    return distinct_files(folder, names)

@@ -1,7 +1,7 @@
 """Finding instances in images, as evaluation does, with a LazyConfig and its weights."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Predictor(ImagePredictor[dict[str, Any], Instances]):
         weights: str | Path,
         *,
         overrides: Sequence[str] = (),
+        trust: Collection[str] = (),
         device: str | None = None,
         precision: str = "fp32",
         score_threshold: float | None = None,
@@ -53,6 +54,8 @@ class Predictor(ImagePredictor[dict[str, Any], Instances]):
                 :func:`mvitv2_det.get_config` knows; or a config, which is left as it is.
             weights: of a whole detector; see :func:`mvitv2_det.load_weights`.
             overrides: of the config, ``key=value``.
+            trust: functions and classes that a YAML config may call beside those that it may by
+                itself (:mod:`mvitv2_det.allowed_names`).
             device: such as ``cpu`` or ``cuda:1``; by default a GPU if there is one.
             precision: ``fp32``, or ``fp16`` or ``bf16`` by autocast.
             score_threshold: instances must score higher, in [0, 1]; by default the config's.
@@ -73,14 +76,14 @@ class Predictor(ImagePredictor[dict[str, Any], Instances]):
         )
         if score_threshold is not None and not 0 <= score_threshold <= 1:
             raise UserError(f"the score threshold must be in [0, 1], got {score_threshold:g}")
-        cfg = _read_config(config, overrides)
+        cfg = _read_config(config, overrides, trust)
         classes = own_classes(cfg)
         if classes and OmegaConf.select(cfg, "model.roi_heads.num_classes") is not None:
             cfg.model.roi_heads.num_classes = len(classes.names)
         self._resize, self._channels = _read_mapper(cfg)
         self.model = read_trained(cfg, str(weights), device=str(self.device))
         if cuda_graphs:
-            replay_graphs(self.model.backbone)
+            replay_graphs(self.model.get_submodule("backbone"))
         count = _box_predictors(self.model)[0].num_classes
         self.classes = classes or known_classes(cfg, count)
         if score_threshold is not None:
@@ -155,11 +158,13 @@ def _box_predictors(model: nn.Module) -> list[Any]:
     return predictors
 
 
-def _read_config(config: str | Path | DictConfig, overrides: Sequence[str]) -> DictConfig:
+def _read_config(
+    config: str | Path | DictConfig, overrides: Sequence[str], trust: Collection[str]
+) -> DictConfig:
     if isinstance(config, DictConfig):
         cfg = apply_overrides(copy.deepcopy(config), list(overrides))
     else:
-        cfg = read_config(str(config), overrides)
+        cfg = read_config(str(config), overrides, trust)
     for key in ("model", "train", "dataloader.test.mapper"):
         if OmegaConf.select(cfg, key) is None:
             raise UserError(f"the config has no {key!r}: expected a LazyConfig like those here")

@@ -3,12 +3,13 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TextIO
 
 from ..errors import UserError
+from .inputs import Source
 
 
 def check_writable(folder: Path) -> None:
@@ -23,6 +24,33 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"cannot write to output folder {folder}: {error.strerror}") from error
+
+
+def distinct_files(folder: Path, names: Mapping[Source, PurePath]) -> dict[Source, Path]:
+    """Chooses a file in a folder for each source, so that no two sources share one.
+
+    Args:
+        folder: the folder.
+        names: wanted, relative to it.
+
+    Raises:
+        UserError: a file would replace a source.
+    """
+    inputs = {source.path.resolve() for source in names}
+    files: dict[Source, Path] = {}
+    taken: set[str] = set()
+    for source, name in names.items():
+        number, unique = 1, name
+        while str(unique).lower() in taken:  # some file systems do not tell a from A
+            number += 1
+            unique = name.with_name(f"{name.stem}_{number}{name.suffix}")
+        taken.add(str(unique).lower())
+        files[source] = folder / unique
+        if files[source].resolve() in inputs:
+            raise UserError(
+                f"the overlay {files[source]} would replace that input: choose another --output"
+            )
+    return files
 
 
 class JsonList:

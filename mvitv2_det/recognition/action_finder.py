@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from ..predict.image_predictor import PRECISIONS, check_device
+from ..predict.image_predictor import Inference
 from ..video.key_frames import VIEWS, at_view, key_frame_clip
 from ..video.reading import Video
 from ..weights import load_weights
@@ -52,7 +52,7 @@ def read_action_recognizer(weights: Source) -> tuple[ActionRecognizer, Descripti
     return model.eval(), description
 
 
-class ActionFinder:
+class ActionFinder(Inference):
     """Gives the probability of each action of each person.
 
     Attributes:
@@ -79,12 +79,10 @@ class ActionFinder:
         Raises:
             UserError: an argument is wrong, or the weights are not those of such a network.
         """
-        if precision not in PRECISIONS:
-            raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        super().__init__(device=device, precision=precision, batch_size=1)
         if view not in VIEWS:
             raise UserError(f"view must be {' or '.join(VIEWS)}, got {view!r}")
-        self.device, self.view = check_device(device), view
-        self._dtype = PRECISIONS[precision]
+        self.view = view
         model, description = read_action_recognizer(weights)
         self.model = model.to(self.device)
         self.classes = description.classes
@@ -114,6 +112,6 @@ class ActionFinder:
         input = self._input
         frames = video.frames(key_frame_clip(video, time, input))
         clip, placed = at_view(frames, boxes, input, self.view)
-        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
+        with self._running(1):
             logits = self.model(clip[None].to(self.device), [placed.to(self.device)])
         return logits.float().sigmoid().cpu().numpy()

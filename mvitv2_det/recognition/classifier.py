@@ -4,7 +4,7 @@ It needs no Detectron2.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..fused import replay_graphs
 from ..predict.image_predictor import ImageLike, ImagePredictor
 from ..weights import load_weights
-from ..weights.sources import Source, read_source
+from ..weights.sources import Checkpoint, Source, read_source
 from .description import ENTRY, Description
 from .recognizer import Recognizer
 from .released import describe_weights
@@ -38,9 +38,9 @@ class Likely(NamedTuple):
 
 
 def read_recognizer(
-    weights: Source, *, num_classes: int | None = None
+    weights: Source, *, num_classes: int | None = None, of: str | None = "image"
 ) -> tuple[Recognizer, Description]:
-    """Reads a trained image classifier, in evaluation mode on the CPU.
+    """Reads a trained classifier, in evaluation mode on the CPU.
 
     A checkpoint that training here has saved describes itself; the network that other weights
     belong to is found from their shapes, see
@@ -50,28 +50,32 @@ def read_recognizer(
         weights: see :func:`mvitv2_det.load_weights`.
         num_classes: outputs of released weights to keep: the first 1,000 of ImageNet-21K's 19,168
             are those of ImageNet-1K.
+        of: ``image`` or ``video``, what it must be of; None for either.
 
     Raises:
-        UserError: the weights cannot be read, are not those of an image classifier, or do not hold
+        UserError: the weights cannot be read, are not those of such a classifier, or do not hold
             the whole network.
     """
     checkpoint = read_source(weights)
     if ENTRY in checkpoint.others:
         try:
             description = Description.from_dict(checkpoint.others[ENTRY])
-            if description.constructor != "image":
-                raise UserError("it is of clips: expected one of images")
             if num_classes not in (None, len(description.classes)):
                 raise UserError(
                     f"it was trained here on {len(description.classes)} classes of its own: the "
                     f"first {num_classes} cannot be taken"
                 )
-            model = description.build()
         except UserError as error:
             raise UserError(f"checkpoint {checkpoint.source!r}: {error}") from error
     else:
         description = describe_weights(checkpoint, num_classes)
+    if description.constructor != (of or description.constructor):
+        got, expected = ("clips", "images") if of == "image" else ("images", "clips")
+        raise UserError(f"checkpoint {checkpoint.source!r} is of {got}: expected one of {expected}")
+    try:
         model = description.build()
+    except UserError as error:
+        raise UserError(f"checkpoint {checkpoint.source!r}: {error}") from error
     report = load_weights(model, checkpoint, strict=True, classes="first" if num_classes else "all")
     if report.initialised:
         raise UserError(
@@ -79,6 +83,23 @@ def read_recognizer(
             f"network, {report.initialised[0]} among them"
         )
     return model.eval(), description
+
+
+def kind_of(checkpoint: Checkpoint) -> str:
+    """What the classifier of a checkpoint is of, ``image`` or ``video``, before it is checked."""
+    description = checkpoint.others.get(ENTRY)
+    if isinstance(description, Mapping):
+        return "video" if description.get("constructor") == "video" else "image"
+    return "video" if checkpoint.is_of_clips else "image"
+
+
+def most_likely(probabilities: Tensor, classes: Sequence[str], top: int) -> list[list[Likely]]:
+    """The most probable classes of each row of (N, classes), best first."""
+    values, indexes = probabilities.topk(top)
+    return [
+        [Likely(classes[index], value, index) for index, value in zip(*one, strict=True)]
+        for one in zip(indexes.tolist(), values.tolist(), strict=True)
+    ]
 
 
 class Classifier(ImagePredictor[Tensor, list[Likely]]):
@@ -181,12 +202,7 @@ class Classifier(ImagePredictor[Tensor, list[Likely]]):
         Raises:
             UserError: the GPU has too little memory.
         """
-        values, indexes = self._infer(inputs).topk(self.top)
-        names = self.description.classes
-        return [
-            [Likely(names[index], value, index) for index, value in zip(*one, strict=True)]
-            for one in zip(indexes.tolist(), values.tolist(), strict=True)
-        ]
+        return most_likely(self._infer(inputs), self.description.classes, self.top)
 
     def probabilities(self, images: Sequence[ImageLike]) -> Tensor:
         """Classifies images; returns the probabilities (images, classes), float32, on the CPU.

@@ -32,6 +32,7 @@ from .actions import ActionRecognizer
 from .recognizer import Recognizer
 
 ENTRY = "recognizer"
+_READ = 16  # frames
 CLIP_INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 # How an image becomes a square, in timm's words: what is cut off is beyond the centre, or nothing.
 CROP_MODES = {"centre": "center", "squash": "squash"}
@@ -160,12 +161,18 @@ class ClipInput(Input):
         return self._transform
 
     def _transform(self, frames: np.ndarray) -> Tensor:
+        return self.views_of(self.shrink(frames))
+
+    def shrink(self, frames: np.ndarray) -> Tensor:
+        """Resizes frames (T, H, W, 3) RGB, uint8, each by itself; returns (T, 3, h, w), uint8."""
         clip = as_clip(frames)
         short = max(self.size, round(self.size / self.crop))
         if self.mode == "squash":
-            clip = resize(clip, [short, short], self.interpolation)
-        else:
-            clip = resize_short_side(clip, short, self.interpolation)
+            return resize(clip, [short, short], self.interpolation)
+        return resize_short_side(clip, short, self.interpolation)
+
+    def views_of(self, clip: Tensor) -> Tensor:
+        """A clip (T, 3, h, w) of :meth:`shrink` to the network's inputs, (crops, 3, T, S, S)."""
         crops = spatial_crops(clip, self.size, self.crops)
         return torch.stack([normalise(crop, self.mean, self.std) for crop in crops])
 
@@ -177,9 +184,11 @@ class ClipInput(Input):
         """
         numbers = self.test_clips(video)
         unique, places = np.unique(numbers, return_inverse=True)
-        frames = video.frames(unique)
-        clips = [frames[each] for each in places.reshape(numbers.shape)]
-        return torch.cat([self._transform(clip) for clip in clips])
+        # Few frames at once are held as large as they are decoded.
+        parts = [unique[start : start + _READ] for start in range(0, len(unique), _READ)]
+        frames = torch.cat([self.shrink(video.frames(part)) for part in parts])
+        clips = [frames[each] for each in torch.from_numpy(places.reshape(numbers.shape))]
+        return torch.cat([self.views_of(clip) for clip in clips])
 
 
 # What a recogniser takes, by the constructor of its network.

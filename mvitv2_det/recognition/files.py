@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,15 +25,15 @@ _SIDE = 512  # pixels, the longest of what is kept of an image until its sheet i
 
 
 def classify_files(
-    inputs: Sequence[str], output: Path, *, draws: bool = True, **classifier_options: Any
+    inputs: Sequence[str], output: Path, classifier: Classifier, *, draws: bool = True
 ) -> int:
     """Classifies all inputs, writes and prints what is found; names those that cannot be read.
 
     Args:
         inputs: files, folders and patterns; see :func:`mvitv2_det.predict.inputs.find_sources`.
         output: folder to write, made if missing; see :class:`ClassifiedFolder`.
+        classifier: of images.
         draws: whether to draw sheets.
-        classifier_options: keywords of :class:`mvitv2_det.Classifier`.
 
     Returns:
         the number of inputs that could not be read.
@@ -45,11 +44,15 @@ def classify_files(
     """
     sources = find_sources(inputs, videos=False)
     check_writable(output)
-    classifier = Classifier(**classifier_options)
     folder = ClassifiedFolder(output, sources, classifier.description.classes, draws=draws)
     try:
         with naming_unwritable(output), folder:
-            return predict_sources(sources, classifier, output, folder.add)
+            return predict_sources(
+                sources,
+                classifier,
+                output,
+                lambda source, _, image, found: folder.add(source, None, image, found),
+            )
     finally:
         print(folder.table())
         print(f"{output / RESULTS}: classes of {folder.images} images")
@@ -61,14 +64,21 @@ class ClassifiedFolder:
     ``results.json`` is a list with a record for each image: ``file_name``, and the most probable
     ``classes``, best first, with their ``category_ids``, from 0 on, and ``probabilities``. It gets
     its name when writing ends, even by an interrupt or error, and holds what was found until then.
-    ``sheet_1.png`` and so on show :data:`IMAGES_PER_SHEET` images each, with their classes.
+    A record of a window of a video also has ``start`` and ``end``, in seconds. ``sheet_1.png`` and
+    so on show :data:`IMAGES_PER_SHEET` images each, with their classes.
 
     Attributes:
-        images: how many were added.
+        images: how many were added, or videos or windows of videos.
     """
 
     def __init__(
-        self, folder: Path, sources: Sequence[Source], classes: Sequence[str], *, draws: bool
+        self,
+        folder: Path,
+        sources: Sequence[Source],
+        classes: Sequence[str],
+        *,
+        draws: bool,
+        noun: str = "image",
     ) -> None:
         """
         Args:
@@ -76,15 +86,17 @@ class ClassifiedFolder:
             sources: all that will be added, so that no sheet replaces an input.
             classes: names of all classes.
             draws: whether to draw sheets.
+            noun: what is added, for titles.
 
         Raises:
             UserError: a sheet would replace an input.
         """
         self._folder, self._classes, self._draws = folder, list(classes), draws
+        self._noun = noun
         self._stack = ExitStack()
         self._rows: list[list[str]] = []
         self._pending: list[Classified] = []
-        self._sheets = 0
+        self._sheets = self._drawn = 0
         self.images = 0
         inputs = {source.path.resolve() for source in sources}
         for old in sorted(folder.glob("sheet_*.png")) if draws else []:
@@ -108,9 +120,19 @@ class ClassifiedFolder:
             self._stack.__exit__(kind, error, trace)
 
     def add(
-        self, source: Source, frame: int | None, image: np.ndarray, found: Sequence[Likely]
+        self,
+        source: Source,
+        span: tuple[float, float] | None,
+        image: np.ndarray | None,
+        found: Sequence[Likely],
     ) -> None:
-        """Writes what was found in an image (H, W, 3).
+        """Writes what was found in an image or a video.
+
+        Args:
+            source: the file.
+            span: seconds from and to, of a window of a video.
+            image: (H, W, 3), which sheets show; without one it is on none.
+            found: the most probable classes, best first.
 
         Raises:
             OSError: a file cannot be written.
@@ -121,6 +143,7 @@ class ClassifiedFolder:
             [
                 {
                     "file_name": source.name,
+                    **({"start": round(span[0], 3), "end": round(span[1], 3)} if span else {}),
                     "classes": [likely.name for likely in found],
                     "category_ids": numbers,
                     "probabilities": [round(probability, 6) for probability in probabilities],
@@ -133,8 +156,9 @@ class ClassifiedFolder:
                 f"{shortened(likely.name, _MOST_LETTERS)} {100 * likely.probability:.1f} %"
                 for likely in found
             ]
-            self._rows.append([source.name, *cells])
-        if self._draws:
+            when = f" {span[0]:.1f}–{span[1]:.1f} s" if span else ""
+            self._rows.append([source.name + when, *cells])
+        if self._draws and image is not None:
             picture = Image.fromarray(image)
             picture.thumbnail((_SIDE, _SIDE))
             self._pending.append(Classified(picture, numbers, probabilities, name=source.name))
@@ -144,7 +168,7 @@ class ClassifiedFolder:
     def table(self) -> str:
         """Formats the classes of the first images, one in each row."""
         width = max((len(row) for row in self._rows), default=1)
-        headers = ["image", *(f"{place}." for place in range(1, width))]
+        headers = [self._noun, *(f"{place}." for place in range(1, width))]
         text = tabulate(self._rows, headers, disable_numparse=True)
         more = self.images - len(self._rows)
         return f"{text}\n… and {more} more" if more else text
@@ -154,7 +178,7 @@ class ClassifiedFolder:
             return
         rows, self._pending = self._pending, []
         self._sheets += 1
-        last = self.images
-        title = f"images {last - len(rows) + 1} to {last}, with their most probable classes"
+        last = self._drawn = self._drawn + len(rows)
+        title = f"{self._noun}s {last - len(rows) + 1} to {last}, with their most probable classes"
         with replacing(self._folder / f"sheet_{self._sheets}.png", keeps_part=False) as part:
             draw_classified(rows, self._classes, part, title)

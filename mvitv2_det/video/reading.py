@@ -29,7 +29,7 @@ from ..errors import UserError
 BACKENDS = ("av", "torchcodec", "opencv", "images")
 DEFAULT_FPS = 30.0
 # Containers round times: Matroska's to a millisecond. A frame is shown from this much earlier on.
-_ROUNDING = 1e-3
+ROUNDING = 1e-3
 
 
 class Frame(NamedTuple):
@@ -133,7 +133,7 @@ class Video(ABC):
         Args:
             seconds: before the first and after the last frame, these two are shown.
         """
-        times = np.asarray(seconds, dtype=np.float64) + _ROUNDING
+        times = np.asarray(seconds, dtype=np.float64) + ROUNDING
         return np.clip(np.searchsorted(self.seconds, times, side="right") - 1, 0, len(self) - 1)
 
     def __enter__(self) -> "Video":

@@ -16,6 +16,8 @@ from PIL import Image
 
 from ..errors import UserError
 from ..predict.images import read_rgb
+from ..predict.inputs import VIDEO_ENDINGS
+from ..video import open_video
 
 MOST_CONFUSED = 40  # classes that a picture of a confusion matrix shows, at most
 
@@ -31,7 +33,8 @@ class Classified(NamedTuple):
     """An image and what a classifier finds in it.
 
     Attributes:
-        image: the file, or the image itself where there is no file.
+        image: the file, or the image itself where there is no file. A video, also as a folder of
+            frames, is shown as four of its frames.
         top: numbers of the most probable classes, best first.
         probabilities: of the classes in ``top``, in [0, 1].
         label: number of the true class; None if it is not known.
@@ -228,13 +231,24 @@ def _thumbnail(image: str | Path | Image.Image) -> np.ndarray | None:
     """Resizes an image to fit a cell; None if its file cannot be read."""
     if not isinstance(image, Image.Image):
         try:
-            image = Image.fromarray(read_rgb(image))
+            image = Image.fromarray(_read(Path(image)))
         except UserError:
             return None
     image = image.convert("RGB")
     scale = min(_CELL / image.width, _IMAGE_HEIGHT / image.height)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+
+
+def _read(file: Path) -> np.ndarray:
+    """(H, W, 3) of an image, or of a video: two rows of two frames, from its start to its end."""
+    if not (file.is_dir() or file.suffix.lower() in VIDEO_ENDINGS):
+        return read_rgb(file)
+    with open_video(file) as video:
+        frames = video.frames(np.linspace(0, len(video) - 1, 4).round().astype(int))
+    gap = max(1, min(frames.shape[1:3]) // 40)
+    framed = np.pad(frames, ((0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
+    return np.vstack([np.hstack(list(framed[:2])), np.hstack(list(framed[2:]))])
 
 
 def _path_end(path: str | Path) -> str:

@@ -1,6 +1,6 @@
 """Pictures of what one place of an image attends to, and of the image's feature maps."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ def look_inside(
     config: str,
     weights: str,
     overrides: Sequence[str] = (),
+    trust: Collection[str] = (),
     blocks: Sequence[int] | None = None,
 ) -> list[Path]:
     """Draws ``attention_block_N.png`` for each block, and ``feature_maps.png``.
@@ -41,6 +42,7 @@ def look_inside(
         config: file or name of the config of a detector or of a backbone alone.
         weights: of the backbone at least; see :func:`mvitv2_det.load_weights`.
         overrides: of the config, ``key=value``.
+        trust: what a YAML config may call beside what :mod:`mvitv2_det.allowed_names` knows.
         blocks: numbers of the blocks to draw, from 0 on; by default those that attend over the
             whole map.
 
@@ -59,7 +61,7 @@ def look_inside(
             f"--position must be Y X in pixels inside of the image of height {height} and width "
             f"{width}, got {y} {x}"
         )
-    cfg = read_config(config, overrides)
+    cfg = read_config(config, overrides, trust)
     # Weights of a classifier have all of the trunk but the output norms.
     model = read_trained(cfg, weights, part=f"{_trunk_name(cfg)}blocks.")
     resized = _resize(cfg, image)

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,9 @@ class DrawnResults:
     predictions: list[Path]
 
 
-def draw_results(run: Path, images: int, score_threshold: float) -> DrawnResults:
+def draw_results(
+    run: Path, images: int, score_threshold: float, trust: Collection[str] = ()
+) -> DrawnResults:
     """Draws ``curves.png`` and ``gallery.png`` into the output folder of a training.
 
     For a classifier, :func:`draw_classifications` draws in place of the gallery.
@@ -47,12 +50,13 @@ def draw_results(run: Path, images: int, score_threshold: float) -> DrawnResults
         run: the folder, with the files that training leaves there.
         images: how many images the gallery, or the sheet of mistakes, shows, at most.
         score_threshold: predictions that score lower are not drawn, in [0, 1].
+        trust: what the run's config may call beside what :mod:`mvitv2_det.allowed_names` knows.
 
     Raises:
         UserError: something of the run or of its data is missing or wrong.
         OSError: the folder cannot be written to.
     """
-    cfg = _read_config(run)
+    cfg = _read_config(run, trust)
     records = read_metrics(run / "metrics.json")
     table = ap_table(records)
     name = run.resolve().name
@@ -122,8 +126,8 @@ def draw_classifications(file: Path, folder: Path, images: int = 48) -> list[Pat
     return pictures
 
 
-def _read_config(run: Path) -> DictConfig:
-    cfg = load_config(str(run / "config.yaml"))
+def _read_config(run: Path, trust: Collection[str]) -> DictConfig:
+    cfg = load_config(str(run / "config.yaml"), trust)
     if "dataloader" not in cfg or "train" not in cfg:
         raise UserError(
             f"{run / 'config.yaml'} is no LazyConfig: expected the output folder of a run of "

@@ -7,7 +7,6 @@ becomes an error of one line that names the file.
 import io
 import pickle
 import re
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import UserError
+from ..whole_files import written_whole
 from .unpickle import claimed_bytes, load_arrays
 
 # Key of the weights in a checkpoint of, in this order: Detectron2 and this project;
@@ -208,12 +208,8 @@ def write_weights(weights: Mapping[str, Tensor], path: str | Path, key: str | No
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     check_target(path)
     try:
-        # Written under a temporary name and then renamed, so that an interrupted run leaves no
-        # incomplete checkpoint.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
-            unfinished = Path(folder) / path.name
+        with written_whole(path) as unfinished:
             _write(weights, unfinished, key)
-            unfinished.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 

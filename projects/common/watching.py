@@ -1,5 +1,6 @@
 """A picture of a run's curves while it trains."""
 
+import logging
 from pathlib import Path
 
 from detectron2.engine import HookBase
@@ -7,6 +8,8 @@ from detectron2.utils import comm
 
 from mvitv2_det.visualize.curves import draw_curves
 from mvitv2_det.visualize.run_files import read_metrics
+
+logger = logging.getLogger(__name__)
 
 
 class CurvesHook(HookBase):
@@ -34,4 +37,7 @@ class CurvesHook(HookBase):
         metrics = self.folder / "metrics.json"
         if comm.is_main_process() and metrics.exists():
             title = f"{self.folder.resolve().name}: {self.trainer.max_iter:,} iterations"
-            draw_curves(read_metrics(metrics), title, self.folder / "curves.png")
+            try:
+                draw_curves(read_metrics(metrics), title, self.folder / "curves.png")
+            except OSError as error:  # a full disk is no reason to stop training
+                logger.warning("no curves.png: %s", error)

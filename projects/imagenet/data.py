@@ -11,12 +11,13 @@ import torch
 from detectron2.data import build_detection_test_loader
 from detectron2.utils import comm
 from omegaconf import DictConfig
-from PIL import Image, ImageOps
 from timm.data import create_loader
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
+from mvitv2_det.data.loader import BatchOrder, TrainLoader
 from mvitv2_det.errors import UserError
 from mvitv2_det.recognition.description import Input
+from projects.common.augment import mend_posterize
 from projects.common.runs import (
     EpochLoader,
     check_pairs,
@@ -112,8 +113,10 @@ def train_loader(
     *,
     total_batch_size: int,
     num_workers: int,
-) -> EpochLoader:
+) -> TrainLoader | EpochLoader:
     """Makes the training loader, of (B, 3, H, W) images and (B,) labels for each process.
+
+    It can start anywhere in a run, unless the data are a stream.
 
     Args:
         dataset: the config's node ``dataset``.
@@ -145,10 +148,18 @@ def train_loader(
         **augmentation,
     )
     for step in loader.dataset.transform.transforms:
-        for operation in getattr(step, "ops", ()):
-            if operation.name.startswith("Posterize"):
-                operation.aug_fn = _posterize
-    return EpochLoader(loader)
+        mend_posterize(getattr(step, "ops", ()))
+    if isinstance(loader.dataset, IterableDataset):
+        return EpochLoader(loader)
+    if augmentation.get("num_aug_repeats"):
+        raise UserError("augmentation.num_aug_repeats must be 0: the order has no repetitions")
+    return TrainLoader(
+        loader.dataset,
+        BatchOrder(len(loader.dataset), total_batch_size),
+        collate=default_collate,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
 
 
 def test_loader(
@@ -183,17 +194,6 @@ def test_loader(
         num_workers=num_workers,
         collate_fn=default_collate,
     )
-
-
-def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Keeps so many bits of each colour; none makes the image black.
-
-    timm's RandAugment asks for none where its magnitude reaches 10, as in a few of a hundred
-    draws of the recipe's. Older releases of Pillow take that as it is meant, newer ones refuse.
-    """
-    if bits >= 8:
-        return image
-    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
 def _find_data(cfg: DictConfig, training: bool) -> None:

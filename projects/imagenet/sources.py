@@ -145,6 +145,8 @@ def open_timm(
     Raises:
         UserError: timm or the package that it needs for this refuses.
     """
+    if any("pipe:" in str(value) for value in (source, split, root, *options.values())):
+        raise UserError(f"{source}, split {split!r}: webdataset would run what follows 'pipe:'")
     is_tar = source.endswith(".tar")
     try:
         return timm.data.create_dataset(

@@ -8,16 +8,23 @@ Overrides follow as ``KEY VALUE`` pairs, as in Detectron2: ``MODEL.DEVICE cpu``.
 """
 
 import argparse
+import weakref
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detectron2.engine import (
+    DefaultTrainer,
+    HookBase,
+    default_argument_parser,
+    default_setup,
+    launch,
+)
 from detectron2.evaluation import COCOEvaluator
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 
 from mvitv2_det import add_mvitv2_config
 from mvitv2_det.backbone.trunk import NO_WEIGHT_DECAY
+from mvitv2_det.engine.checkpoint import RunCheckpointer
 
 
 class Trainer(DefaultTrainer):
@@ -35,6 +42,13 @@ class Trainer(DefaultTrainer):
         adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
         return adamw(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
 
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's hooks, whose checkpoints are whole and run nothing when they are read."""
+        self.checkpointer = RunCheckpointer(
+            self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        return super().build_hooks()
+
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
         """pycocotools' COCO evaluation."""
@@ -45,7 +59,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """The config file with its overrides."""
     cfg = get_cfg()
     add_mvitv2_config(cfg)
-    cfg.merge_from_file(args.config_file)
+    # Detectron2's default also reads YAML that runs code.
+    cfg.merge_from_file(args.config_file, allow_unsafe=False)
     cfg.merge_from_list(args.opts)
     cfg.freeze()
     default_setup(cfg, args)
@@ -57,7 +72,7 @@ def main(args: argparse.Namespace) -> dict:
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        RunCheckpointer(model).load(cfg.MODEL.WEIGHTS)
         return Trainer.test(cfg, model)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)

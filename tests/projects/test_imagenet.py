@@ -405,7 +405,7 @@ def test_transforms_are_timms(photos):
         224, is_training=True, auto_augment="rand-m9-n6-mstd0.5-inc1", interpolation="bicubic",
         re_prob=0.25, re_mode="pixel", re_count=1, color_jitter=0.4,
     )  # fmt: skip
-    loader = instantiate(cfg.dataloader.train).loader
+    loader = instantiate(cfg.dataloader.train)
     assert str(loader.dataset.transform) == str(expected)
     assert "ColorJitter" not in str(expected)  # RandAugment turns it off
     centre = str(instantiate(cfg.dataloader.test).dataset.transform)
@@ -421,7 +421,7 @@ def test_posterize_to_no_bits(photos):
     cfg.dataset.train = str(photos)
     cfg.dataloader.train.update(total_batch_size=4, num_workers=0)
     prepare_datasets(cfg, training=True)
-    steps = instantiate(cfg.dataloader.train).loader.dataset.transform.transforms
+    steps = instantiate(cfg.dataloader.train).dataset.transform.transforms
     operations = next(step.ops for step in steps if hasattr(step, "ops"))
     (posterize,) = [each for each in operations if each.name.startswith("Posterize")]
     posterize.prob, posterize.magnitude, posterize.magnitude_std = 1.0, 10, 0.0

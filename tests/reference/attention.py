@@ -58,7 +58,10 @@ def _one_head(attention, maps: Tensor, token: Tensor | None):
             part if norm is None else _normed(part, norm)
             for part, norm in zip(token, norms, strict=True)
         ]
-    rows = [_one_query(attention, q, k, v, at, token) for at in places(q.shape[:-1])]
+    sides = zip(q.shape[:-1], k.shape[:-1], strict=True)
+    grids = [Axis.of(spec, axis, *pair) for axis, pair in enumerate(sides)]
+    tables = {term: _tables(attention, term, grids) for term in spec.position_terms}
+    rows = [_one_query(spec, q, k, v, at, token, grids, tables) for at in places(q.shape[:-1])]
     z = torch.stack(rows).reshape(q.shape)
     z = z + q if spec.residual_pooling else z
     if token is None:
@@ -80,9 +83,7 @@ def places(size) -> list[tuple[int, ...]]:
     return list(product(*(range(side) for side in size)))
 
 
-def _one_query(attention, q: Tensor, k: Tensor, v: Tensor, at, token) -> Tensor:
-    spec = attention.spec
-    grids = [Axis.of(spec, axis, q.shape[axis], k.shape[axis]) for axis in range(len(at))]
+def _one_query(spec, q: Tensor, k: Tensor, v: Tensor, at, token, grids, tables) -> Tensor:
     query, logits, values = q[at], [], []
     for key_at in seen_keys(grids, at):
         inside = all(place < side for place, side in zip(key_at, k.shape[:-1], strict=True))
@@ -90,11 +91,11 @@ def _one_query(attention, q: Tensor, k: Tensor, v: Tensor, at, token) -> Tensor:
         value = v[key_at] if inside else torch.zeros_like(query)
         logit = spec.scale * (query @ key)
         if "q" in spec.position_terms:
-            logit = logit + query @ relative(attention, "q", grids, at, key_at)
+            logit = logit + query @ relative(tables["q"], grids, at, key_at)
         if "k" in spec.position_terms:
-            logit = logit + key @ relative(attention, "k", grids, at, key_at)
+            logit = logit + key @ relative(tables["k"], grids, at, key_at)
         if "v" in spec.position_terms:
-            value = value + relative(attention, "v", grids, at, key_at)
+            value = value + relative(tables["v"], grids, at, key_at)
         logits.append(logit)
         values.append(value)
     if token is not None:
@@ -161,23 +162,28 @@ COVERED = {
 }
 
 
-def relative(attention, term: str, grids: list[Axis], at, key_at) -> Tensor:
-    """R of a query and a key: the sum of one row of each table."""
+def _tables(attention, term: str, grids: "list[Axis]") -> list[tuple[str, Tensor]]:
+    """The tables of a term, each with the axes that it covers and as long as these need it."""
     letters = "thw"[-len(grids) :]
-    rows = {
-        letter: (axis.rows, axis.row(*pair))
-        for letter, axis, *pair in zip(letters, grids, at, key_at, strict=True)
-    }
-    total = torch.zeros((), dtype=attention.qkv.weight.dtype)
+    tables = []
     for name, covered in COVERED[attention.spec.rel_pos_kind].items():
-        covered = [letter for letter in covered if letter in letters]
+        covered = "".join(letter for letter in covered if letter in letters)
         if not covered:
             continue
         table = getattr(attention, f"rel_pos_{name}" + ("" if term == "q" else f"_{term}"))
         for place, letter in enumerate(covered):
-            table = stretched(table.transpose(0, place), rows[letter][0]).transpose(0, place)
-        total = total + table[tuple(rows[letter][1] for letter in covered)]
-    return total
+            rows = grids[letters.index(letter)].rows
+            table = stretched(table.transpose(0, place), rows).transpose(0, place)
+        tables.append((covered, table))
+    return tables
+
+
+def relative(tables: list[tuple[str, Tensor]], grids: "list[Axis]", at, key_at) -> Tensor:
+    """R of a query and a key: the sum of one row of each table."""
+    letters = "thw"[-len(grids) :]
+    pairs = zip(letters, grids, at, key_at, strict=True)
+    rows = {letter: axis.row(*pair) for letter, axis, *pair in pairs}
+    return sum(table[tuple(rows[letter] for letter in covered)] for covered, table in tables)
 
 
 def stretched(table: Tensor, rows: int) -> Tensor:

@@ -19,14 +19,14 @@ class Numbers(Video):
         super().__init__("numbers")
         self._seconds = np.arange(count) / fps
         self._shape = (height, width, 3)
-        self.reads = 0
+        self.reads: list[int] = []
 
     @property
     def seconds(self):
         return self._seconds
 
     def _read(self, indices):
-        self.reads += 1
+        self.reads += list(indices)
         return [np.full(self._shape, index, np.uint8) for index in indices]
 
     def __iter__(self):
@@ -76,11 +76,12 @@ def test_segments_are_those_of_pyslowfast():
     assert drawn.max(axis=0).tolist() == [8, 16, 24, 32]
 
 
-def test_views_are_clips_times_crops_of_one_reading():
+def test_views_are_clips_times_crops_and_frames_are_read_once_forward():
     video = Numbers(112, 30, height=40, width=64)
     clip = ClipInput(size=32, crop=0.8, frames=4, rate=3, clips=5, crops=3)
     views = clip.test_views(video)
-    assert views.shape == (15, 3, 4, 32, 32) and video.reads == 1
+    assert views.shape == (15, 3, 4, 32, 32)
+    assert len(video.reads) == 20 and video.reads == sorted(video.reads)  # forward, once
     levels = views[:, 0, :, 0, 0] * clip.std[0] + clip.mean[0]
     expected = torch.tensor(
         [[start, start + 3, start + 6, start + 9] for start in range(0, 101, 25)]

@@ -105,12 +105,12 @@ def test_torchvision_module(is_v1):
     assert_same_logits(ours, reference, (2, 3, 8, SIZE, SIZE))
 
 
+@pytest.mark.usefixtures("without_memory")
 @pytest.mark.parametrize("case", TIMM_NAMES)
 def test_published_sizes_of_timm(case):
-    with torch.device("meta"):
-        ours = Recognizer.image(case[0], class_token="cls" in case, expand_in_attention=case != "L")
-        reference = timm.create_model(TIMM_NAMES[case], num_classes=1000)
-        assert_nothing_left(load_weights(ours, reference, strict=True))
+    ours = Recognizer.image(case[0], class_token="cls" in case, expand_in_attention=case != "L")
+    reference = timm.create_model(TIMM_NAMES[case], num_classes=1000)
+    assert_nothing_left(load_weights(ours, reference, strict=True))
 
 
 def test_published_sizes_of_torchvision():

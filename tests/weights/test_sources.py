@@ -157,7 +157,7 @@ def test_train_net_goes_on_and_evaluates(train, coco_folder, tmp_path):
     path.write_bytes(b"")
     assert train(f"train.init_checkpoint={path}", "--resume", "train.max_iter=3", FROZEN) == 0
     final = coco_folder / "out" / "model_final.pth"
-    assert torch.load(final, weights_only=False)["iteration"] == 2
+    assert torch.load(final, weights_only=True)["iteration"] == 2
     assert set(saved(coco_folder)) == set(first)
     assert train("--eval-only", "--strict", f"train.init_checkpoint={final}") == 0
 

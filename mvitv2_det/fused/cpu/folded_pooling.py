@@ -25,7 +25,11 @@ from ..tokens import NormGradient
 def folding_saves_work(pools: Sequence[HeadPool]) -> bool:
     """Whether one convolution has fewer products than the projections that are then pooled so."""
     first = pools[0]
-    if first.kernel is None or first.kernel[0].numel() >= first.stride[0] * first.stride[1]:
+    if (
+        first.kernel is None
+        or first.kernel.dim() > 4
+        or first.kernel[0].numel() >= first.stride[0] * first.stride[1]
+    ):
         return False
     return all(first.pools_like(pool) for pool in pools)
 

@@ -5,8 +5,10 @@ no layout copies around the pooling. Saved for backward: the maps that come in, 
 the projected ones, or keys and values convolved already (:mod:`.folded_pooling`). Pooled and
 normalised maps and logits are computed again.
 
+A class token is one more key of the only window, without a position, and one more query.
+
 Axes: B images, H × W tokens, C = h·d channels of h heads, n windows side by side, N = n·B·h,
-r × c queries of a tile, K = K_h·K_w keys of a window.
+r × c queries of a tile, K = K_h·K_w keys of a window, and one of a class token.
 """
 
 import math
@@ -28,7 +30,8 @@ def pool_and_attend(
     pools: Sequence[HeadPool],
     embeddings: Sequence[Tensor],
     shape: AttentionShape,
-) -> Tensor:
+    token: Sequence[Tensor] | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """Pools and normalises q, k and v, attends in windows, and adds the pooled q.
 
     Args:
@@ -36,11 +39,16 @@ def pool_and_attend(
         pools: the pooling of each of them.
         embeddings: R of Eq. 4 per axis, (Q_a, K_a, d), or none.
         shape: heads, scale, windows and residual.
+        token: q, k and v of a class token, (B·h, 1, d) each, normalised; there is one window then.
 
     Returns:
-        (B, H / stride_q, W / stride_q, C).
+        (B, H / stride_q, W / stride_q, C), and what the class token attends to, (B·h, 1, d),
+        without its q; None without one.
     """
-    return _PoolAndAttend.apply(shape, pools, *maps, *flat_parameters(pools), *embeddings)
+    of_token = (None, None, None) if token is None else token
+    return _PoolAndAttend.apply(
+        shape, pools, *of_token, *maps, *flat_parameters(pools), *embeddings
+    )
 
 
 class _Scratch:
@@ -59,19 +67,24 @@ class _Scratch:
 
 class _PoolAndAttend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, shape, pools, q, k, v, *tensors):
+    def forward(ctx, shape, pools, token_q, token_k, token_v, q, k, v, *tensors):
         ctx.shape, ctx.pools = shape, pools
         ctx.num_parameters = len(flat_parameters(pools))
-        ctx.save_for_backward(q, k, v, *tensors)
+        ctx.save_for_backward(token_q, token_k, token_v, q, k, v, *tensors)
         parameters, embeddings = _split(tensors, ctx.num_parameters)
         pooling = with_flat_parameters(pools, parameters)
         q, k, v = (pool(x) for pool, x in zip(pooling, (q, k, v), strict=True))
-        return attend(q, scaled_keys(k, shape), split_windows(v, shape), embeddings, shape)
+        keys, values = _keys_and_values(k, v, token_k, token_v, shape)
+        z = attend(q, keys, values, embeddings, shape)
+        if token_q is None:
+            return z, None
+        return z, _token_weights(token_q, keys) @ values.flatten(0, 3)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
-        q, k, v, *tensors = ctx.saved_tensors
+    def backward(ctx, grad, grad_token):
+        token_q, token_k, token_v, q, k, v, *tensors = ctx.saved_tensors
+        token = token_q, token_k, token_v
         parameters, embeddings = _split(tensors, ctx.num_parameters)
         with torch.enable_grad():
             maps = [tensor.detach().requires_grad_() for tensor in (q, k, v)]
@@ -82,17 +95,37 @@ class _PoolAndAttend(torch.autograd.Function):
             pooling = with_flat_parameters(ctx.pools, parameters)
             pooled = [pool(x) for pool, x in zip(pooling, maps, strict=True)]
         q, k, v = (tensor.detach() for tensor in pooled)
-        grads, grad_embeddings = _attend_backward(q, k, v, embeddings, grad, ctx.shape)
+        gradients = _attend_backward(q, k, v, token, embeddings, grad, grad_token, ctx.shape)
+        grad_tokens, grads, grad_embeddings = gradients
         inputs = [*maps, *(tensor for tensor in parameters if tensor is not None)]
         found = iter(torch.autograd.grad(pooled, inputs, grads))
         grad_maps = [next(found) for _ in maps]
         grad_parameters = [None if tensor is None else next(found) for tensor in parameters]
-        return None, None, *grad_maps, *grad_parameters, *grad_embeddings
+        return None, None, *grad_tokens, *grad_maps, *grad_parameters, *grad_embeddings
 
 
 def _split(tensors: Sequence[Any], num_parameters: int) -> tuple[Sequence[Any], Sequence[Any]]:
     """The pools' parameters, and the embeddings."""
     return tensors[:num_parameters], tensors[num_parameters:]
+
+
+def _keys_and_values(
+    k: Tensor, v: Tensor, token_k: Tensor | None, token_v: Tensor | None, shape: AttentionShape
+) -> tuple[Tensor, Tensor]:
+    """Windows (rows, columns, B, h, K, d) of scaled keys and of values, a class token's last."""
+    keys, values = scaled_keys(k, shape), split_windows(v, shape)
+    if token_k is None or token_v is None:
+        return keys, values
+    of_token = (1, 1, len(k), shape.heads, 1, -1)
+    return (
+        torch.cat([keys, shape.scale * token_k.view(of_token)], dim=4),
+        torch.cat([values, token_v.view(of_token)], dim=4),
+    )
+
+
+def _token_weights(token_q: Tensor, keys: Tensor) -> Tensor:
+    """(B·h, 1, d) queries and (1, 1, B, h, K, d) scaled keys to (B·h, 1, K) weights."""
+    return torch.softmax(token_q @ keys.flatten(0, 3).transpose(1, 2), -1)
 
 
 def attend(
@@ -139,21 +172,43 @@ def _attend_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    token: Sequence[Tensor | None],
     embeddings: Sequence[Tensor],
     grad: Tensor,
+    grad_token: Tensor | None,
     shape: AttentionShape,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Gradients of q, k and v, and of the embeddings."""
-    keys, values = scaled_keys(k, shape), split_windows(v, shape)
+) -> tuple[list[Tensor | None], list[Tensor], list[Tensor]]:
+    """Gradients of a class token's q, k and v, of those of the map, and of the embeddings."""
+    token_q, token_k, token_v = token
+    keys, values = _keys_and_values(k, v, token_k, token_v, shape)
     gradients = _Gradients(shape.split_heads(q), keys, values, embeddings, shape)
     for tile in tiles_of(shape, *q.shape[:3]):
         gradients.add(tile, shape.split_heads(grad))
     grad_embeddings = position_logits_backward(
         gradients.logits, shape.split_heads(q), embeddings, gradients.queries
     )
-    grad_k = merge_windows(gradients.keys, k.shape, shape, shape.scale)
-    grad_v = merge_windows(gradients.values, v.shape, shape)
-    return [gradients.queries.flatten(3), grad_k, grad_v], grad_embeddings
+    grad_tokens: list[Tensor | None] = [None, None, None]
+    if token_q is not None and grad_token is not None:
+        grad_tokens[0] = _token_backward(token_q, grad_token, keys, values, gradients)
+        last_k, last_v = gradients.keys[..., -1:, :], gradients.values[..., -1:, :]
+        grad_tokens[1:] = shape.scale * last_k.flatten(0, 3), last_v.flatten(0, 3)
+    on_map = slice(math.prod(shape.window_kv))
+    grad_k = merge_windows(gradients.keys[..., on_map, :], k.shape, shape, shape.scale)
+    grad_v = merge_windows(gradients.values[..., on_map, :], v.shape, shape)
+    return grad_tokens, [gradients.queries.flatten(3), grad_k, grad_v], grad_embeddings
+
+
+def _token_backward(
+    token_q: Tensor, grad: Tensor, keys: Tensor, values: Tensor, gradients: "_Gradients"
+) -> Tensor:
+    """Gradient of a class token's query; adds to those of the keys and values."""
+    weights = _token_weights(token_q, keys)
+    grad_logits = torch.ops.aten._softmax_backward_data(
+        grad @ values.flatten(0, 3).transpose(1, 2), weights, -1, weights.dtype
+    )
+    gradients.values.flatten(0, 3).baddbmm_(weights.transpose(1, 2), grad)
+    gradients.keys.flatten(0, 3).baddbmm_(grad_logits.transpose(1, 2), token_q)
+    return grad_logits @ keys.flatten(0, 3)
 
 
 class _Gradients:
@@ -205,7 +260,7 @@ class _Gradients:
             torch.add(source, grad_queries, out=target)
         else:
             target.copy_(grad_queries)
-        by_places = grad_logits.view(*target.shape[:5], *self._shape.window_kv)
+        by_places = _by_places(grad_logits, target, self._shape)
         for axis, along in enumerate(self.logits):
             torch.sum(by_places, 6 - axis, out=tile.view(along))
 
@@ -226,12 +281,19 @@ def _attention_weights(
     """(N, r·c, d) queries and (N, K, d) scaled keys to (N, r·c, K) attention weights."""
     if logits:
         rows, columns = (tile.view(along) for along in logits)
-        by_places = out.view(*rows.shape[:5], *shape.window_kv)
+        by_places = _by_places(out, rows, shape)
+        out[..., math.prod(shape.window_kv) :].zero_()  # of a class token, if there is one
         torch.add(rows[..., None], columns[..., None, :], out=by_places)
         out.baddbmm_(queries, keys.transpose(1, 2))  # adds to it as it goes, at no cost
     else:
         torch.bmm(queries, keys.transpose(1, 2), out=out)
     torch.softmax(out, -1, out=out)
+
+
+def _by_places(logits: Tensor, tile: Tensor, shape: AttentionShape) -> Tensor:
+    """(N, r·c, K) logits as (n, B, h, r, c, K_h, K_w), without that of a class token."""
+    on_map = logits[..., : math.prod(shape.window_kv)]
+    return on_map.view(*tile.shape[:5], *shape.window_kv)
 
 
 def _flat(part: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Mixup, cutmix and label smoothing of the recipe: facebookresearch/mvit, ``MIXUP``."""
+"""Mixup, cutmix and label smoothing of facebookresearch/mvit and PySlowFast: ``MIXUP``."""
 
 from detectron2.config import LazyCall as L
 from timm.data import Mixup

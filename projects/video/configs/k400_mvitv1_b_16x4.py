@@ -1,0 +1,20 @@
+"""MViTv1-B 16×4 on Kinetics-400, a baseline.
+
+78.4 % top-1 published (Table 10), not measured here.
+"""
+
+from .common.kinetics import (
+    dataloader,
+    dataset,
+    input,
+    lr_multiplier,
+    model,
+    optimizer,
+    recipe,
+    task,
+    train,
+)
+from .common.mvitv1 import use_mvitv1
+
+use_mvitv1("B", model, input, frames=16, rate=4)
+train.output_dir = "output/k400_mvitv1_b_16x4"

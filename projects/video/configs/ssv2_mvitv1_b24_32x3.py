@@ -1,0 +1,22 @@
+"""MViTv1-B-24 32×3 on Something-Something-v2, a baseline.
+
+68.7 % top-1 published (Table 13), not measured here.
+"""
+
+from .common.mvitv1 import use_mvitv1
+from .common.something import (
+    dataloader,
+    dataset,
+    input,
+    lr_multiplier,
+    model,
+    optimizer,
+    recipe,
+    task,
+    train,
+)
+
+use_mvitv1("B-24", model, input, frames=32, rate=3)
+model.drop_path_rate = 0.4
+train.init_checkpoint = "output/k600_mvitv1_b24_32x3/model_final.pth"
+train.output_dir = "output/ssv2_mvitv1_b24_32x3"

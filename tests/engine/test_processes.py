@@ -1,0 +1,173 @@
+"""Several processes: one run, which can be left and resumed, and does what one process does."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+from processes import detection_config, run
+from regression import Regression, make_trainer
+
+from mvitv2_det import UserError
+from mvitv2_det.engine import run_hooks, train
+from mvitv2_det.engine.launch import Place, find_place
+from mvitv2_det.engine.peers import PeerWatch
+from mvitv2_det.engine.signals import Preempted
+
+
+def train_detector(folder, name, *, seed=3, resume=False, leave=False):
+    cfg = detection_config(folder, f"train.output_dir={folder}/{name}", f"train.seed={seed}")
+    os.makedirs(cfg.train.output_dir, exist_ok=True)
+    if leave:
+        # One process alone gets the signal; all must stop after the same step.
+        before = run_hooks.LoggedWindow.before_step
+
+        def send(self):
+            if self.trainer.iter == 1 and torch.distributed.get_rank() == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            before(self)
+
+        run_hooks.LoggedWindow.before_step = send
+        with pytest.raises(Preempted):
+            train(cfg, resume=resume)
+    else:
+        train(cfg, resume=resume)
+
+
+def test_two_processes_are_left_and_resumed_bit_for_bit(coco_folder):
+    run(train_detector, coco_folder, coco_folder, "whole", name="meet1")
+    run(_leave, coco_folder, coco_folder, "left", name="meet2")
+    assert not (coco_folder / "left" / "model_final.pth").exists()
+    run(_resume, coco_folder, coco_folder, "left", name="meet3")
+    whole, left = (
+        torch.load(coco_folder / name / "model_final.pth", weights_only=True)
+        for name in ("whole", "left")
+    )
+    assert whole["run"] == left["run"] and whole["run"]["processes"] == 2
+    for name, weight in whole["model"].items():
+        assert torch.equal(weight, left["model"][name]), name
+    optimizers = [content["trainer"]["optimizer"]["state"] for content in (whole, left)]
+    for number, state in optimizers[0].items():
+        assert torch.equal(state["exp_avg_sq"], optimizers[1][number]["exp_avg_sq"])
+
+
+def _leave(folder, name):
+    train_detector(folder, name, leave=True)
+
+
+def _resume(folder, name):
+    train_detector(folder, name, resume=True)
+
+
+def fit(out, **options):
+    trainer = make_trainer(**options)
+    trainer.train(0, 10)
+    torch.save({k.removeprefix("module."): v for k, v in trainer.model.state_dict().items()}, out)
+
+
+def _fit(out):
+    fit(out) if torch.distributed.get_rank() == 0 else fit(out + ".other")
+
+
+def _fit_in_parts(out):
+    fit(out if torch.distributed.get_rank() == 0 else out + ".other", accumulate=2)
+
+
+def test_two_processes_and_parts_are_one_at_the_whole_batch(tmp_path):
+    """Tolerance: float32, ten steps, sums in another order."""
+    fit(str(tmp_path / "one"))
+    fit(str(tmp_path / "parts"), accumulate=3)
+    run(_fit, tmp_path, str(tmp_path / "two"))
+    run(_fit_in_parts, tmp_path, str(tmp_path / "two_parts"), name="parts_meet")
+    one = torch.load(tmp_path / "one")
+    moved = Regression().state_dict()
+    for other in ("parts", "two", "two.other", "two_parts"):
+        for name, weight in torch.load(tmp_path / other).items():
+            torch.testing.assert_close(weight, one[name], rtol=1e-5, atol=1e-6)
+            assert not torch.allclose(weight, moved[name], rtol=1e-2)
+
+
+# Peers.
+
+
+def _die(out, how):
+    from mvitv2_det.engine import peers
+
+    peers._DEAD_AFTER = 3.0
+    lines = []
+    watch = PeerWatch("127.0.0.1", timeout=2.0 if how == "still" else 99.0, end=lines.append)
+    rank = torch.distributed.get_rank()
+    torch.distributed.barrier()
+    if rank == 1 and how == "frozen":
+        threading.Timer(8, os.kill, (os.getpid(), signal.SIGCONT))
+        watch._stopped.set()  # no more signs of life
+    end = time.monotonic() + 12
+    while not lines and time.monotonic() < end and not (rank == 1 and how == "frozen"):
+        if how == "well" or (how == "still" and rank == 0):
+            watch.advance()
+        if how == "well" and time.monotonic() > end - 8:
+            break
+        time.sleep(0.1)
+    with open(f"{out}.{rank}", "w") as file:
+        file.write("".join(lines))
+    torch.distributed.barrier()
+    os._exit(0)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("frozen", "has shown no sign of life for"), ("still", "has stood still for"), ("well", "")],
+)
+def test_a_process_that_is_gone_is_named(how, words, tmp_path):
+    run(_die, tmp_path, str(tmp_path / "said"), how)
+    said = (tmp_path / "said.0").read_text()
+    assert words in said and bool(said) == bool(words)
+    assert not words or said.startswith("process 1 of 2 (on ")
+
+
+# Where a process is.
+
+TORCHRUN = {
+    "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "node1", "MASTER_PORT": "29500",
+}  # fmt: skip
+SLURM = {
+    "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_JOB_ID": "41234",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"RANK": "0", **{k: v for k, v in TORCHRUN.items() if k != "RANK"}, "WORLD_SIZE": "1",
+          "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, None),
+        (TORCHRUN, Place(3, 4, 1, 2, "tcp://node1:29500")),
+        (TORCHRUN | {"TORCHELASTIC_RUN_ID": "x"}, Place(3, 4, 1, 2, "env://")),
+        (SLURM, Place(3, 4, 1, 2, "tcp://gpu07:16234")),
+        (SLURM | {"SLURM_STEP_NODELIST": "a1,a2", "MASTER_PORT": "9"}, Place(3, 4, 1, 2, "tcp://a1:9")),
+        # The batch script of a job, which is one process.
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}, None),
+    ],
+)  # fmt: skip
+def test_what_torchrun_and_slurm_say(environment, expected):
+    assert find_place(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "no MASTER_ADDR"),
+        (TORCHRUN | {"RANK": "x"}, "numbers of processes are wrong: .*'x'"),
+        (TORCHRUN | {"RANK": "4"}, "this is process 4 of 4"),
+        (TORCHRUN | {"WORLD_SIZE": "5"}, "all machines must have as many"),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3,1"}, r"is \[3, 1\]"),
+    ],
+)
+def test_what_cannot_be(environment, words):
+    with pytest.raises(UserError, match=words):
+        find_place(environment)
