@@ -228,7 +228,7 @@ def test_classifier_of_any_number_of_images(format, class_token, tmp_path):
 @pytest.mark.parametrize(
     ("format", "frames", "class_token", "dynamic"),
     [
-        ("onnx", 10, True, False),
+        ("onnx", 10, False, False),
         ("torch_export", 4, False, False),
         ("torchscript", 10, True, False),
     ],
