@@ -123,7 +123,7 @@ def _read_classifier(args: argparse.Namespace) -> dict[str, Any]:
     from ..recognition.description import ClipInput
 
     model, description = read_recognizer(args.weights, of=None)
-    changes: dict[str, int] = {}
+    changes: dict[str, Any] = {}
     if args.image_size:
         height, width = args.image_size
         if height != width:

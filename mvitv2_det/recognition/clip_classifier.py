@@ -8,7 +8,7 @@ Axes: V views (clips × crops), T frames, S the side of the input.
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast, overload
+from typing import Any, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor
@@ -108,7 +108,7 @@ class ClipClassifier(Inference):
         given = {
             "size": image_size, "frames": frames, "rate": rate, "clips": clips, "crops": crops
         }  # fmt: skip
-        changes = {name: value for name, value in given.items() if value is not None}
+        changes: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
         changes |= {"mode": "squash", "crop": 1.0} if squash else {}
         self.input = dataclasses.replace(cast(ClipInput, description.input), **changes)
         self.description = dataclasses.replace(description, input=self.input)
