@@ -232,11 +232,8 @@ def test_classifier_of_any_number_of_images(format, class_token, tmp_path):
 @pytest.mark.parametrize(
     ("format", "frames", "class_token", "dynamic"),
     [
-        ("onnx", 4, True, False),
         ("onnx", 10, False, False),
-        ("onnx", 4, True, True),
         ("torch_export", 4, False, False),
-        ("torch_export", 10, True, True),
         ("torchscript", 10, True, False),
     ],
 )

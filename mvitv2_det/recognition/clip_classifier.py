@@ -108,7 +108,7 @@ class ClipClassifier(Inference):
         given: dict[str, Any] = {
             "size": image_size, "frames": frames, "rate": rate, "clips": clips, "crops": crops
         }  # fmt: skip
-        changes = {name: value for name, value in given.items() if value is not None}
+        changes: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
         changes |= {"mode": "squash", "crop": 1.0} if squash else {}
         self.input = dataclasses.replace(cast(ClipInput, description.input), **changes)
         self.description = dataclasses.replace(description, input=self.input)

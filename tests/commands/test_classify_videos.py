@@ -5,13 +5,17 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from recognition.classifiers import save_classifier
 from recognition.clip_classifiers import noise_frames, save_clip_classifier, write_noise
+from scripts import ROOT
 
 from mvitv2_det import ClipClassifier
 from mvitv2_det.commands import main
@@ -166,6 +170,37 @@ def test_an_interrupt_keeps_what_was_found(videos, classify, monkeypatch, tmp_pa
     assert status == 130
     assert len(results) == 2 and (tmp_path / "out" / "timelines" / "0.mp4.png").exists()
     assert len((tmp_path / "out" / "timeline.csv").read_text().splitlines()) == 7
+
+
+WITHOUT_DETECTRON2 = """
+import sys; sys.modules["detectron2"] = None
+from mvitv2_det.commands import main
+weights, video, out = sys.argv[1:]
+given = ["--weights", weights, "--output"]
+assert main(["classify", video, *given, out, "--window", "1", "--overlay", "--device", "cpu"]) == 0
+export = ["export", "--part", "classifier", "--format", "torchscript", "--frames", "6"]
+assert main([*export, *given, out + "/c.pt", "--check-image", video]) == 0
+assert main(["look-inside", video, "--block", "0", *given, out + "/inside"]) == 0
+assert not any(name.startswith("detectron2.") for name in sys.modules)
+"""
+
+
+def test_all_of_it_without_detectron2(videos, weights, tmp_path):
+    answer = subprocess.run(
+        [
+            *(sys.executable, "-c", WITHOUT_DETECTRON2),
+            *(weights, str(videos / "0.mp4"), str(tmp_path / "out")),
+        ],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 0, answer.stderr
+    files = {file.name for file in (tmp_path / "out").rglob("*.*")}
+    assert {"results.json", "timeline.csv", "0.mp4", "attention_block_0.png"} <= files
+    # Traced with two clips, it takes any number, of the frames that were asked for.
+    traced = torch.jit.load(tmp_path / "out" / "c.pt")
+    assert traced(torch.zeros(3, 3, 6, 64, 64)).shape == (3, 3)
 
 
 def test_mistakes_are_one_line(videos, classify, tmp_path):
