@@ -8,13 +8,13 @@ detector   no           yes   yes
 classifier yes          yes   yes
 ========== ============ ===== ===========
 
-A classifier needs no Detectron2.
+A classifier, of images or of clips, needs no Detectron2.
 
 A detector goes through Detectron2's ``TracingAdapter``. ``torch.export`` has no way for it: how
 many proposals and instances remain after non-maximum suppression is decided by the data, and
 Detectron2 decides on those numbers in Python.
 
-Axes: B images, H × W pixels, N instances, M × M pixels of a mask in its box.
+Axes: B images or clips, H × W or T × H × W pixels, N instances, M × M pixels of a mask in its box.
 """
 
 import importlib.util
@@ -36,8 +36,6 @@ PARTS = ("backbone", "detector", "classifier")
 FORMATS = ("torch_export", "onnx", "torchscript")
 TOLERANCE = 1e-4  # float32, of the largest value
 
-# Axes of (B, 3, H, W) whose sizes an exported file leaves open.
-_ANY_NUMBER, _ANY_NUMBER_AND_SIZE = (0,), (0, 2, 3)
 _LEAST_DYNAMIC_SIDE = 64  # pixels: one token along a side would be taken for the rule
 _ONNX_OPSET = 17  # of the tracing exporter; 16 is the first with Detectron2's RoIAlign
 _ONE_ONNX_FILE = 1_500_000_000  # bytes of weights; the format ends at 2 GB
@@ -49,12 +47,12 @@ class Comparison:
     """How an exported file compares with the model that it was made of.
 
     Attributes:
-        sizes: (H, W) of the images compared on.
+        sizes: (H, W) of the images, or (T, H, W) of the clips, compared on.
         error: the largest difference over the largest value, of the worst output.
         instances: number of a detector's instances that were compared; None for other parts.
     """
 
-    sizes: list[tuple[int, int]]
+    sizes: list[tuple[int, ...]]
     error: float
     instances: int | None
 
@@ -89,7 +87,7 @@ class Logits(nn.Module):
         self.names = ["logits"]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps normalised images (B, 3, H, W) to (B, classes)."""
+        """Maps normalised images (B, 3, H, W) or clips (B, 3, T, H, W) to (B, classes)."""
         return self.classifier(images)
 
 
@@ -99,7 +97,7 @@ def export_model(
     *,
     part: str,
     format: str,
-    image_size: tuple[int, int],
+    image_size: tuple[int, ...],
     dynamic: bool = False,
     check_images: Sequence[Tensor] = (),
     metadata: Mapping[str, str] | None = None,
@@ -108,15 +106,16 @@ def export_model(
 
     Args:
         model: a detector; for ``part="backbone"`` a backbone as well; for ``part="classifier"`` a
-            recogniser of images. On the CPU, in float32.
+            recogniser of images or clips. On the CPU, in float32.
         file: to write; above 1.5 GB of weights ONNX puts them into a second file beside it.
         part: one of :data:`PARTS`; the backbone is with its FPN, where there is one.
         format: one of :data:`FORMATS`.
-        image_size: (H, W) of the images to trace with.
-        dynamic: take images of any size; otherwise of ``image_size`` alone. A backbone then also
-            takes any number of images at once, otherwise one; a classifier always does.
-        check_images: to compare on, (3, H, W), 0 to 255, and for a classifier normalised; by
-            default noise, three sizes of it where ``dynamic``.
+        image_size: (H, W) of the images, or (T, H, W) of the clips, to trace with.
+        dynamic: take images, or frames of clips, of any size; otherwise of ``image_size`` alone. A
+            backbone then also takes any number of images at once, otherwise one; a classifier
+            always does.
+        check_images: to compare on, (3, H, W), 0 to 255, and for a classifier normalised, of clips
+            (3, T, H, W); by default noise, three sizes of it where ``dynamic``.
         metadata: texts to keep in the file by name: in the metadata of ONNX, and in files of these
             names inside of the others.
 
@@ -128,9 +127,10 @@ def export_model(
             than :data:`TOLERANCE`, and is not kept.
     """
     _check_request(model, part, format, image_size, dynamic)
-    axes: tuple[int, ...] = _ANY_NUMBER if part == "classifier" else ()
+    # Axes of (B, 3, H, W) or (B, 3, T, H, W) whose sizes the file leaves open.
+    axes: tuple[int, ...] = (0,) if part == "classifier" else ()
     if dynamic:
-        axes = _ANY_NUMBER_AND_SIZE
+        axes = (0, len(image_size), len(image_size) + 1)
     with _in_evaluation(model), warnings.catch_warnings(), torch.no_grad():
         # Tracers warn of what may go wrong; the comparison finds out whether it did.
         warnings.simplefilter("ignore")
@@ -150,10 +150,11 @@ def export_model(
                 else FeatureMaps(getattr(model, "backbone", model))
             )
             batch = 2 if axes else 1  # torch.export makes sizes of 1 constant
-            example = _normalised(example, model).expand(batch, -1, -1, -1).contiguous()
+            example = _normalised(example, model)
+            example = example.expand(batch, *[-1] * (example.dim() - 1)).contiguous()
             if not (is_classifier and check_images):
                 images = [_normalised(image, model) for image in images]
-            images = [image if image.dim() == 4 else image[None] for image in images]
+            images = [image if image.dim() == example.dim() else image[None] for image in images]
             if is_classifier:
                 first = images[0]
                 images.append(torch.cat((first, first.flip(-1), first.flip(-2))))
@@ -167,12 +168,12 @@ def export_model(
             raise UserError(
                 f"the {part} cannot be exported as {format}: {type(error).__name__}: {reason}"
             ) from error
-        comparison = _compare(run, exported, images, part)
+        comparison = _compare(run, exported, images, part, len(image_size))
     if not comparison.error <= TOLERANCE:
         _remove(file)
         raise UserError(
             f"the exported {part} differs from the model by {comparison.error:.1e} of the largest "
-            f"value, more than {TOLERANCE:g}, on images of {_describe(comparison.sizes)}; "
+            f"value, more than {TOLERANCE:g}, on images of {describe(comparison.sizes)}; "
             + ("export it without dynamic sizes" if dynamic else "use another format")
         )
     return comparison
@@ -208,20 +209,22 @@ def check_part_and_format(part: str, format: str) -> None:
 
 
 def _check_request(
-    model: nn.Module, part: str, format: str, image_size: tuple[int, int], dynamic: bool
+    model: nn.Module, part: str, format: str, image_size: tuple[int, ...], dynamic: bool
 ) -> None:
     check_part_and_format(part, format)
     if (part == "classifier") != isinstance(model, Recognizer):
         raise UserError(f"the {part} of a {type(model).__name__} cannot be exported")
-    if isinstance(model, Recognizer) and model.axes != 2:
-        raise UserError("a classifier of clips cannot be exported: expected one of images")
+    axes = model.axes if isinstance(model, Recognizer) else 2
+    if len(image_size) != axes:
+        kind = "images have a height and a width" if axes == 2 else "clips have frames, too"
+        raise UserError(f"the image size must have {axes} numbers, as {kind}, got {image_size}")
     if part == "detector" and not hasattr(model, "roi_heads"):
         raise UserError(
             f"the config's model is a {type(model).__name__} without box heads: export "
             f"--part backbone"
         )
     least = _LEAST_DYNAMIC_SIDE if dynamic else 1
-    if min(image_size) < least:
+    if min(image_size[-2:]) < least:
         raise UserError(f"the image size must be at least {least}×{least}, got {image_size}")
     if dynamic and any(
         isinstance(module, MultiScaleAttention) and module.spec.shift for module in model.modules()
@@ -247,8 +250,8 @@ def _in_evaluation(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def _noise(size: tuple[int, int], seed: int) -> Tensor:
-    """Makes an image (3, H, W), 0 to 255, of noise that is coarse enough for detectors."""
+def _noise(size: tuple[int, ...], seed: int) -> Tensor:
+    """Makes an image (3, H, W) or a clip (3, T, H, W), 0 to 255, of noise coarse enough to find."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.zeros(1, 3, *size)
     for step in (64, 16, 4, 1):
@@ -258,17 +261,17 @@ def _noise(size: tuple[int, int], seed: int) -> Tensor:
 
 
 def _normalised(image: Tensor, model: nn.Module) -> Tensor:
-    """Normalises (3, H, W) to (1, 3, H, W) with the model's mean, or else the image's own."""
+    """Normalises (3, …) to (1, 3, …) with the model's mean, or else the image's own."""
     mean = getattr(model, "pixel_mean", image.mean())
     std = getattr(model, "pixel_std", image.std())
     return ((image - mean) / std)[None]
 
 
-def _sizes(image_size: tuple[int, int], dynamic: bool) -> list[tuple[int, int]]:
+def _sizes(image_size: tuple[int, ...], dynamic: bool) -> list[tuple[int, ...]]:
     """Chooses sizes to compare on: the example's, and two that no stride or window divides."""
-    height, width = image_size
+    *frames, height, width = image_size
     others = [(height // 2 + 7, width + 33), (height + 65, width // 2 + 3)]
-    return [(height, width), *(others if dynamic else [])]
+    return [image_size, *((*frames, *other) for other in others if dynamic)]
 
 
 def _torch_program(
@@ -381,11 +384,13 @@ _READERS: dict[str, Callable[[Path], Runner]] = {
 }
 
 
-def _compare(run: Runner, model: nn.Module, images: Sequence[Tensor], part: str) -> Comparison:
+def _compare(
+    run: Runner, model: nn.Module, images: Sequence[Tensor], part: str, axes: int
+) -> Comparison:
+    """Compares the outputs for images whose last ``axes`` are (H, W) or (T, H, W)."""
     error, instances, sizes = 0.0, 0, []
     for image in images:
-        height, width = image.shape[-2:]
-        sizes.append((height, width))
+        sizes.append(tuple(image.shape[-axes:]))
         expected = _outputs(model(image))
         try:
             actual = _outputs(run(image))
@@ -413,8 +418,9 @@ def _relative_error(actual: Tensor, expected: Tensor) -> float:
     return difference / max(expected.abs().max().item(), torch.finfo(torch.float32).tiny)
 
 
-def _describe(sizes: Sequence[tuple[int, int]]) -> str:
-    return ", ".join(f"{height}×{width}" for height, width in sizes)
+def describe(sizes: Sequence[tuple[int, ...]]) -> str:
+    """Sizes in words, such as ``16×224×224``."""
+    return ", ".join("×".join(map(str, size)) for size in sizes)
 
 
 def _remove(file: Path) -> None:

@@ -229,6 +229,34 @@ def test_classifier_of_any_number_of_images(format, class_token, tmp_path):
     assert (value.decode() if isinstance(value, bytes) else value) == metadata["classes"]
 
 
+@pytest.mark.parametrize(
+    ("format", "frames", "class_token", "dynamic"),
+    [
+        ("onnx", 10, False, False),
+        ("torch_export", 4, False, False),
+        ("torchscript", 10, True, False),
+    ],
+)
+def test_classifier_of_any_number_of_clips(format, frames, class_token, dynamic, tmp_path):
+    """Float32, to 1e-4 of the largest logit, also of more frames than the tables are made for."""
+    if format == "onnx":
+        pytest.importorskip("onnxruntime")
+    sizes = Variant(8, (1, 1, 1, 1), 1, 0.0)
+    model = randomize(Recognizer.video(sizes, 4, 7, class_token, image_size=64)).eval()
+    file, request = tmp_path / "c", {"part": "classifier", "format": format, "dynamic": dynamic}
+    comparison = export_model(model, file, image_size=(frames, 64, 64), **request)
+    assert comparison.sizes[0] == (frames, 64, 64) and comparison.error <= 1e-4
+    assert len(comparison.sizes) == (3 if dynamic else 1)
+    run = export._READERS[format](file)
+    for batch, size in ((1, (64, 64)), (3, (97, 70) if dynamic else (64, 64))):
+        clips = noise(batch, 3, frames, *size)
+        with torch.no_grad():
+            expected = model(clips)
+            (actual,) = export._outputs(run(clips))
+        assert actual.shape == (batch, 7)
+        assert relative_error(actual, expected) < 1e-4
+
+
 def test_parts_belong_to_their_models(tmp_path):
     sizes = Variant(8, (1, 1, 1, 1), 1, 0.0)
     clips = Recognizer.video(sizes, num_classes=2, image_size=64)
@@ -237,5 +265,5 @@ def test_parts_belong_to_their_models(tmp_path):
         export_model(clips, part="backbone", **request)
     with pytest.raises(UserError, match="the classifier of a MViTFPN cannot be exported"):
         export_model(pyramid(), part="classifier", **request)
-    with pytest.raises(UserError, match="a classifier of clips"):
+    with pytest.raises(UserError, match="3 numbers, as clips have frames, too"):
         export_model(clips, part="classifier", **request)

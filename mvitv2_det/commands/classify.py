@@ -40,7 +40,7 @@ _OF_VIDEOS = ("frames", "rate", "clips", "crops", "window", "stride", "overlay",
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the images or videos and the options."""
+    """Adds the inputs and the options."""
     parser.add_argument(
         "inputs", nargs="*", metavar="INPUT", help="image or video, folder, quoted pattern"
     )

@@ -5,13 +5,15 @@
     mvitv2-det export --config CONFIG --weights W --part detector --format torchscript \\
         --output detector.pt --image-size 800 1216 --check-image photo.jpg
     mvitv2-det export --weights W --part classifier --format onnx --output classifier.onnx
+    mvitv2-det export --weights CLIPS --part classifier --format onnx --output c.onnx --frames 32
 
 CONFIG is a file, or the name of a config of this project; the config.yaml that training has saved
 knows the classes of your own data. A backbone is exported with its FPN and takes normalised images
 (B, 3, H, W); a detector takes one image (3, H, W), 0 to 255, and gives boxes, classes, scores and
 the masks' probabilities inside of the boxes. torch_export is not for detectors. A classifier needs
-no config and no Detectron2: it takes any number of normalised images (B, 3, H, W) and gives logits
-(B, classes); the file's metadata hold its classes and preprocessing, as json.
+no config and no Detectron2: it takes any number of normalised images (B, 3, H, W), or clips
+(B, 3, T, H, W), and gives logits (B, classes); the file's metadata hold its classes and
+preprocessing, as json.
 
 The file is read again and compared with the model before this says that it has succeeded.
 """
@@ -29,6 +31,8 @@ from .entry import add_trust_argument
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ..recognition.description import Input
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,11 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dynamic", action="store_true", help="take images of any size")
     parser.add_argument(
+        "--frames", type=int, help="of the clips (default: those of the classifier's training)"
+    )
+    parser.add_argument(
         "--check-image",
         action="append",
         default=[],
         metavar="IMAGE",
-        help="compare on this image instead of noise; may be repeated",
+        help="compare on this image, or video of a classifier of clips, instead of noise; may be "
+        "repeated",
     )
     add_trust_argument(parser)
     parser.add_argument(
@@ -64,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     """Exports, and says how near the file is to the model."""
     if not args.output.parent.is_dir():
         raise UserError(f"--output: there is no folder {args.output.parent}")
-    from ..export import check_part_and_format, export_model
+    from ..export import check_part_and_format, describe, export_model
 
     # Exporters and loading log what they do; this command says in one line what is wrong.
     for name in ("torch", "mvitv2_det.weights"):
@@ -79,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
             dynamic=args.dynamic,
             **read(args),
         )
-    sizes = ", ".join(f"{height}×{width}" for height, width in comparison.sizes)
+    sizes = describe(comparison.sizes)
     found = "" if comparison.instances is None else f" with {comparison.instances} instances"
     print(
         f"{args.output}: the {args.part} as {args.format}, largest relative error "
@@ -98,6 +106,8 @@ def _read_by_config(args: argparse.Namespace) -> dict[str, Any]:
     """The model of a config, and images to compare on."""
     if args.config is None:
         raise UserError(f"--part {args.part} needs --config")
+    if args.frames is not None:
+        raise UserError("--frames is of a classifier of clips: give --part classifier")
     from ..trained import read_config, read_trained
 
     part = "backbone." if args.part == "backbone" else ""
@@ -111,28 +121,46 @@ def _read_classifier(args: argparse.Namespace) -> dict[str, Any]:
     """A classifier, what it says of itself, and images to compare on."""
     if args.config is not None or args.opts:
         raise UserError("--part classifier takes no --config and no --opts: its weights are enough")
-    from PIL import Image
-
-    from ..predict import read_rgb
     from ..recognition.classifier import read_recognizer
+    from ..recognition.description import ClipInput
 
-    model, description = read_recognizer(args.weights)
+    model, description = read_recognizer(args.weights, of=None)
+    changes: dict[str, Any] = {}
     if args.image_size:
         height, width = args.image_size
         if height != width:
             raise UserError(f"a classifier takes squares: --image-size {height} {width} is none")
-        input = dataclasses.replace(description.input, size=height)
-        description = dataclasses.replace(description, input=input)
-    transform, side = description.input.transform(), description.input.size
+        changes["size"] = height
+    if args.frames is not None:
+        if not isinstance(description.input, ClipInput):
+            raise UserError(f"--frames is of clips, and weights {args.weights!r} are of images")
+        changes["frames"] = args.frames
+    input = dataclasses.replace(description.input, **changes)
+    description = dataclasses.replace(description, input=input)
+    frames = (input.frames,) if isinstance(input, ClipInput) else ()
     content = description.to_dict()
     return {
         "model": model,
-        "image_size": (side, side),
-        "check_images": [transform(Image.fromarray(read_rgb(f))) for f in args.check_image],
+        "image_size": (*frames, input.size, input.size),
+        "check_images": [_network_input(input, file) for file in args.check_image],
         "metadata": {
             name: json.dumps(content[name], ensure_ascii=False) for name in ("classes", "input")
         },
     }
+
+
+def _network_input(input: "Input", file: str) -> "Tensor":
+    """An image (3, S, S), or the first view of a video (3, T, S, S), as a classifier takes it."""
+    from PIL import Image
+
+    from ..predict.images import read_rgb
+    from ..recognition.description import ClipInput
+    from ..video import open_video
+
+    if not isinstance(input, ClipInput):
+        return input.transform()(Image.fromarray(read_rgb(file)))
+    with open_video(file) as video:
+        return input.test_views(video)[0]
 
 
 def _read_images(

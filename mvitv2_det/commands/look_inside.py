@@ -15,7 +15,9 @@ Weights of a backbone are enough. Writes into the output folder:
 
 Without --config the weights are those of an image classifier, and no Detectron2 is needed: the
 attention is drawn over the image as the network sees it, from its class token, or from a position
-if one is given; by default for the last block of each stage. There are no feature maps then.
+if one is given; by default for the last block of each stage. There are no feature maps then. Of a
+classifier of clips the image is a video: attention in space and time is drawn over the frames of
+the clip in its middle, from --frame, one of that clip's, and --position.
 """
 
 import argparse
@@ -28,7 +30,7 @@ from .entry import add_trust_argument
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the image and the options."""
-    parser.add_argument("image", type=Path, metavar="IMAGE")
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="or a video, see above")
     parser.add_argument("--config", help="file or name of a LazyConfig; not of a classifier")
     parser.add_argument("--weights", required=True, help="a path, a URL, detectron2://…, timm://…")
     parser.add_argument(
@@ -37,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar=("Y", "X"),
         help="of the query, in pixels of the image (default: a classifier's class token)",
+    )
+    parser.add_argument(
+        "--frame", type=int, help="of the query, in a classifier's clip, from 0 on (default: 0)"
     )
     parser.add_argument(
         "--block", nargs="+", type=int, help="from 0 on (default: all global blocks)"
@@ -70,7 +75,12 @@ def _look_inside_classifier(
     if args.opts:
         raise UserError("--opts are overrides of a config: give --config, too")
     return look_inside_classifier(
-        args.image, position, args.output, weights=args.weights, blocks=args.block
+        args.image,
+        position,
+        args.output,
+        weights=args.weights,
+        blocks=args.block,
+        frame=args.frame,
     )
 
 
@@ -79,6 +89,8 @@ def _look_inside_backbone(args: argparse.Namespace, position: tuple[int, int] | 
 
     if position is None:
         raise UserError("a config's backbone has no class token to look from: give --position Y X")
+    if args.frame is not None:
+        raise UserError("--frame is of a classifier of clips, which takes no --config")
     return look_inside(
         args.image,
         position,

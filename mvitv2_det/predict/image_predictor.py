@@ -48,7 +48,7 @@ class Inference:
             raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         if batch_size < 1:
             raise UserError(f"the batch size must be 1 or more, got {batch_size}")
-        self.device = check_device(device)
+        self.device = _check_device(device)
         if cuda_graphs and self.device.type != "cuda":
             raise UserError(f"CUDA graphs are of GPUs, and the device is {self.device}: leave them")
         self.batch_size = batch_size
@@ -149,7 +149,7 @@ def batches(items: Sequence[Item] | Iterator[Item], size: int) -> Iterator[list[
         yield batch
 
 
-def check_device(name: str | None) -> torch.device:
+def _check_device(name: str | None) -> torch.device:
     """Chooses the device, and tries it out.
 
     Raises:

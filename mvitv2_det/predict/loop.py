@@ -40,7 +40,11 @@ def predict_sources(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, between two calls of ``write``.
     """
     failed: list[Source] = []
-    with naming_unwritable(output), progress(sum(source.count() for source in sources), "image") as bar, stop_signals() as stopped:
+    with (
+        naming_unwritable(output),
+        progress(sum(source.count() for source in sources), "image") as bar,
+        stop_signals() as stopped,
+    ):
 
         def report(source: Source, error: UserError) -> None:
             failed.append(source)

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from ..predict.image_predictor import PRECISIONS, check_device
+from ..predict.image_predictor import Inference
 from ..video.key_frames import VIEWS, at_view, key_frame_clip
 from ..video.reading import Video
 from ..weights import load_weights
 from ..weights.sources import Source, read_source
 from .actions import ActionRecognizer
-from .description import ENTRY, Description
+from .description import ENTRY, ClipInput, Description
 
 
 def read_action_recognizer(weights: Source) -> tuple[ActionRecognizer, Description]:
@@ -48,11 +48,11 @@ def read_action_recognizer(weights: Source) -> tuple[ActionRecognizer, Descripti
             f"checkpoint {checkpoint.source!r} lacks {len(report.initialised)} tensors of the "
             f"network, {report.initialised[0]} among them"
         )
-    assert isinstance(model, ActionRecognizer)
+    assert isinstance(model, ActionRecognizer)  # of this constructor
     return model.eval(), description
 
 
-class ActionFinder:
+class ActionFinder(Inference):
     """Gives the probability of each action of each person.
 
     Attributes:
@@ -79,15 +79,15 @@ class ActionFinder:
         Raises:
             UserError: an argument is wrong, or the weights are not those of such a network.
         """
-        if precision not in PRECISIONS:
-            raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        super().__init__(device=device, precision=precision, batch_size=1)
         if view not in VIEWS:
             raise UserError(f"view must be {' or '.join(VIEWS)}, got {view!r}")
-        self.device, self.view = check_device(device), view
-        self._dtype = PRECISIONS[precision]
-        model, self._description = read_action_recognizer(weights)
+        self.view = view
+        model, description = read_action_recognizer(weights)
         self.model = model.to(self.device)
-        self.classes = self._description.classes
+        self.classes = description.classes
+        assert isinstance(description.input, ClipInput)  # as all of this constructor
+        self._input = description.input
 
     def __call__(
         self, video: Video, seconds: Sequence[float], boxes: Sequence[np.ndarray]
@@ -109,9 +109,9 @@ class ActionFinder:
     def _at(self, video: Video, time: float, boxes: np.ndarray) -> np.ndarray:
         if not len(boxes):
             return np.zeros((0, len(self.classes)), np.float32)
-        input = self._description.input
+        input = self._input
         frames = video.frames(key_frame_clip(video, time, input))
         clip, placed = at_view(frames, boxes, input, self.view)
-        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
+        with self._running(1):
             logits = self.model(clip[None].to(self.device), [placed.to(self.device)])
         return logits.float().sigmoid().cpu().numpy()

@@ -8,7 +8,7 @@ Axes: V views (clips × crops), T frames, S the side of the input.
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast, overload
+from typing import Any, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor
@@ -105,10 +105,10 @@ class ClipClassifier(Inference):
         model, description = read_recognizer(weights, num_classes=num_classes, of="video")
         if classes is not None:
             description = dataclasses.replace(description, classes=tuple(classes))
-        given = {
+        given: dict[str, Any] = {
             "size": image_size, "frames": frames, "rate": rate, "clips": clips, "crops": crops
         }  # fmt: skip
-        changes = {name: value for name, value in given.items() if value is not None}
+        changes: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
         changes |= {"mode": "squash", "crop": 1.0} if squash else {}
         self.input = dataclasses.replace(cast(ClipInput, description.input), **changes)
         self.description = dataclasses.replace(description, input=self.input)
@@ -117,7 +117,7 @@ class ClipClassifier(Inference):
             replay_graphs(self.model)
         self.top = min(top, len(description.classes))
 
-    # A path is a sequence, too, of letters, and a video one of frames: the first that fits is meant.
+    # A path is a sequence, too, of letters, and a video one of frames: the first is meant.
     @overload
     def __call__(self, videos: VideoLike) -> list[Likely]: ...  # type: ignore[overload-overlap]
 

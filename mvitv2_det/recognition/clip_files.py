@@ -86,19 +86,23 @@ def classify_videos(
     folder = VideoFolder(output, sources, classifier, draws=draws, overlay=overlay, windows=windows)
     failures = 0
     try:
-        with naming_unwritable(output), folder, progress(len(sources), "video") as bar:
-            with stop_signals() as stopped:
-                for source in sources:
-                    try:
-                        folder.classify(source, stopped, camera)
-                    except UserError as error:
-                        if camera is not None:
-                            raise
-                        failures += 1
-                        bar.write(f"error: {one_line(error)}", file=sys.stderr)
-                    bar.update()
-                    if stopped.is_set():
-                        raise KeyboardInterrupt
+        with (
+            naming_unwritable(output),
+            folder,
+            progress(len(sources), "video") as bar,
+            stop_signals() as stopped,
+        ):
+            for source in sources:
+                try:
+                    folder.classify(source, stopped, camera)
+                except UserError as error:
+                    if camera is not None:
+                        raise
+                    failures += 1
+                    bar.write(f"error: {one_line(error)}", file=sys.stderr)
+                bar.update()
+                if stopped.is_set():
+                    raise KeyboardInterrupt
     finally:
         print(folder.table())
         print(f"{output / RESULTS}: classes of {folder.count} {folder.noun}s")

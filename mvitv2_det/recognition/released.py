@@ -18,7 +18,7 @@ from .description import ClipInput, Description, Input
 _IMAGENET_1K, _KINETICS_400, _SOMETHING_SOMETHING = 1000, 400, 174
 _PATCH_STRIDE, _PATCH_STRIDE_IN_TIME = 4, 2
 # Of the public configs of PySlowFast, whose networks these are.
-_CLIP_COLOURS = {"mean": (0.45,) * 3, "std": (0.225,) * 3}
+_CLIP_COLOURS: dict[str, Any] = {"mean": (0.45,) * 3, "std": (0.225,) * 3}
 
 
 def describe_weights(checkpoint: Checkpoint, num_classes: int | None = None) -> Description:

@@ -1,11 +1,12 @@
 """What one query of one block, or its class token, attends to, and pictures of it.
 
-Axes: H × W pixels or tokens of a map, C channels, h heads, K_h × K_w keys, D channels per head.
+Axes: H × W pixels or tokens of a map, of clips T × H × W; C channels, h heads, K_h × K_w keys, of
+clips K_t × K_h × K_w; D channels per head.
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -36,20 +37,23 @@ class QueryAttention:
     """The attention of one query.
 
     Attributes:
-        probabilities: (h, K_h, K_w), 0 outside of the query's window. What is missing to 1 went
-            to the class token, and to the zeros that fill incomplete windows.
-        seen: bool (K_h, K_w), the keys that the query can attend to.
-        query: (row, column) of the query among the block's queries; None is the class token.
+        probabilities: (h, K_h, K_w) or (h, K_t, K_h, K_w), 0 outside of the query's window. What
+            is missing to 1 went to the class token, and to the zeros that fill incomplete windows.
+        seen: bool (K_h, K_w) or (K_t, K_h, K_w), the keys that the query can attend to.
+        query: (row, column) of the query among the block's queries, of clips (time, row, column);
+            None is the class token.
         query_side, key_side: sides in pixels of what a query and a key stand for.
         on_token: the share of the attention, mean over heads, on the class token.
+        key_frames: frames that a key stands for; 1 of images.
     """
 
     probabilities: Tensor
     seen: Tensor
-    query: tuple[int, int] | None
+    query: tuple[int, ...] | None
     query_side: int
     key_side: int
     on_token: float = 0.0
+    key_frames: int = 1
 
     @property
     def on_padding(self) -> float:
@@ -77,15 +81,15 @@ def blocks_of(trunk: Trunk) -> list[MultiScaleBlock]:
 
 @torch.no_grad()
 def attention_of_pixel(
-    backbone: nn.Module, images: Tensor, block: int, pixel: tuple[int, int] | None
+    backbone: nn.Module, images: Tensor, block: int, pixel: tuple[int, ...] | None
 ) -> QueryAttention:
     """What the query that covers a pixel attends to in a block.
 
     Args:
-        backbone: a backbone with or without FPN, or a recogniser of images.
-        images: (1, 3, H, W), normalised.
+        backbone: a backbone with or without FPN, or a recogniser of images or clips.
+        images: (1, 3, H, W), or a clip (1, 3, T, H, W), normalised.
         block: index of the block, from 0.
-        pixel: (y, x) in the images; None for the class token.
+        pixel: (y, x) in the images, (frame, y, x) in a clip; None for the class token.
 
     Raises:
         UserError: there is no such block, pixel or class token.
@@ -95,11 +99,12 @@ def attention_of_pixel(
         raise UserError(f"block must be in 0 .. {len(trunk.blocks) - 1}, got {block}")
     if pixel is None and trunk.cls_token is None:
         raise UserError("the network has no class token to look from: give a position")
-    sides = images.shape[-2:]
+    sides = images.shape[2:]
     if pixel is not None and not all(
         0 <= place < side for place, side in zip(pixel, sides, strict=True)
     ):
-        raise UserError(f"position must lie in the image of {tuple(sides)}, got {pixel}")
+        kind = "image" if len(sides) == 2 else "clip"
+        raise UserError(f"position must lie in the {kind} of {tuple(sides)}, got {pixel}")
     incoming: list[tuple[Tensor, ...]] = []
     hook = trunk.blocks[block].register_forward_pre_hook(lambda _, inputs: incoming.append(inputs))
     try:
@@ -109,33 +114,37 @@ def attention_of_pixel(
     blocks = blocks_of(trunk)
     tokens = [blocks[block].norm1(part) for part in incoming[0]]
     attention = blocks[block].attn
-    side = trunk.patch_embed.proj.stride[0]
+    *frames, _, side = trunk.patch_embed.proj.stride
     side *= math.prod(earlier.spec.attention.stride_q[-1] for earlier in blocks[:block])
     query = None
     if pixel is not None:
         stride = side * attention.spec.stride_q[-1]
-        query = pixel[0] // stride, pixel[1] // stride
-    return query_attention(attention, tokens[0], query, side, *tokens[1:])
+        # Blocks keep the number of times.
+        strides = (*frames, stride, stride)
+        query = tuple(place // stride for place, stride in zip(pixel, strides, strict=True))
+    found = query_attention(attention, tokens[0], query, side, *tokens[1:])
+    return replace(found, key_frames=frames[0] if frames else 1)
 
 
 def query_attention(
     attention: MultiScaleAttention,
     x: Tensor,
-    query: tuple[int, int] | None,
+    query: tuple[int, ...] | None,
     token_side: int = 1,
     token: Tensor | None = None,
 ) -> QueryAttention:
     """The attention of one query, computed again from the module's parts.
 
     Args:
-        x: (1, H, W, C), what goes into the module.
-        query: (row, column) among the pooled queries; None for the class token.
+        x: (1, H, W, C) or (1, T, H, W, C), what goes into the module.
+        query: (row, column) or (time, row, column) among the pooled queries; None for the class
+            token.
         token_side: pixels along a side of the tokens that go in.
         token: the class token (1, 1, C) that goes in beside them.
     """
     q, k, _ = attention.project_and_pool(x)
     spec = attention.spec
-    key_size = k.shape[1:3]
+    key_size = k.shape[1:-1]
     keys = token_queries = None
     if token is not None:
         token_queries, keys, _ = attention.project_token(token)
@@ -153,7 +162,7 @@ def query_attention(
     weights = logits.softmax(dim=-1)
     if keys is not None:
         on_token, weights = weights[:, 0].mean().item(), weights[:, 1:]
-    on_map = weights.new_zeros(len(weights), key_size[0] * key_size[1] + 1)
+    on_map = weights.new_zeros(len(weights), math.prod(key_size) + 1)
     on_map[:, places] = weights  # padded keys all write to place 0, which is dropped
     seen = torch.zeros(on_map.shape[1], dtype=torch.bool)
     seen[places] = (weights > 0).any(dim=0)
@@ -168,10 +177,10 @@ def query_attention(
 
 
 def _from_place(
-    attention: MultiScaleAttention, q: Tensor, k: Tensor, query: tuple[int, int]
+    attention: MultiScaleAttention, q: Tensor, k: Tensor, query: tuple[int, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A query's logits (h, keys of its window), the keys' places, and the query (h, 1, D)."""
-    spec, sizes = attention.spec, (q.shape[1:3], k.shape[1:3])
+    spec, sizes = attention.spec, (q.shape[1:-1], k.shape[1:-1])
     query_places, key_places = (_places(size) for size in sizes)
     masks = []
     if spec.window_size:
@@ -180,38 +189,41 @@ def _from_place(
         masks = mask_terms(queries, keys, q, mask_padding=spec.mask_window_padding)
         query_places, key_places = queries.partition(query_places), keys.partition(key_places)
     # Places count from 1; what fills windows is 0.
-    wanted = query[0] * sizes[0][1] + query[1] + 1
-    window, row, column, _ = (query_places == wanted).nonzero()[0].tolist()
+    wanted = int(np.ravel_multi_index(query, tuple(sizes[0]))) + 1
+    window, *place, _ = (query_places == wanted).nonzero()[0].tolist()
     own = window + len(query_places) * torch.arange(spec.num_heads)
     # Head by head: all queries of the window have their logits computed for the sake of one.
+    of_query, own_query = (slice(None), *place), (own, *place)
     logits = torch.cat(
         [
-            attention.logits(q[[n]], k[[n]], [mask[[n]] for mask in masks])[:, row, column]
+            attention.logits(q[[n]], k[[n]], [mask[[n]] for mask in masks])[of_query]
             for n in own.tolist()
         ]
     )
-    return logits.flatten(1), key_places[window].flatten(), q[own, row, column][:, None]
+    return logits.flatten(1), key_places[window].flatten(), q[own_query][:, None]
 
 
 def _places(size: Sequence[int]) -> Tensor:
-    """(1, H, W, 1), the places of a map numbered from 1."""
-    return torch.arange(1, size[0] * size[1] + 1).reshape(1, *size, 1)
+    """(1, H, W, 1) or (1, T, H, W, 1), the places of a map numbered from 1."""
+    return torch.arange(1, math.prod(size) + 1).reshape(1, *size, 1)
 
 
 def draw_attention(image: np.ndarray, attention: QueryAttention, title: str, file: Path) -> None:
     """The mean over heads and each head, over the image, with the query marked.
 
+    Of a clip the mean over heads is drawn at each time of the keys, over the first of the frames
+    that they stand for, and the share of each time is written above it.
+
     Args:
-        image: (H, W, 3) RGB, 0 to 255, as large as the network saw it before padding.
-        attention: over that image.
+        image: (H, W, 3) RGB, 0 to 255, as large as the network saw it before padding; of a clip
+            (T, H, W, 3).
+        attention: over that image or clip.
         title: of the picture.
         file: PNG to write.
     """
-    heads = attention.probabilities.numpy()
-    panels = {"the only head": heads[0]}
-    if len(heads) > 1:
-        panels = {"mean over heads": heads.mean(0)}
-        panels |= {f"head {index}": head for index, head in enumerate(heads)}
+    panels = _panels_of_clip(image, attention) if image.ndim == 4 else _panels(image, attention)
+    most = max(values.max() for _, _, _, values in panels) if image.ndim == 4 else None
+    image = panels[0][1]
     rows = math.ceil(len(panels) / _MOST_COLUMNS)
     columns = math.ceil(len(panels) / rows)
     height = _PANEL * image.shape[0] / image.shape[1]
@@ -222,8 +234,8 @@ def draw_attention(image: np.ndarray, attention: QueryAttention, title: str, fil
     all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in all_axes[len(panels) :]:
         axes.set_axis_off()
-    for axes, (name, values) in zip(all_axes, panels.items(), strict=False):
-        drawn = _draw_panel(axes, image, attention, values)
+    for axes, (name, picture, part, values) in zip(all_axes, panels, strict=False):
+        drawn = _draw_panel(axes, picture, part, values, most)
         axes.set_title(name, fontsize=9)
         bar = figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.02)
         bar.ax.tick_params(labelsize=7)
@@ -231,11 +243,43 @@ def draw_attention(image: np.ndarray, attention: QueryAttention, title: str, fil
     figure.savefig(file)
 
 
+_Panel = tuple[str, np.ndarray, QueryAttention, np.ndarray]
+
+
+def _panels(image: np.ndarray, attention: QueryAttention) -> list[_Panel]:
+    """Caption, picture, attention and values (K_h, K_w) of the mean and of each head."""
+    heads = attention.probabilities.numpy()
+    if len(heads) == 1:
+        return [("the only head", image, attention, heads[0])]
+    named = [("mean over heads", heads.mean(0))]
+    named += [(f"head {index}", head) for index, head in enumerate(heads)]
+    return [(name, image, attention, values) for name, values in named]
+
+
+def _panels_of_clip(frames: np.ndarray, attention: QueryAttention) -> list[_Panel]:
+    """Likewise of the mean over heads at each time."""
+    panels = []
+    for time, values in enumerate(attention.probabilities.mean(0).numpy()):
+        first = min(time * attention.key_frames, len(frames) - 1)
+        last = min(first + attention.key_frames, len(frames)) - 1
+        query = attention.query
+        is_own = query is not None and query[0] == time
+        # Clips have no windows; what rounding makes 0 is seen all the same.
+        part = replace(
+            attention,
+            seen=torch.ones_like(attention.seen[time]),
+            query=query[1:] if query and is_own else None,
+        )
+        name = f"frames {first}–{last}: {values.sum():.0%}" + (", the query's" if is_own else "")
+        panels.append((name, frames[first], part, values))
+    return panels
+
+
 def draw_attention_of_blocks(
     backbone: nn.Module,
     images: Tensor,
     picture: np.ndarray,
-    pixel: tuple[int, int] | None,
+    pixel: tuple[int, ...] | None,
     output: Path,
     *,
     blocks: Iterable[int],
@@ -244,10 +288,10 @@ def draw_attention_of_blocks(
     """Draws ``attention_block_N.png`` for each block.
 
     Args:
-        backbone: a backbone with or without FPN, or a recogniser of images.
-        images: (1, 3, H, W), normalised.
-        picture: the same, (H, W, 3) RGB, 0 to 255, before padding.
-        pixel: (y, x) of the query in the images; None for the class token.
+        backbone: a backbone with or without FPN, or a recogniser of images or clips.
+        images: (1, 3, H, W), or a clip (1, 3, T, H, W), normalised.
+        picture: the same, (H, W, 3) or (T, H, W, 3) RGB, 0 to 255, before padding.
+        pixel: (y, x) or (frame, y, x) of the query; None for the class token.
         output: folder for the pictures.
         blocks: indexes, from 0.
         query: the query in words, for the titles.
@@ -282,15 +326,23 @@ def _describe(trunk: Trunk, block: int) -> str:
 
 
 def _draw_panel(
-    axes: Axes, image: np.ndarray, attention: QueryAttention, values: np.ndarray
+    axes: Axes,
+    image: np.ndarray,
+    attention: QueryAttention,
+    values: np.ndarray,
+    most: float | None = None,
 ) -> ScalarMappable:
-    """One map (K_h, K_w) over the grey image; returns what a colour bar is of."""
+    """One map (K_h, K_w), of values up to ``most``, over the grey image.
+
+    Returns:
+        what a colour bar is of.
+    """
     height, width = image.shape[:2]
     grey = image.mean(axis=2)
     brightest = grey.min() + (np.ptp(grey) + 1) / _SHADE
     axes.imshow(grey, cmap="gray", vmin=grey.min(), vmax=brightest, extent=(0, width, height, 0))
     rows, columns = values.shape
-    most = max(values.max(), np.finfo(values.dtype).tiny)
+    most = max(values.max() if most is None else most, np.finfo(values.dtype).tiny)
     opacity = np.where(attention.seen.numpy(), 0.25 + 0.45 * values / most, 0)
     colors = ScalarMappable(Normalize(0, most), cmap="inferno")
     axes.imshow(

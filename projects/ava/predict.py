@@ -33,6 +33,8 @@ from mvitv2_det.video.key_frames import VIEWS
 from mvitv2_det.video.writing import write_video
 from mvitv2_det.visualize.persons import draw_persons
 
+MOST_LABELS = 5  # that are drawn on a person
+
 # Frames (H, W, 3) to boxes (N, 4) in pixels and scores (N,) of persons.
 Detect = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -111,7 +113,9 @@ def draw_actions(
     for frame in video:
         nearest = found[int(np.abs(times - frame.seconds).argmin())]
         labels = [
-            [f"{name} {value:.2f}" for name, value in _likely(row, classes, least).items()]
+            [f"{name} {value:.2f}" for name, value in _likely(row, classes, least).items()][
+                :MOST_LABELS
+            ]
             for row in nearest.probabilities
         ]
         yield draw_persons(frame.pixels, nearest.boxes, labels)

@@ -5,13 +5,17 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from recognition.classifiers import save_classifier
 from recognition.clip_classifiers import noise_frames, save_clip_classifier, write_noise
+from scripts import ROOT
 
 from mvitv2_det import ClipClassifier
 from mvitv2_det.commands import main
@@ -102,9 +106,10 @@ def test_windows_to_csv_json_picture_and_overlay(videos, classify, weights, tmp_
     assert [row["class"] for row in rows[3:6]] == results[1]["classes"]
     with Image.open(tmp_path / "out" / "timelines" / "0.mp4.png") as picture:
         assert picture.width > 1000
-    with open_video(videos / "0.mp4") as before, open_video(
-        tmp_path / "out" / "overlays" / "0.mp4"
-    ) as after:
+    with (
+        open_video(videos / "0.mp4") as before,
+        open_video(tmp_path / "out" / "overlays" / "0.mp4") as after,
+    ):
         assert len(after) == len(before) == 30 and after.fps == pytest.approx(15)
         changed = np.abs(after.frames(range(30)).astype(int) - before.frames(range(30))).mean(-1)
     # Labels are in the upper left; the rest is as it was, but for the encoder.
@@ -117,7 +122,7 @@ class StandIn:
     def __init__(self, source):
         self.source, self.number = source, 0
 
-    def isOpened(self):  # noqa: N802
+    def isOpened(self):
         return self.source == 0
 
     def read(self):
@@ -167,6 +172,37 @@ def test_an_interrupt_keeps_what_was_found(videos, classify, monkeypatch, tmp_pa
     assert len((tmp_path / "out" / "timeline.csv").read_text().splitlines()) == 7
 
 
+WITHOUT_DETECTRON2 = """
+import sys; sys.modules["detectron2"] = None
+from mvitv2_det.commands import main
+weights, video, out = sys.argv[1:]
+given = ["--weights", weights, "--output"]
+assert main(["classify", video, *given, out, "--window", "1", "--overlay", "--device", "cpu"]) == 0
+export = ["export", "--part", "classifier", "--format", "torchscript", "--frames", "6"]
+assert main([*export, *given, out + "/c.pt", "--check-image", video]) == 0
+assert main(["look-inside", video, "--block", "0", *given, out + "/inside"]) == 0
+assert not any(name.startswith("detectron2.") for name in sys.modules)
+"""
+
+
+def test_all_of_it_without_detectron2(videos, weights, tmp_path):
+    answer = subprocess.run(
+        [
+            *(sys.executable, "-c", WITHOUT_DETECTRON2),
+            *(weights, str(videos / "0.mp4"), str(tmp_path / "out")),
+        ],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 0, answer.stderr
+    files = {file.name for file in (tmp_path / "out").rglob("*.*")}
+    assert {"results.json", "timeline.csv", "0.mp4", "attention_block_0.png"} <= files
+    # Traced with two clips, it takes any number, of the frames that were asked for.
+    traced = torch.jit.load(tmp_path / "out" / "c.pt")
+    assert traced(torch.zeros(3, 3, 6, 64, 64)).shape == (3, 3)
+
+
 def test_mistakes_are_one_line(videos, classify, tmp_path):
     def error(*arguments, **options):
         status, _, errors, _ = classify(*arguments, **options)
@@ -182,7 +218,7 @@ def test_mistakes_are_one_line(videos, classify, tmp_path):
     assert "name videos or a camera" in error(videos, "--camera", "0")
     assert "give --window, too" in error(videos, "--stride", "1")
     assert "at least as long as a clip" in error(videos, "--window", "0.1")
-    assert "positions" not in error(videos, "--frames", "0")
+    assert "input.frames must be a number from 1 on" in error(videos, "--frames", "0")
     of_images = str(save_classifier(tmp_path / "images.pth"))
     assert "--window is of videos" in error(videos, "--window", "1", weights=of_images)
     assert "name an image" in error(weights=of_images)

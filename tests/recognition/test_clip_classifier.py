@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from clip_classifiers import CLASSES, describe_clips, noise_frames, save_clip_classifier, write_noise
+from clip_classifiers import (
+    CLASSES,
+    describe_clips,
+    noise_frames,
+    save_clip_classifier,
+    write_noise,
+)
 from models import randomize
 from PIL import Image
 from torchvision.models.video import MViT_V2_S_Weights
@@ -48,7 +54,9 @@ def test_probabilities_are_means_over_clips_and_crops(videos, weights, crops):
         with open_video(file) as video, torch.no_grad():
             views = input.test_views(video)
             assert len(views) == 2 * crops
-            expected.append(torch.stack([model(view[None])[0].softmax(0) for view in views]).mean(0))
+            expected.append(
+                torch.stack([model(view[None])[0].softmax(0) for view in views]).mean(0)
+            )
     actual = classifier.probabilities(videos)
     torch.testing.assert_close(actual, torch.stack(expected), atol=1e-6, rtol=1e-5)
     assert len({tuple(row.round(decimals=2).tolist()) for row in actual}) == 3
