@@ -48,6 +48,6 @@ task.mixup.prob = 0.0
 task.most_at_once = 32
 
 optimizer.lr = 1e-3
-recipe.update(epochs=40, warmup_epochs=2, eval_epochs=10)
+recipe.update(epochs=40, warmup_epochs=3, eval_epochs=10)
 
 train.update(output_dir="output/gait", device="cpu", seed=1)
