@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from .config import get_config
     from .detection import MViTFPN, ResampledPyramid, add_mvitv2_config
     from .errors import UserError
-    from .fused import compile_blocks, explain, replay_graphs
+    from .fused import compile_blocks, explain
+    from .graphs import replay_graphs
     from .predict import Predictor
     from .recognition.classifier import Classifier
     from .recognition.clip_classifier import ClipClassifier
@@ -64,7 +65,7 @@ _MODULES = {
     "ViT": "backbone.vit",
     "add_mvitv2_config": "detection",
     "compile_blocks": "fused",
-    "replay_graphs": "fused",
+    "replay_graphs": "graphs",
     "convert_weights": "weights",
     "explain": "fused",
     "get_config": "config",

@@ -28,7 +28,7 @@ LONG = (
     *(f"{OF_DETECTRON2}{kind}_of_detection_sizes" for kind in ("outputs", "gradients")),
     "tests/backbone/test_mvit.py::test_every_parameter_gets_a_gradient",
     "tests/recognition/test_against_timm.py::test_in_float64[mvitv2_large",
-    "tests/recognition/test_recognizer.py::test_the_wing_says_what_it_refuses",
+    "tests/recognition/test_recognizer.py::test_the_wing_takes_clips_and_class_tokens",
     # In float32 rounding may choose another token of a maximum, and so other gradients.
     "tests/recognition/test_against_timm.py::test_in_float32",
     "tests/recognition/test_against_timm.py::test_the_large_ones",

@@ -37,7 +37,7 @@ from torch import nn
 
 from ..data.loader import TrainLoader, build_train_loader
 from ..errors import UserError, naming_unwritable
-from ..fused import replay_graphs
+from ..graphs import replay_graphs
 from ..randomness import MODEL, derived_seed, draw_seed, seed_all
 from ..weights import load_weights
 from ..weights.files import read_checkpoint

@@ -14,9 +14,8 @@ from ..backbone.block import MultiScaleBlock
 from .block import FusedBlock
 from .choice import AUTO, BACKENDS, Choice, check_name
 from .compiling import compile_blocks
-from .graphs import replay_graphs
 
-__all__ = ["BACKENDS", "Explanation", "accelerate", "compile_blocks", "explain", "replay_graphs"]
+__all__ = ["BACKENDS", "Explanation", "accelerate", "compile_blocks", "explain"]
 
 
 def accelerate(model: nn.Module, backend: str = AUTO) -> None:

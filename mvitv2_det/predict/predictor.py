@@ -15,7 +15,7 @@ from torch import nn
 
 from ..config import apply_overrides
 from ..errors import UserError
-from ..fused import replay_graphs
+from ..graphs import replay_graphs
 from ..trained import read_config, read_trained
 from .classes import known_classes, own_classes
 from .image_predictor import CHANNEL_ORDERS, ImageLike, ImagePredictor

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
-from ..fused import replay_graphs
+from ..graphs import replay_graphs
 from ..predict.image_predictor import ImageLike, ImagePredictor
 from ..weights import load_weights
 from ..weights.sources import Checkpoint, Source, read_source

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..fused import replay_graphs
+from ..graphs import replay_graphs
 from ..predict.image_predictor import Inference, batches
 from ..video.reading import Frame, Video, open_video
 from ..video.sampling import span

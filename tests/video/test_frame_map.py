@@ -62,7 +62,7 @@ def test_area_is_that_below_scikit_learns_curve():
 
 
 def read(path, scored):
-    rows = list(csv.reader(path.open()))
+    rows = list(csv.reader(path.read_text().splitlines()))
     return Boxes(
         np.array([f"{row[0]},{row[1]}" for row in rows]),
         np.array([row[2:6] for row in rows], float),

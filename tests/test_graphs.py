@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mvitv2_det import MViT, replay_graphs
-from mvitv2_det.fused import graphs
+from mvitv2_det import MViT, graphs, replay_graphs
 from tests.models import TINY, randomize
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

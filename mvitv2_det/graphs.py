@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..caching import kept_tensors
-from .choice import is_capturing
+from .caching import kept_tensors
 
 # What a backbone or a classifier returns.
 Outputs = Tensor | dict[str, Tensor]
@@ -110,7 +109,8 @@ class GraphedForward:
             return "gradients are asked for"
         if self._module.training:
             return "the module is in training mode"
-        if is_capturing() or torch.cuda.is_current_stream_capturing():
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if is_traced or torch.cuda.is_current_stream_capturing():
             return "another graph is being recorded"
         return self.refused.get(_key(x))
 
