@@ -9,17 +9,15 @@ same fifth as that of the detection demo (``tools/make_digits.py``). Nothing is 
 """
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # for its neighbour
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for its neighbours
 
 import numpy as np
+from class_folders import new_folder, run
 from make_digits import FULL_INK, split_digits
 from PIL import Image
-
-from mvitv2_det.errors import UserError, naming_unwritable
 
 SIDE = 32
 
@@ -38,22 +36,14 @@ def make_digits(output: Path) -> dict[str, int]:
     digits = load_digits()
     splits = split_digits(digits.target, np.random.default_rng(0))
     counts = {split: len(indexes) for split, indexes in splits.items()}
-    if output.exists():
-        if counts == {split: len(list((output / split).glob("*/*.png"))) for split in splits}:
-            return counts
-        raise UserError(f"--output {output} exists and holds something else: name a new folder")
-    # Made beside it and renamed at last, so that an interrupted run leaves nothing half-made.
-    partial = output.with_name(output.name + ".partial")
-    with naming_unwritable(output):
-        shutil.rmtree(partial, ignore_errors=True)
-        for split, indexes in splits.items():
+    with new_folder(output, counts, ".png") as made:
+        for split, indexes in splits.items() if made else ():
             for index in indexes:
-                folder = partial / split / str(digits.target[index])
+                folder = made / split / str(digits.target[index])
                 folder.mkdir(parents=True, exist_ok=True)
                 ink = np.rint(digits.images[index] * (255 / FULL_INK)).astype(np.uint8)
                 enlarged = Image.fromarray(ink).resize((SIDE, SIDE), Image.BICUBIC)
                 enlarged.save(folder / f"{index:04d}.png")
-        partial.rename(output)
     return counts
 
 
@@ -62,15 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder to make")
-    args = parser.parse_args(arguments)
-    try:
-        counts = make_digits(args.output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{args.output}: {counts['train']} images for training, {counts['val']} for validation")
-    return 0
+    return run(make_digits, parser, arguments, "images")
 
 
 if __name__ == "__main__":

@@ -10,16 +10,16 @@ second (``pip install 'mvitv2_det[video]'``).
 """
 
 import argparse
-import shutil
 import sys
 import zipfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for mvitv2_det
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for its neighbour
 
 import numpy as np
+from class_folders import new_folder, run
 
-from mvitv2_det.errors import UserError, naming_unwritable
+from mvitv2_det.errors import UserError
 from mvitv2_det.video.writing import write_video
 
 FPS = 30
@@ -34,7 +34,7 @@ def make_gait_videos(source: Path, output: Path) -> dict[str, int]:
     Raises:
         UserError: ``source`` is not such a file, or ``output`` exists or cannot be written.
     """
-    if output.exists():
+    if output.exists():  # it may be of another source
         raise UserError(f"--output {output} exists: name a new folder")
     try:
         with np.load(source) as content:
@@ -44,17 +44,15 @@ def make_gait_videos(source: Path, output: Path) -> dict[str, int]:
             }
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot read clips and labels from {source}: {error}") from error
-    partial = output.with_name(output.name + ".partial")
-    with naming_unwritable(output):
-        shutil.rmtree(partial, ignore_errors=True)
-        for split, (clips, labels) in splits.items():
+    counts = {split: len(labels) for split, (_, labels) in splits.items()}
+    with new_folder(output, counts, ".mp4") as made:
+        for split, (clips, labels) in splits.items() if made else ():
             for number, (clip, label) in enumerate(zip(clips, labels, strict=True)):
                 frames = np.repeat(clip[..., None] * np.uint8(255), 3, axis=-1)
-                file = partial / split / f"{label:02d}" / f"{number:04d}.mp4"
+                file = made / split / f"{label:02d}" / f"{number:04d}.mp4"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_video(file, frames, FPS, options={"crf": "10"})
-        partial.rename(output)
-    return {split: len(labels) for split, (_, labels) in splits.items()}
+    return counts
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,15 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", type=Path, help="npz file")
-    parser.add_argument("--output", type=Path, required=True, help="folder to make")
-    args = parser.parse_args(arguments)
-    try:
-        counts = make_gait_videos(args.source, args.output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{args.output}: {counts['train']} videos for training, {counts['val']} for validation")
-    return 0
+    return run(make_gait_videos, parser, arguments, "videos")
 
 
 if __name__ == "__main__":

@@ -10,17 +10,16 @@ split alone. Nothing is downloaded; PyAV (``pip install 'mvitv2_det[demo,video]'
 """
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # for its neighbour
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for its neighbours
 
 import numpy as np
+from class_folders import new_folder, run
 from make_digits import FULL_INK, draw_background, split_digits, split_photographs
 from PIL import Image
 
-from mvitv2_det.errors import UserError, naming_unwritable
 from mvitv2_det.video.writing import write_video
 
 CLASSES = ("left", "right")
@@ -69,27 +68,19 @@ def make_moving_digits(output: Path) -> dict[str, int]:
     """
     from sklearn.datasets import load_digits, load_sample_images  # slow to import
 
-    if output.exists():
-        if {split: len(list((output / split).glob("*/*.mp4"))) for split in COUNTS} == COUNTS:
-            return COUNTS
-        raise UserError(f"--output {output} exists and holds something else: name a new folder")
     digits = load_digits()
     splits = split_digits(digits.target, np.random.default_rng(0))
     photographs = split_photographs(load_sample_images().images)
-    # Made beside it and renamed at last, so that an interrupted run leaves nothing half-made.
-    partial = output.with_name(output.name + ".partial")
-    with naming_unwritable(output):
-        shutil.rmtree(partial, ignore_errors=True)
-        for number, (split, count) in enumerate(COUNTS.items()):
+    with new_folder(output, COUNTS, ".mp4") as made:
+        for number, (split, count) in enumerate(COUNTS.items() if made else ()):
             rng = np.random.default_rng(number)
             for index in range(count):
                 name = CLASSES[index % len(CLASSES)]
                 digit = digits.images[rng.choice(splits[split])]
                 clip = make_clip(digit, photographs[split], name, rng)
-                file = partial / split / name / f"{index:04d}.mp4"
+                file = made / split / name / f"{index:04d}.mp4"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_video(file, clip, FPS, options={"crf": "18"})
-        partial.rename(output)
     return COUNTS
 
 
@@ -98,15 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder to make")
-    args = parser.parse_args(arguments)
-    try:
-        counts = make_moving_digits(args.output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{args.output}: {counts['train']} videos for training, {counts['val']} for validation")
-    return 0
+    return run(make_moving_digits, parser, arguments, "videos")
 
 
 if __name__ == "__main__":
