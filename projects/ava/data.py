@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from detectron2.data.samplers import InferenceSampler
-from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler
+from torch.utils.data import DataLoader, Dataset
 
+from mvitv2_det.data.loader import BatchOrder, TrainLoader
 from mvitv2_det.errors import UserError
 from mvitv2_det.predict.inputs import VIDEO_ENDINGS
 from mvitv2_det.recognition.description import ClipInput
 from mvitv2_det.video import open_video
 from mvitv2_det.video.clips import normalise
 from mvitv2_det.video.key_frames import VIEWS, at_view, cropped, inside, key_frame_clip, resized
-from projects.common.runs import EpochLoader, describe, set_schedule, trained_description
+from projects.common.runs import describe, set_schedule, trained_description
 
 from .annotations import (
     Person,
@@ -249,8 +249,10 @@ def train_loader(
     *,
     total_batch_size: int,
     num_workers: int,
-) -> EpochLoader:
+) -> TrainLoader:
     """Makes the training loader, of lists of :class:`Sample` for each process.
+
+    It can start anywhere in a run.
 
     Args:
         dataset: the config's node ``dataset``.
@@ -262,24 +264,9 @@ def train_loader(
     Raises:
         UserError: the batch cannot be divided among processes.
     """
-    processes = comm.get_world_size()
-    if total_batch_size % processes:
-        raise UserError(
-            f"dataloader.train.total_batch_size must be a multiple of {processes} processes, got "
-            f"{total_batch_size}"
-        )
     transform = Augmentation(input, **augmentation)
     clips = KeyFrameClips(read_split(dataset, "train"), dataset, input, transform)
-    loader = DataLoader(
-        clips,
-        batch_size=total_batch_size // processes,
-        sampler=DistributedSampler(clips) if processes > 1 else RandomSampler(clips),
-        num_workers=num_workers,
-        collate_fn=list,
-        drop_last=True,
-        persistent_workers=num_workers > 0,
-    )
-    return EpochLoader(loader)
+    return TrainLoader(clips, BatchOrder(len(clips), total_batch_size), num_workers=num_workers)
 
 
 def test_loader(

@@ -1,34 +1,18 @@
-"""What training classifiers of images and of clips has in common, around the engine.
+"""What training of classifiers of images, of clips and of actions has in common.
 
 Each project's ``prepare_datasets`` completes its config by these.
 """
 
-import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectron2.config import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch.utils.data import DataLoader
 
 from mvitv2_det.errors import UserError
 from mvitv2_det.recognition.description import ENTRY, Description
 from mvitv2_det.weights.files import read_checkpoint
-
-
-class EpochLoader:
-    """Batches for training without end, shuffled anew in each epoch."""
-
-    def __init__(self, loader: DataLoader) -> None:
-        self.loader = loader
-
-    def __iter__(self) -> Iterator[Any]:
-        for epoch in itertools.count():
-            for shuffled in (self.loader.sampler, self.loader.dataset):
-                if hasattr(shuffled, "set_epoch"):
-                    shuffled.set_epoch(epoch)
-            yield from self.loader
 
 
 class StoredDescription:

@@ -3,8 +3,9 @@
 Axes: B images, H × W pixels.
 """
 
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from mvitv2_det.errors import UserError
 from mvitv2_det.recognition.description import Input
 from projects.common.augment import mend_posterize
 from projects.common.runs import (
-    EpochLoader,
     check_pairs,
     describe,
     set_num_classes,
@@ -104,6 +104,20 @@ def open_split(dataset: Mapping[str, Any], split: str, *, check: bool = False) -
         check_readable(samples)
     logger.info("%s: %s, %s", split, source, count_samples(samples, "images"))
     return Images(samples, classes)
+
+
+class EpochLoader:
+    """Batches of a stream for training without end, shuffled anew in each epoch."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        for epoch in itertools.count():
+            for shuffled in (self.loader.sampler, self.loader.dataset):
+                if hasattr(shuffled, "set_epoch"):
+                    shuffled.set_epoch(epoch)
+            yield from self.loader
 
 
 def train_loader(

@@ -25,11 +25,11 @@ from mvitv2_det.engine import build_model
 from mvitv2_det.recognition.description import ENTRY, Description
 from mvitv2_det.visualize import results
 from projects.common.optim import ClippedAdamW, parameter_groups
-from projects.common.runs import EpochLoader, StoredDescription
+from projects.common.runs import StoredDescription
 from projects.common.sources import Sample, held_out, read_class_names
 from projects.common.task import Classification
 from projects.imagenet import data, sources
-from projects.imagenet.data import prepare_datasets
+from projects.imagenet.data import EpochLoader, prepare_datasets
 from projects.imagenet.evaluation import ClassificationEvaluator
 
 CONFIGS = ROOT / "projects" / "imagenet" / "configs"

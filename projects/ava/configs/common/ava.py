@@ -7,20 +7,16 @@ Values that are null follow from the data and the recipe, and may be given inste
 """
 
 from detectron2.config import LazyCall as L
-from detectron2.solver import WarmupParamScheduler
-from fvcore.common.param_scheduler import CosineParamScheduler
 from omegaconf import OmegaConf
 from torch.optim import SGD
 
-from mvitv2_det.engine import warmup_fraction
 from mvitv2_det.recognition.actions import ActionRecognizer
 from mvitv2_det.recognition.description import ClipInput
 from projects.ava.data import test_loader, train_loader
 from projects.ava.evaluation import ActionEvaluator
 from projects.ava.task import Actions
 from projects.common.optim import parameter_groups
-from projects.common.runs import StoredDescription
-from projects.common.watching import CurvesHook
+from projects.common.recipe import run_settings, warmed_up_cosine
 
 from .....configs.common.train import train
 
@@ -125,23 +121,12 @@ recipe = dict(
     eval_epochs=5,
 )
 
-lr_multiplier = L(WarmupParamScheduler)(
-    scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.0),
-    warmup_length=L(warmup_fraction)(
-        iterations="${recipe.warmup_epochs}", max_iter="${recipe.epochs}"
-    ),
-    # From SOLVER.WARMUP_START_LR of PySlowFast's configs of AVA, 1.25e-4.
-    warmup_factor=2e-4,
-)
+# From SOLVER.WARMUP_START_LR of PySlowFast's configs of AVA, 1.25e-4.
+lr_multiplier = warmed_up_cosine(start=2e-4, end=0.0)
 
 train.update(
-    max_iter=None,
-    eval_period=None,
-    checkpointer=dict(period=None, max_to_keep=2),
-    best_metric="actions/mAP",
+    run_settings("actions/mAP"),
     amp=dict(enabled=True, dtype="float16"),
     # How an image network becomes one of clips: section 4.3.
     load=dict(classes="all", inflate="centre", tables="as_is"),
-    checkpoint_parts=dict(recognizer=L(StoredDescription)(content="${description}")),
-    hooks=[L(CurvesHook)(output_dir="${train.output_dir}", period="${train.eval_period}")],
 )

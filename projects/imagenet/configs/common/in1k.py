@@ -8,19 +8,15 @@ other images, set ``dataset.train``.
 """
 
 from detectron2.config import LazyCall as L
-from detectron2.solver import WarmupParamScheduler
-from fvcore.common.param_scheduler import CosineParamScheduler
 from omegaconf import OmegaConf
 from timm.loss import SoftTargetCrossEntropy
 
 from mvitv2_det import Recognizer
-from mvitv2_det.engine import warmup_fraction
 from mvitv2_det.recognition.description import Input
 from mvitv2_det.recognition.recognizer import IMAGE_DROP_PATH
 from projects.common.optim import ClippedAdamW, parameter_groups
-from projects.common.runs import StoredDescription
+from projects.common.recipe import run_settings, warmed_up_cosine
 from projects.common.task import Classification
-from projects.common.watching import CurvesHook
 from projects.imagenet.data import test_loader, train_loader
 from projects.imagenet.evaluation import ClassificationEvaluator
 
@@ -110,24 +106,12 @@ recipe = dict(
     eval_epochs=1,
 )
 
-lr_multiplier = L(WarmupParamScheduler)(
-    # To SOLVER.COSINE_END_LR, 1e-6 where the base rate is 2.5e-4.
-    scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=4e-3),
-    warmup_length=L(warmup_fraction)(
-        iterations="${recipe.warmup_epochs}", max_iter="${recipe.epochs}"
-    ),
-    # From SOLVER.WARMUP_START_LR, 1e-8.
-    warmup_factor=4e-5,
-)
+# From SOLVER.WARMUP_START_LR, 1e-8, to SOLVER.COSINE_END_LR, 1e-6, where the base rate is 2.5e-4.
+lr_multiplier = warmed_up_cosine(start=4e-5, end=4e-3)
 
 train.update(
-    max_iter=None,
-    eval_period=None,
-    checkpointer=dict(period=None, max_to_keep=2),
-    best_metric="classification/top1",
+    run_settings("classification/top1"),
     # facebookresearch/mvit trains in float32.
     amp=dict(enabled=False, dtype="float16"),
     load=dict(classes="all"),
-    checkpoint_parts=dict(recognizer=L(StoredDescription)(content="${description}")),
-    hooks=[L(CurvesHook)(output_dir="${train.output_dir}", period="${train.eval_period}")],
 )
