@@ -12,7 +12,7 @@ from ..errors import UserError
 
 
 class Odd(Exception):
-    """What is odd about an annotation that is best left out; for :func:`repaired`."""
+    """Raised by :func:`repaired` for an annotation that is best left out; says what is odd."""
 
 
 def repaired(annotation: dict[str, Any], width: int, height: int) -> tuple[dict[str, Any], str]:

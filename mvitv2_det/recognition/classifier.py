@@ -69,9 +69,13 @@ def read_recognizer(
             raise UserError(f"checkpoint {checkpoint.source!r}: {error}") from error
     else:
         description = describe_weights(checkpoint, num_classes)
-    if description.constructor != (of or description.constructor):
-        got, expected = ("clips", "images") if of == "image" else ("images", "clips")
-        raise UserError(f"checkpoint {checkpoint.source!r} is of {got}: expected one of {expected}")
+    constructor = description.constructor
+    if constructor != (of or constructor):
+        what = {"image": "images", "video": "clips", "actions": "actions of persons"}
+        raise UserError(
+            f"checkpoint {checkpoint.source!r} is of {what.get(constructor, constructor)}: "
+            f"expected one of {what[of or constructor]}"
+        )
     try:
         model = description.build()
     except UserError as error:
