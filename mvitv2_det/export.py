@@ -36,6 +36,7 @@ PARTS = ("backbone", "detector", "classifier")
 FORMATS = ("torch_export", "onnx", "torchscript")
 TOLERANCE = 1e-4  # float32, of the largest value
 
+_TRACED_SIZE = (256, 320)  # pixels: more than one window, and quick
 _LEAST_DYNAMIC_SIDE = 64  # pixels: one token along a side would be taken for the rule
 _ONNX_OPSET = 17  # of the tracing exporter; 16 is the first with Detectron2's RoIAlign
 _ONE_ONNX_FILE = 1_500_000_000  # bytes of weights; the format ends at 2 GB
@@ -160,14 +161,12 @@ def export_model(
                 images.append(torch.cat((first, first.flip(-1), first.flip(-2))))
         exported.eval()
         try:
-            _WRITERS[part, format](exported, example, file, axes, metadata or {})
-            run = _READERS[format](file)
-        except Exception as error:  # exporters raise whatever they meet
+            with _naming_failures(part, format):
+                _WRITERS[part, format](exported, example, file, axes, metadata or {})
+                run = _READERS[format](file)
+        except UserError:
             _remove(file)
-            reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
-            raise UserError(
-                f"the {part} cannot be exported as {format}: {type(error).__name__}: {reason}"
-            ) from error
+            raise
         comparison = _compare(run, exported, images, part, len(image_size))
     if not comparison.error <= TOLERANCE:
         _remove(file)
@@ -177,6 +176,28 @@ def export_model(
             + ("export it without dynamic sizes" if dynamic else "use another format")
         )
     return comparison
+
+
+def write_detector(model: nn.Module, file: Path) -> None:
+    """Writes a detector as ONNX for one image of any size; does not compare it with the model.
+
+    See :class:`mvitv2_det.detection.traceable.Detections` for what it takes and gives.
+
+    Args:
+        model: a detector on the CPU, in float32.
+        file: to write.
+
+    Raises:
+        UserError: it cannot be exported so.
+    """
+    _check_model(model, "detector", _TRACED_SIZE, dynamic=True)
+    with _in_evaluation(model), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        from .detection.traceable import Detections
+
+        example = _noise(_TRACED_SIZE, seed=0)
+        with _naming_failures("detector", "onnx"):
+            _write_detector_onnx(Detections(model, example).eval(), example, file, (0, 2, 3), {})
 
 
 def check_part_and_format(part: str, format: str) -> None:
@@ -212,6 +233,10 @@ def _check_request(
     model: nn.Module, part: str, format: str, image_size: tuple[int, ...], dynamic: bool
 ) -> None:
     check_part_and_format(part, format)
+    _check_model(model, part, image_size, dynamic)
+
+
+def _check_model(model: nn.Module, part: str, image_size: tuple[int, ...], dynamic: bool) -> None:
     if (part == "classifier") != isinstance(model, Recognizer):
         raise UserError(f"the {part} of a {type(model).__name__} cannot be exported")
     axes = model.axes if isinstance(model, Recognizer) else 2
@@ -248,6 +273,18 @@ def _in_evaluation(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def _naming_failures(part: str, format: str) -> Iterator[None]:
+    """Turns whatever exporters raise into a :class:`UserError`."""
+    try:
+        yield
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        raise UserError(
+            f"the {part} cannot be exported as {format}: {type(error).__name__}: {reason}"
+        ) from error
 
 
 def _noise(size: tuple[int, ...], seed: int) -> Tensor:

@@ -20,6 +20,9 @@ train = dict(
     device="cuda",
     # Replay the backbone as CUDA graphs in --eval-only, on a GPU.
     cuda_graphs=False,
+    # What computes in --eval-only: torch; or on a CPU openvino (fp32, bf16) or onnxruntime (fp32).
+    runtime="torch",
+    runtime_precision="fp32",
     # -1 draws another seed for each run, which its checkpoints keep.
     seed=-1,
     # model_best.pth is the checkpoint with the highest, such as bbox/AP; null keeps none.

@@ -54,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fp16 and bf16 are by autocast (default: fp32)",
     )
     parser.add_argument(
+        "--runtime",
+        default="torch",
+        metavar="{torch,openvino,onnxruntime}",
+        help="what computes; the others than torch run on a CPU, after the detector has been "
+        "exported once, which is kept beside the weights (default: torch)",
+    )
+    parser.add_argument(
         "--cuda-graphs",
         action="store_true",
         help="replay the backbone as CUDA graphs, one for each size of images: faster where "
@@ -87,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
         score_threshold=args.score_threshold,
         batch_size=args.batch_size,
         cuda_graphs=args.cuda_graphs,
+        runtime=args.runtime,
     )
     return exit_status(process, args.output)
 
@@ -95,5 +103,6 @@ def _quieten_libraries() -> None:
     """Silences reports about weights and videos: this command says in one line what is wrong."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("mvitv2_det.weights").setLevel(logging.ERROR)
+    logging.getLogger("mvitv2_det.runtimes").setLevel(logging.INFO)
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")

@@ -13,7 +13,9 @@ A config for another task than detection may have, beside what all have:
 - ``train.checkpoint_parts``: further entries of each checkpoint, what Checkpointer takes;
 - ``train.hooks``: further hooks, after all others;
 - ``train.cuda_graphs``: whether evaluation replays the backbone, or the whole network of another
-  task, as CUDA graphs; see :func:`mvitv2_det.replay_graphs`.
+  task, as CUDA graphs; see :func:`mvitv2_det.replay_graphs`;
+- ``train.runtime``, ``train.runtime_precision``: what computes the detector in evaluation alone;
+  see :mod:`mvitv2_det.runtimes`.
 """
 
 import logging
@@ -39,6 +41,7 @@ from ..data.loader import TrainLoader, build_train_loader
 from ..errors import UserError, naming_unwritable
 from ..graphs import replay_graphs
 from ..randomness import MODEL, derived_seed, draw_seed, seed_all
+from ..runtimes import TORCH, run_exported
 from ..weights import load_weights
 from ..weights.files import read_checkpoint
 from .checkpoint import (
@@ -153,6 +156,16 @@ def evaluate_checkpoint(
     load_checkpoint(cfg, model)
     if cfg.train.get("cuda_graphs", False):
         replay_graphs(getattr(model, "backbone", model))
+    runtime = setting(cfg, "train.runtime")
+    if runtime != TORCH:
+        exported = run_exported(
+            model,
+            cfg.model,
+            cfg.train.init_checkpoint,
+            runtime=runtime,
+            precision=setting(cfg, "train.runtime_precision"),
+        )
+        return evaluate(cfg, exported, advance)
     if cfg.get("multi_scale_test"):
         cfg.multi_scale_test.model = model
         model = instantiate(cfg.multi_scale_test)

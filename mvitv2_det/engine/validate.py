@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import UserError
 from ..randomness import LARGEST_SEED
+from ..runtimes import TORCH, check_runtime
 
 AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -25,6 +26,8 @@ DEFAULTS: Mapping[str, Any] = {
     "train.max_unreadable_images": 0,
     "train.peer_timeout": 1800.0,
     "train.strict": False,
+    "train.runtime": TORCH,
+    "train.runtime_precision": "fp32",
 }
 
 
@@ -139,8 +142,25 @@ def check_settings(cfg: DictConfig, *, training: bool, complete: bool = True) ->
         if not kind.fits(value):
             raise UserError(f"{key} must be {kind.words}, got {value!r}")
     check_device(cfg)
+    if not training:
+        _check_runtime(cfg)
     if training and setting(cfg, "train.patience") and not setting(cfg, "train.best_metric"):
         raise UserError("train.patience needs train.best_metric, such as bbox/AP")
+
+
+def _check_runtime(cfg: DictConfig) -> None:
+    """Checks what is to compute in evaluation.
+
+    Raises:
+        UserError: there is no such runtime, or it cannot evaluate this config.
+    """
+    runtime, precision = (setting(cfg, f"train.{key}") for key in ("runtime", "runtime_precision"))
+    check_runtime(runtime, precision, cfg.train.device)
+    if runtime == TORCH and precision != "fp32":
+        raise UserError(f"train.runtime_precision is of other runtimes than torch, got {precision}")
+    for key in ("multi_scale_test", "task", "train.cuda_graphs"):
+        if runtime != TORCH and _select(cfg, key):
+            raise UserError(f"train.runtime={runtime} cannot evaluate with {key}: choose torch")
 
 
 def check_device(cfg: DictConfig) -> None:
