@@ -66,8 +66,8 @@ class Predictor(ImagePredictor[dict[str, Any], Instances]):
             batch_size: images that go through the model together, at most.
             channel_order: order of colours in arrays: ``RGB``, or ``BGR`` as ``cv2.imread`` gives.
             cuda_graphs: replay the backbone as CUDA graphs; see :func:`mvitv2_det.replay_graphs`.
-            runtime: what computes: ``torch``; or on a CPU ``openvino`` or ``onnxruntime``, for which
-                the detector is exported once; see :func:`mvitv2_det.runtimes.run_exported`.
+            runtime: what computes: ``torch``; or on a CPU ``openvino`` or ``onnxruntime``, for
+                which the detector is exported once: :func:`mvitv2_det.runtimes.run_exported`.
 
         Raises:
             UserError: an argument is wrong, the device is not there, or the weights are not those

@@ -17,7 +17,6 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from ..errors import UserError
 from .exported import ExportedDetector
 from .sessions import open_session
 
@@ -70,7 +69,7 @@ def key_of(model: nn.Module, settings: Any) -> str:
     digest.update(json.dumps(settings, default=_text, sort_keys=True).encode())
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 

@@ -22,6 +22,7 @@ def open_session(file: Path, runtime: str, precision: str) -> Session:
     Raises:
         UserError: the runtime cannot read the file, or this CPU has not the precision.
     """
+    make: Callable[[Path, str], Session]
     make = {"openvino": _OpenVINO, "onnxruntime": _onnxruntime}[runtime]
     try:
         return make(file, precision)
