@@ -38,6 +38,7 @@ TOLERANCE = 1e-4  # float32, of the largest value
 
 _TRACED_SIZE = (256, 320)  # pixels: more than one window, and quick
 _LEAST_DYNAMIC_SIDE = 64  # pixels: one token along a side would be taken for the rule
+_SOFT_NMS = "SoftNMSOutputLayers"  # by name: Detectron2, which its module needs, may be missing
 _ONNX_OPSET = 17  # of the tracing exporter; 16 is the first with Detectron2's RoIAlign
 _ONE_ONNX_FILE = 1_500_000_000  # bytes of weights; the format ends at 2 GB
 Runner = Callable[[Tensor], Tensor | Sequence[Tensor]]
@@ -135,9 +136,9 @@ def export_model(
     with _in_evaluation(model), warnings.catch_warnings(), torch.no_grad():
         # Tracers warn of what may go wrong; the comparison finds out whether it did.
         warnings.simplefilter("ignore")
-        example = _noise(image_size, seed=0)
+        example = noise(image_size, seed=0)
         images = list(check_images) or [
-            _noise(size, seed=index + 1) for index, size in enumerate(_sizes(image_size, dynamic))
+            noise(size, seed=index + 1) for index, size in enumerate(_sizes(image_size, dynamic))
         ]
         if part == "detector":
             from .detection.traceable import Detections  # which needs Detectron2
@@ -179,7 +180,7 @@ def export_model(
 
 
 def write_detector(model: nn.Module, file: Path) -> None:
-    """Writes a detector as ONNX for one image of any size; does not compare it with the model.
+    """Writes a detector as ONNX for one image of any size; the caller compares it with the model.
 
     See :class:`mvitv2_det.detection.traceable.Detections` for what it takes and gives.
 
@@ -195,7 +196,7 @@ def write_detector(model: nn.Module, file: Path) -> None:
         warnings.simplefilter("ignore")
         from .detection.traceable import Detections
 
-        example = _noise(_TRACED_SIZE, seed=0)
+        example = noise(_TRACED_SIZE, seed=0)
         with _naming_failures("detector", "onnx"):
             _write_detector_onnx(Detections(model, example).eval(), example, file, (0, 2, 3), {})
 
@@ -248,6 +249,11 @@ def _check_model(model: nn.Module, part: str, image_size: tuple[int, ...], dynam
             f"the config's model is a {type(model).__name__} without box heads: export "
             f"--part backbone"
         )
+    if part == "detector" and any(type(m).__name__ == _SOFT_NMS for m in model.modules()):
+        raise UserError(
+            "Soft-NMS cannot be exported: the image decides how many steps it takes; use the hard "
+            "NMS of Detectron2's FastRCNNOutputLayers"
+        )
     least = _LEAST_DYNAMIC_SIDE if dynamic else 1
     if min(image_size[-2:]) < least:
         raise UserError(f"the image size must be at least {least}×{least}, got {image_size}")
@@ -287,7 +293,7 @@ def _naming_failures(part: str, format: str) -> Iterator[None]:
         ) from error
 
 
-def _noise(size: tuple[int, ...], seed: int) -> Tensor:
+def noise(size: tuple[int, ...], seed: int) -> Tensor:
     """Makes an image (3, H, W) or a clip (3, T, H, W), 0 to 255, of noise coarse enough to find."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.zeros(1, 3, *size)

@@ -104,5 +104,6 @@ def _quieten_libraries() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("mvitv2_det.weights").setLevel(logging.ERROR)
     logging.getLogger("mvitv2_det.runtimes").setLevel(logging.INFO)
+    logging.getLogger("torch").setLevel(logging.ERROR)  # exporters log what they do
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")

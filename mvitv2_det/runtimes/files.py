@@ -17,8 +17,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from ..errors import UserError
 from .exported import ExportedDetector
 from .sessions import open_session
+
+_COMPARED_SIZE, _PIXELS, _SCORE = (320, 448), 0.01, 1e-3
 
 _log = logging.getLogger(__name__)
 
@@ -44,8 +47,8 @@ def run_exported(
         runtime, precision: see :func:`mvitv2_det.runtimes.check_runtime`.
 
     Raises:
-        UserError: the detector cannot be exported with sizes of images that may be any, or the
-            runtime cannot read the file.
+        UserError: the detector cannot be exported with sizes of images that may be any, the
+            runtime cannot read the file, or it does not find what the model finds in fp32.
     """
     from ..export import write_detector
 
@@ -57,10 +60,40 @@ def run_exported(
         file = Path(folder) / name
         _log.info("Exporting the detector for %s: this is done once for its weights", runtime)
         write_detector(model, file)
+        exact = ExportedDetector(open_session(file, runtime, "fp32"))
+        _check_equal(exact, model, runtime)
         if place is not None:
             _keep(file, place / name)
         # What has been read needs its file no more.
+        if precision == "fp32":
+            return exact
         return ExportedDetector(open_session(file, runtime, precision))
+
+
+@torch.no_grad()
+def _check_equal(exported: ExportedDetector, model: nn.Module, runtime: str) -> None:
+    """Compares what both find in noise of a size that the file was not traced with.
+
+    Rounding may let NMS choose another one of two boxes: some instances may differ.
+
+    Raises:
+        UserError: more than a tenth of the instances are not found by both.
+    """
+    from ..export import noise
+
+    image = [{"image": noise(_COMPARED_SIZE, seed=1)}]
+    found, expected = (detector(image)[0]["instances"] for detector in (exported, model))
+    for ours, others in ((found, expected), (expected, found)):
+        boxes, other_boxes = ours.pred_boxes.tensor, others.pred_boxes.tensor
+        is_same = (boxes[:, None] - other_boxes[None]).abs().amax(-1) < _PIXELS
+        is_same &= (ours.scores[:, None] - others.scores[None]).abs() < _SCORE
+        is_same &= ours.pred_classes[:, None] == others.pred_classes[None]
+        alone = int((~is_same.any(1)).sum())
+        if alone > len(boxes) / 10:
+            raise UserError(
+                f"what {runtime} runs is not this detector: of {len(boxes)} instances in noise "
+                f"{alone} are found by one of both alone; choose the runtime torch"
+            )
 
 
 def key_of(model: nn.Module, settings: Any) -> str:

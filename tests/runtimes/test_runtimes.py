@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import dataset_overrides
-from matching import check_same
+from matching import check_same, partners
 from small_detector import CASCADE, save_detector
 
 from mvitv2_det import UserError
 from mvitv2_det.commands import main
+from mvitv2_det.detection import SoftNMSOutputLayers
+from mvitv2_det.export import write_detector
 from mvitv2_det.predict import Predictor
 from mvitv2_det.runtimes import check_runtime, files
 from mvitv2_det.runtimes.sessions import open_session
+from mvitv2_det.trained import read_trained
 
 RUNTIMES = ("openvino", "onnxruntime")
 
@@ -60,6 +63,7 @@ def test_a_file_is_made_once_for_settings_and_weights(detector, tmp_path, monkey
         lambda model, file: written.append(file.write_bytes(b"")),
     )
     monkeypatch.setattr(files, "open_session", lambda *_: None)
+    monkeypatch.setattr(files, "_check_equal", lambda *_: None)
 
     def start(**options) -> int:
         Predictor(detector.config, weights, runtime="onnxruntime", **options)
@@ -84,6 +88,7 @@ def test_a_folder_that_cannot_be_written(detector, tmp_path, monkeypatch, caplog
     monkeypatch.setattr(shutil, "copyfile", full)
     monkeypatch.setattr("mvitv2_det.export.write_detector", lambda _, file: file.write_bytes(b"1"))
     monkeypatch.setattr(files, "open_session", lambda file, *_: read.append(file.read_bytes()))
+    monkeypatch.setattr(files, "_check_equal", lambda *_: None)
     read: list[bytes] = []
     weights = tmp_path / "best.pth"
     weights.symlink_to(detector.weights)
@@ -92,6 +97,56 @@ def test_a_folder_that_cannot_be_written(detector, tmp_path, monkeypatch, caplog
     assert "No space left on device" in caplog.text
     assert list(tmp_path.iterdir()) == [weights]
     assert read == [b"1"]
+
+
+@pytest.mark.parametrize("change", ["boxes", "count"])
+def test_a_file_of_another_network_is_not_kept(change, detector, tmp_path, monkeypatch):
+    """Such as where a library computes wrongly on some CPU."""
+
+    def wrong(images):
+        (one,) = model([{"image": torch.from_numpy(images[0])}])
+        found = one["instances"]
+        boxes = found.pred_boxes.tensor + (1 if change == "boxes" else 0)
+        end = len(found) // 2 if change == "count" else None
+        return [[part[:end].numpy() for part in (boxes, found.pred_classes, found.scores)]]
+
+    model = read_trained(detector.cfg, detector.weights)
+    monkeypatch.setattr("mvitv2_det.export.write_detector", lambda _, file: file.write_bytes(b"1"))
+    monkeypatch.setattr(files, "open_session", lambda *_: wrong)
+    weights = tmp_path / "best.pth"
+    weights.touch()
+    with torch.no_grad(), pytest.raises(UserError, match=r"is not this detector: of .* instances"):
+        files.run_exported(model, None, weights, runtime="openvino")
+    assert list(tmp_path.iterdir()) == [weights]
+
+
+def test_soft_nms_is_refused(detector, tmp_path):
+    model = read_trained(detector.cfg, detector.weights)
+    model.roi_heads.box_predictor.__class__ = SoftNMSOutputLayers
+    with pytest.raises(UserError, match="Soft-NMS cannot be exported"):
+        write_detector(model, tmp_path / "soft.onnx")
+
+
+def test_bf16_needs_a_cpu_that_multiplies_it(tmp_path):
+    """OpenVINO alone would compute in float32 elsewhere."""
+    openvino = pytest.importorskip("openvino")
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU does")
+    with pytest.raises(UserError, match="does not multiply bf16 by itself"):
+        open_session(tmp_path / "any.onnx", "openvino", "bf16")
+
+
+@pytest.mark.long
+def test_bf16_finds_most(detector):
+    """Half of the instances within two pixels: rounding moves them, and NMS chooses others."""
+    openvino = pytest.importorskip("openvino")
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU does not multiply bf16")
+    expected = Predictor(detector.config, detector.weights)(photos())
+    options = {"runtime": "openvino", "precision": "bf16"}
+    found = Predictor(detector.config, detector.weights, **options)(photos())
+    chosen = [one for pair in zip(found, expected, strict=True) for one in partners(*pair, 2, 0.1)]
+    assert sum(one is not None for one in chosen) > len(chosen) / 2
 
 
 def test_a_spoilt_file_is_named(tmp_path):
