@@ -41,7 +41,7 @@ def run_exported(
     deleted at any time.
 
     Args:
-        model: a detector on the CPU, with its weights.
+        model: a detector on the CPU, with its weights; is put into evaluation mode.
         settings: whatever else decides what the model computes: its config, and changes to it.
         weights: file or address that they were read from; of an address nothing is kept.
         runtime, precision: see :func:`mvitv2_det.runtimes.check_runtime`.
@@ -59,7 +59,7 @@ def run_exported(
     with TemporaryDirectory(prefix="mvitv2_det_") as folder:
         file = Path(folder) / name
         _log.info("Exporting the detector for %s: this is done once for its weights", runtime)
-        write_detector(model, file)
+        write_detector(model.eval(), file)
         exact = ExportedDetector(open_session(file, runtime, "fp32"))
         _check_equal(exact, model, runtime)
         if place is not None:
