@@ -78,6 +78,8 @@ _EVALUATION = {
     "train.strict": _BOOLEAN,
     "train.amp.dtype": _Kind(" or ".join(AMP_DTYPES), lambda value: value in AMP_DTYPES),
     "train.peer_timeout": _POSITIVE,
+    "train.runtime": _TEXT,
+    "train.runtime_precision": _TEXT,
     "train.seed": _Kind(
         f"an integer from -1, which draws one, to {LARGEST_SEED}",
         lambda value: _is_integer(value) and -1 <= value <= LARGEST_SEED,

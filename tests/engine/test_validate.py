@@ -151,3 +151,21 @@ def test_the_command_says_one_line(arguments, cfg, coco_folder, capfd):
     _, err = capfd.readouterr()
     assert "Traceback" not in err and sum("error: " in line for line in err.splitlines()) == 1
     assert not (coco_folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.runtime=tensorrt", "must be one of torch, openvino, onnxruntime, got 'tensorrt'"),
+        ("train.runtime=[1]", r"train.runtime must be a text that is not empty, got \[1\]"),
+        ("train.runtime_precision=bf16", "runtime_precision is of other runtimes than torch"),
+        ("+multi_scale_test.flip=true", "runtime=onnxruntime cannot evaluate with multi_scale_tes"),
+        ("train.cuda_graphs=true", "runtime=onnxruntime cannot evaluate with train.cuda_graphs"),
+    ],
+)
+def test_runtimes_of_evaluation(cfg, override, message, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # as if all were installed
+    others = () if "runtime" in override else ("train.runtime=onnxruntime",)
+    apply_overrides(cfg, [*others, override])
+    with pytest.raises(UserError, match=message):
+        check_settings(cfg, training=False)
