@@ -22,10 +22,8 @@ def open_session(file: Path, runtime: str, precision: str) -> Session:
     Raises:
         UserError: the runtime cannot read the file, or this CPU has not the precision.
     """
-    make: Callable[[Path, str], Session]
-    make = {"openvino": _OpenVINO, "onnxruntime": _onnxruntime}[runtime]
     try:
-        return make(file, precision)
+        return _OpenVINO(file, precision) if runtime == "openvino" else _onnxruntime(file)
     except UserError:
         raise
     except Exception as error:  # both libraries have errors of their own, of no common kind
@@ -79,7 +77,7 @@ class _OpenVINO:
         return [found[index] for index in range(len(images))]
 
 
-def _onnxruntime(file: Path, precision: str) -> Session:
+def _onnxruntime(file: Path) -> Session:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
