@@ -31,7 +31,7 @@ from projects.common import results as files
 from projects.common.sources import Sample
 from projects.common.timing import Timing, interleave, resident
 from projects.video.augment import ClipAugmentation
-from projects.video.data import Failures, TrainingClips
+from projects.video.data import TrainingClips
 
 RESULTS = Path(__file__).parent / "results"
 INPUT = ClipInput()
@@ -101,7 +101,7 @@ def passing(
     samples = [Sample(path, "a") for path in videos]
     node = {"backend": backend, "fps": 30}
     augment = ClipAugmentation(INPUT, **augmentation)
-    clips = TrainingClips(samples, ["a"], node, augment, 1, Failures(0))
+    clips = TrainingClips(samples, ["a"], node, augment, 1)
     loader = DataLoader(clips, batch_size=2, num_workers=workers)
 
     def step() -> None:
