@@ -340,6 +340,7 @@ def test_on_a_gpu(tmp_path):
     assert "triton ms" in (tmp_path / "cuda_bf16_batch1-2" / "kernels.csv").read_text()
 
 
+@pytest.mark.long
 def test_two_checkouts_take_turns(tmp_path, monkeypatch):
     """Of a copy of the package whose backbone sleeps: it is that copy which is slower."""
     other = tmp_path / "other"

@@ -109,6 +109,7 @@ def test_trains_evaluates_draws(overrides, clips):
     assert np.allclose(same["probabilities"], found["probabilities"], atol=1e-5)  # float32
 
 
+@pytest.mark.long
 def test_two_processes_evaluate_each_video_once(overrides, clips):
     (clips / "val" / "darker" / "2.mp4").unlink()
     url = f"file://{clips.parent}/rendezvous"
