@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -16,7 +17,7 @@ from timm.data.auto_augment import rand_augment_transform
 from timm.loss import SoftTargetCrossEntropy
 from timm.utils import accuracy
 
-from mvitv2_det import UserError
+from mvitv2_det import UserError, Variant
 from mvitv2_det.config import load_config
 from mvitv2_det.data.loader import BatchOrder, TrainLoader
 from mvitv2_det.engine import build_model
@@ -24,7 +25,7 @@ from mvitv2_det.recognition.description import ENTRY, ClipInput, Description
 from mvitv2_det.video.writing import write_video
 from projects.common.sources import Sample
 from projects.common.task import Classification
-from projects.video import evaluation
+from projects.video import benchmark, evaluation
 from projects.video.augment import ClipAugmentation
 from projects.video.data import TestClips, TrainingClips, prepare_datasets
 from projects.video.evaluation import VideoEvaluator
@@ -131,6 +132,20 @@ def test_trains_with_the_whole_recipe(overrides):
     settings = [o for o in overrides if "variant" not in o]
     settings += ["train.device=cpu", "input.size=32", "train.max_iter=1", "input.clips=2"]
     assert call(*settings, name="k400_s_16x4") == 0
+
+
+def test_benchmark_fits_growth(tmp_path, monkeypatch):
+    sizes = [(2, 32), (4, 32), (8, 32)]
+    small = Variant(embed_dim=16, blocks=(1, 1, 1, 1), num_heads=1, drop_path_rate=0.0)
+    monkeypatch.setattr(benchmark, "VARIANT", small)
+    monkeypatch.setitem(
+        benchmark.PARTS, "frames", partial(benchmark.growth, sizes=sizes, of="frames")
+    )
+    options = ["--parts", "frames", "--rounds", "1", "--device", "cpu", "--output", str(tmp_path)]
+    assert benchmark.main(options) == 0
+    text = (tmp_path / "frames.md").read_text()
+    assert text.count("32²") == 7 and "memory ∝ frames^" in text
+    assert len((tmp_path / "frames.csv").read_text().splitlines()) > 6
 
 
 # Bad files.
