@@ -31,3 +31,13 @@ lr_multiplier_3x = multistep([52500, 62500, 67500])
 # 50 epochs, as the paper says for L and H; the public recipe trains H for 36 epochs.
 ITERATIONS_50EP = 184375 // 2
 lr_multiplier_50ep = multistep([163889 // 2, 177546 // 2, 184375 // 2])
+
+# 100 epochs of ViTDet's recipe, which trains L for half of it.
+ITERATIONS_100EP = 184375
+lr_multiplier_100ep = multistep([163889, 177546, 184375])
+
+# The same of LVIS, whose training split is smaller.
+ITERATIONS_LVIS_100EP = 156250
+lr_multiplier_lvis_100ep = multistep([138889, 150463, 156250])
+ITERATIONS_LVIS_50EP = 156250 // 2
+lr_multiplier_lvis_50ep = multistep([138889 // 2, 150463 // 2, 156250 // 2])

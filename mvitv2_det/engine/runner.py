@@ -41,6 +41,7 @@ from ..graphs import replay_graphs
 from ..randomness import MODEL, derived_seed, draw_seed, seed_all
 from ..weights import load_weights
 from ..weights.files import read_checkpoint
+from ..weights.sources import check_source
 from .checkpoint import (
     PeriodicCheckpointer,
     RunCheckpointer,
@@ -81,8 +82,8 @@ def check_run(cfg: DictConfig, *, training: bool, complete: bool = True) -> None
     """
     check_settings(cfg, training=training, complete=complete)
     checkpoint = cfg.train.init_checkpoint
-    if checkpoint and "://" not in checkpoint and not os.path.isfile(checkpoint):
-        raise UserError(f"train.init_checkpoint: there is no file {checkpoint!r}")
+    if checkpoint:
+        check_source(checkpoint)
     if not checkpoint and not training:
         raise UserError("train.init_checkpoint is empty: evaluation needs trained weights")
 

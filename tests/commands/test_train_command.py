@@ -127,7 +127,7 @@ def test_bad_data(case, overrides, coco_folder, capfd):
     ("override", "words"),
     [
         ("train.max_iters=3", "did you mean 'train.max_iter'"),
-        ("train.init_checkpoint=none.pth", "there is no file 'none.pth'"),
+        ("train.init_checkpoint=none.pth", "there is no checkpoint file 'none.pth'"),
         ("train.amp.dtype=float8", "must be float16 or bfloat16, got 'float8'"),
         ("model.backbone.bottom_up.depth=7", "depth - 1 = 6, got 3"),
         ("model.backbone.bottom_up.out_features=[scale9]", "got 'scale9'"),
