@@ -10,7 +10,7 @@ Not measured here.
 from mvitv2_det import VARIANTS
 
 from ..common.schedule import ITERATIONS_50EP
-from ..common.schedule import lr_multiplier_50ep as lr_multiplier
+from ..common.schedule import lr_multiplier_vitdet_50ep as lr_multiplier
 from .cascade_mask_rcnn_mvitv2_b_in21k_100ep import dataloader, dataset, model, optimizer, train
 
 model.backbone.bottom_up.update(VARIANTS["L"].backbone_arguments())

@@ -82,7 +82,7 @@ class LvisEvaluator(LVISEvaluator):
 
 @contextmanager
 def numpy_with_float() -> Iterator[None]:
-    """lvis 0.5.3, the last release, asks NumPy for ``float``, a name that NumPy 1.24 has dropped."""
+    """The last release of lvis, 0.5.3, asks NumPy for ``float``, which NumPy 1.24 has dropped."""
     if "float" in vars(np):
         yield
         return

@@ -39,7 +39,7 @@ from ..data.loader import TrainLoader, build_train_loader
 from ..errors import UserError, naming_unwritable
 from ..graphs import replay_graphs
 from ..randomness import MODEL, derived_seed, draw_seed, seed_all
-from ..weights import load_weights
+from ..weights import LoadReport, load_weights
 from ..weights.files import read_checkpoint
 from ..weights.sources import check_source
 from .checkpoint import (
@@ -104,19 +104,23 @@ def build_model(cfg: DictConfig) -> nn.Module:
     return model.to(cfg.train.device)
 
 
-def load_checkpoint(cfg: DictConfig, model: nn.Module) -> None:
+def load_checkpoint(cfg: DictConfig, model: nn.Module) -> LoadReport | None:
     """Loads ``train.init_checkpoint``, if there is one, into a model.
+
+    Returns:
+        the report on it.
 
     Raises:
         UserError: as :func:`mvitv2_det.load_weights` does, strictly where ``train.strict`` is set.
     """
-    if cfg.train.init_checkpoint:
-        load_weights(
-            model,
-            cfg.train.init_checkpoint,
-            strict=cfg.train.get("strict", False),
-            **cfg.train.get("load", {}),
-        )
+    if not cfg.train.init_checkpoint:
+        return None
+    return load_weights(
+        model,
+        cfg.train.init_checkpoint,
+        strict=cfg.train.get("strict", False),
+        **cfg.train.get("load", {}),
+    )
 
 
 def evaluate(
@@ -148,10 +152,14 @@ def evaluate_checkpoint(
     """Evaluates the weights in ``train.init_checkpoint``; see :func:`evaluate`.
 
     If the config has a ``multi_scale_test``, that is evaluated, with the model inside.
+
+    Raises:
+        UserError: the weights are not those of the whole model.
     """
     advance = peers.advance if peers else None
     model = build_model(cfg)
-    load_checkpoint(cfg, model)
+    if report := load_checkpoint(cfg, model):
+        report.check_complete()
     if cfg.train.get("cuda_graphs", False):
         replay_graphs(getattr(model, "backbone", model))
     if cfg.get("multi_scale_test"):

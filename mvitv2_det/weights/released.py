@@ -69,8 +69,9 @@ class Released:
             return
         refused = file.rename(f"{file}.refused")
         raise UserError(
-            f"what was downloaded for {self.name!r} is damaged or another file: its {algorithm} sum "
-            f"begins with {digits[: len(expected)]}, not {expected}; it is now {refused}: try again"
+            f"what was downloaded for {self.name!r} is damaged or another file: its {algorithm} "
+            f"sum begins with {digits[: len(expected)]}, not {expected}; it is now {refused}: try "
+            f"again"
         )
 
 

@@ -58,6 +58,13 @@ def test_trains_evaluates_resumes(overrides, coco_folder, capfd):
     assert "copypaste: Task: segm" in capfd.readouterr().out
     assert (output / "inference" / "coco_instances_results.json").exists()
 
+    # Data of another number of classes would be evaluated with random heads.
+    val = json.loads((coco_folder / "val.json").read_text())
+    val["categories"].append({"id": 99, "name": "spoon"})
+    (coco_folder / "val.json").write_text(json.dumps(val))
+    assert call("--eval-only", *overrides, final) == 2
+    assert "model_final.pth know 2 classes, the config's model 3: use" in one_error(capfd)
+
 
 def test_two_processes_on_cpu_with_synchronised_batch_norm(overrides, coco_folder):
     """Cascade heads, whose SyncBN must see both workers' regions; and evaluation at the end."""
