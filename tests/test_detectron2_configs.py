@@ -195,13 +195,14 @@ def narrow(cfg):
 
 @pytest.mark.parametrize("file", DETECTED)
 def test_it_loads_detectron2s_weights_and_finds_the_same(projects, file):
-    """Float32: what is found of 20 proposals, boxes within 1e-3 of a pixel, scores within 1e-6."""
+    """Float32: what is found of 20 proposals, boxes within 1e-3 of a pixel, scores within 1e-5."""
     cfg = narrow(load(projects, file))
     theirs = instantiate(detectron2s(cfg).model).eval()
     ours = instantiate(cfg.model).eval()
     if file.endswith(f"{QUICK[0]}.py"):
-        theirs.load_state_dict(randomize(ours, seed=3).state_dict())  # and the other way about
-    randomize(theirs.backbone)  # random heads would blow differences up, cascades even more
+        theirs.load_state_dict(ours.state_dict())  # and the other way about
+    # Of random pyramids and heads no box would be left, and cascades would blow differences up.
+    randomize(theirs.backbone.bottom_up)
     ours.load_state_dict(theirs.state_dict())
     image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
     with torch.no_grad():
@@ -211,6 +212,6 @@ def test_it_loads_detectron2s_weights_and_finds_the_same(projects, file):
         )
     assert len(expected) > 10 and len(actual) == len(expected)
     assert (actual.pred_boxes.tensor - expected.pred_boxes.tensor).abs().max() < 1e-3
-    assert (actual.scores - expected.scores).abs().max() < 1e-6
+    assert (actual.scores - expected.scores).abs().max() < 1e-5
     assert torch.equal(actual.pred_classes, expected.pred_classes)
     assert (actual.pred_masks != expected.pred_masks).float().mean() < 1e-3

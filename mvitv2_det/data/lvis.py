@@ -56,7 +56,8 @@ class FederatedLossWeights:
             counts = torch.zeros(self.num_classes)
             for record in DatasetCatalog.get(name):
                 counts[list({one["category_id"] for one in record["annotations"]})] += 1
-            return counts**self.freq_weight_power
+            # A class that is in no image is still one that can be drawn.
+            return counts.clamp(min=1) ** self.freq_weight_power
         weights: Tensor = get_fed_loss_cls_weights(name, self.freq_weight_power)
         return weights
 

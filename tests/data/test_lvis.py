@@ -146,7 +146,7 @@ def test_the_config_trains_a_step_and_its_rare_classes_are_repeated(cfg):
 def test_weights_of_lvis_are_detectron2s():
     weights = FederatedLossWeights("lvis_v1_train", 1203, 0.5)()
     assert torch.equal(weights, get_fed_loss_cls_weights("lvis_v1_train", 0.5))
-    assert len(weights) == 1203 and weights.max() > 100
+    assert len(weights) == 1203 and weights.max() > 10 * weights.min()
 
 
 def test_without_the_training_split_all_classes_weigh_alike():
