@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 from ..errors import UserError, naming_unwritable
 from ..whole_files import written_whole
 from .coco_format import CocoSummary, check_coco_data, check_same_categories
-from .lvis import check_lvis_package
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +63,6 @@ def _check_known(name: str) -> None:
             f"there is no data set {name!r}: give dataset.train_json and the other paths"
         )
     metadata = MetadataCatalog.get(name)
-    if metadata.get("evaluator_type") == "lvis":
-        check_lvis_package()
     for path in (metadata.get("json_file"), metadata.get("image_root")):
         if path and "://" not in path and not os.path.exists(path):
             raise UserError(

@@ -31,11 +31,12 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import JSONWriter
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from ..data.loader import TrainLoader, build_train_loader
+from ..data.lvis import check_lvis_package
 from ..errors import UserError, naming_unwritable
 from ..graphs import replay_graphs
 from ..randomness import MODEL, derived_seed, draw_seed, seed_all
@@ -81,6 +82,9 @@ def check_run(cfg: DictConfig, *, training: bool, complete: bool = True) -> None
         UserError: a setting is wrong, or the device or the checkpoint does not exist.
     """
     check_settings(cfg, training=training, complete=complete)
+    evaluator = OmegaConf.select(cfg, "dataloader.evaluator._target_")
+    if "lvisevaluator" in str(evaluator).lower():  # a name or a class, ours or Detectron2's
+        check_lvis_package()
     checkpoint = cfg.train.init_checkpoint
     if checkpoint:
         check_source(checkpoint)

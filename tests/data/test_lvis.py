@@ -10,6 +10,7 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import get_fed_loss_cls_weights
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
 
 from mvitv2_det import get_config
@@ -136,11 +137,25 @@ def test_the_config_trains_a_step_and_its_rare_classes_are_repeated(cfg):
     assert torch.equal(model.roi_heads.box_predictor[0].fed_loss_cls_weights, counts.sqrt())
     sampler = instantiate(cfg.dataloader.train.sampler)
     assert len(sampler._int_part) == len(records)
-    from detectron2.utils.events import EventStorage
-
     with EventStorage():
         losses = model(next(iter(instantiate(cfg.dataloader.train))))
     assert all(loss.isfinite() for loss in losses.values())
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("fresh_loggers")
+def test_it_trains_and_evaluates(lvis_folder):
+    """Two iterations on own data in LVIS's format; boxes and masks evaluated by the package."""
+    pytest.importorskip("lvis")
+    overrides = tiny_overrides(get_config(CONFIG)) + dataset_overrides(lvis_folder)
+    output = lvis_folder / "out"
+    overrides += [f"train.output_dir={output}", "train.log_period=1"]
+    assert main(["train", "--config-file", CONFIG, *overrides]) == 0
+    last = json.loads((output / "metrics.json").read_text().splitlines()[-1])
+    assert {"bbox/AP", "bbox/APr", "segm/AP", "segm/APf"} <= set(last)
+    weights = f"train.init_checkpoint={output}/model_final.pth"
+    saved = str(output / "config.yaml")
+    assert main(["train", "--config-file", saved, "--eval-only", weights]) == 0
 
 
 def test_weights_of_lvis_are_detectron2s():
