@@ -41,6 +41,11 @@ class WindowGrid:
     window: int
     shift: int = 0
 
+    @classmethod
+    def over(cls, maps: Tensor, window: int) -> "WindowGrid":
+        """Windows that are not shifted, over maps (N, H, W, D)."""
+        return cls((maps.shape[1], maps.shape[2]), window)
+
     @property
     def counts(self) -> tuple[int, int]:
         """Rows and columns of windows."""

@@ -130,11 +130,12 @@ def triton(
     pools, shape = pools_and_shape(attention, x)
     embeddings = relative_embeddings(attention, shape)
     (qkv,) = norm_linear(x, norm, attention.qkv, kernels)
-    if attention.spec.window_fill_is_projected:
-        grid = WindowGrid(qkv.shape[1:3], attention.spec.window_size)
+    fills = attention.spec.window_fill_is_projected
+    if fills:
+        grid = WindowGrid.over(qkv, attention.spec.window_size)
         qkv = grid.filled(qkv, attention.qkv.bias)
     z = triton_attention(qkv, pools, embeddings, shape)
-    z = cropped(z, *skip.tokens.shape[1:3])
+    z = cropped(z, *x.shape[1:3]) if fills else z
     return linear_and_skip(z, attention.proj, skip), None
 
 
@@ -190,13 +191,13 @@ def _pool_and_sdpa(
     return found[0], _projected_token(attention, found[1], token[0])
 
 
-def _windows_filled(attention: MultiScaleAttention, maps: Sequence[Tensor]) -> Sequence[Tensor]:
+def _windows_filled(attention: MultiScaleAttention, maps: Sequence[Tensor]) -> list[Tensor]:
     """Completes the windows of k and v, (B, H, W, C), which are not pooled, if zeros are not to."""
-    if (fill := attention.window_fill) is None:
-        return maps
     q, k, v = maps
-    grid = WindowGrid(k.shape[1:3], attention.spec.window_size)
-    return q, grid.filled(k, fill[0]), grid.filled(v, fill[1])
+    if (fill := attention.window_fill) is None:
+        return [q, k, v]
+    grid = WindowGrid.over(k, attention.spec.window_size)
+    return [q, grid.filled(k, fill[0]), grid.filled(v, fill[1])]
 
 
 def _token_sdpa(token: Sequence[Tensor], k: Tensor, v: Tensor, shape: AttentionShape) -> Tensor:

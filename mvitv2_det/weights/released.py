@@ -78,8 +78,8 @@ class Released:
 @cache
 def released_weights() -> dict[str, Released]:
     """All weights that have a name, by it, in the order of the list."""
-    with (files(__package__) / "released.csv").open(encoding="utf-8", newline="") as lines:
-        return {row["name"]: Released(**row) for row in csv.DictReader(lines)}
+    lines = (files(__package__) / "released.csv").read_text(encoding="utf-8").splitlines()
+    return {row["name"]: Released(**row) for row in csv.DictReader(lines)}
 
 
 def find_released(source: str) -> Released | None:

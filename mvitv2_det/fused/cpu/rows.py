@@ -97,7 +97,7 @@ def attention_row_by_row(
     queries, *others = _projections(norm, qkv, pools)
     k, v = (part for projection in others for part in _whole(projection, x))
     if window_fill is not None:
-        grid = WindowGrid(k.shape[1:3], shape.window_kv[0])
+        grid = WindowGrid.over(k, shape.window_kv[0])
         k, v = (grid.filled(x, fill) for x, fill in zip((k, v), window_fill, strict=True))
     keys, values = scaled_keys(k, shape), split_windows(v, shape)
     height, width = queries.pools[0].output_size(x.shape[1:3])
