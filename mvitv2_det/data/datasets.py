@@ -15,6 +15,8 @@ from .coco_format import CocoSummary, check_coco_data, check_same_categories
 
 logger = logging.getLogger(__name__)
 
+_FEDERATED_CLASSES = 50  # Detectron2's default
+
 
 def prepare_datasets(cfg: DictConfig, *, training: bool, check: bool = True) -> None:
     """Prepares a config for the user's own data, if ``cfg.dataset`` names any.
@@ -107,6 +109,9 @@ def _adapt(cfg: DictConfig, summaries: dict[str, CocoSummary]) -> None:
     cfg.dataset.categories = dict(val.categories)
     if OmegaConf.select(cfg, "model.roi_heads.num_classes") is not None:
         cfg.model.roi_heads.num_classes = len(val.categories)
+        for predictor in cfg.model.roi_heads.get("box_predictors") or []:
+            if predictor.get("use_fed_loss"):  # it draws no more classes than there are
+                predictor.fed_loss_num_classes = min(_FEDERATED_CLASSES, len(val.categories))
 
 
 def _register(json_file: str, image_folder: str) -> str:
