@@ -49,9 +49,7 @@ WRONG = {
     "dict as id": (ids("annotations", {}), r"of annotations\[0\] is a dict"),
     "float as id": (ids("annotations", 1.0), "is a float: ids must be whole numbers"),
     "truth as id": (ids("categories", True), r"the id True of categories\[0\]"),
-    "mixed ids": (ids("images", "one"), r"the id 2 of images\[1\] is a int"),
     "large id": (ids("annotations", 2**60), "is too large"),
-    "text as id": (ids("annotations", "1"), "ids must be whole numbers$"),
     "image as list": (annotation(image_id=[1]), r"annotation 1 is of image \[1\], which"),
     "image as truth": (annotation(image_id=True), "annotation 1 is of image True"),
     "category as float": (annotation(category_id=3.0), "annotation 1 is of category 3.0"),
@@ -151,7 +149,7 @@ def test_what_coco_itself_has_is_not_odd(data):
     content, check = data
     content["annotations"][0].update(bbox=[-0.5, 10, 65, 38.7])
     found = check("refuse")
-    assert found.repaired is None and found.odd == ()
+    assert found.repaired is None and found.odd == []
 
 
 def test_a_repaired_copy_is_what_the_run_uses(coco_folder):
