@@ -17,7 +17,7 @@ def split_by_image(
 
     Args:
         content: as a COCO json file has it.
-        share: of images and of each class that validation gets, in (0, 1).
+        share: of all images, and of those of each class, that validation gets, in (0, 1).
         seed: the same seed gives the same split.
 
     Returns:
@@ -34,7 +34,7 @@ def split_by_image(
     classes: dict[Any, Counter[Any]] = {image["id"]: Counter() for image in images}
     for one in content["annotations"]:
         if one.get("image_id") in classes:
-            classes[one["image_id"]][one.get("category_id")] += 1
+            classes[one["image_id"]][one.get("category_id")] = 1
     order = list(classes)
     random.Random(seed).shuffle(order)
     dealt = _dealt(order, classes, (1 - share, share))
