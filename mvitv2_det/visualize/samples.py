@@ -40,7 +40,7 @@ def draw_samples(summary: CocoSummary, image_folder: str, file: Path, images: in
     rows = -(-len(chosen) // _COLUMNS)
     figure = Figure(figsize=(_COLUMNS * 4.8, rows * 4.2 + 0.4), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(max(rows, 1), _COLUMNS, squeeze=False).flat
+    axes = list(figure.subplots(max(rows, 1), _COLUMNS, squeeze=False).flat)
     for axis in axes:
         axis.axis("off")
     for axis, record in zip(axes, chosen, strict=False):

@@ -115,28 +115,31 @@ class Builder:
             rle: its mask, run-length encoded, instead of polygons.
             crowd: whether it is a group of instances.
             group: polygons of the same category with the same group, other than None, are those
-                of one instance.
+                of one instance, and a box among them is its own.
         """
         lines = [list(polygon) for polygon in polygons]
         key = (image.split, image.number, str(category), group)
-        if group is not None and lines and key in self._groups:
-            one = self._groups[key]
-            one["segmentation"] += lines
-            one["bbox"] = _box_of(one["segmentation"])
+        known = self._groups.get(key) if group is not None else None
+        if known and (lines or "segmentation" in known):
+            if lines:
+                known["segmentation"] = known.get("segmentation", []) + lines
+                known["bbox"] = _box_of(known["segmentation"])
             return
-        left, top, right, bottom = box if box is not None else _corners(lines)
         annotations = self._annotations[image.split]
-        one = {
+        one: dict[str, Any] = {
             "id": len(annotations) + 1,
             "image_id": image.number,
             "category_id": category,
-            "bbox": [left, top, right - left, bottom - top],
+            "bbox": _box_of(lines),
             "iscrowd": int(crowd),
         }
+        if box is not None:
+            left, top, right, bottom = map(float, box)
+            one["bbox"] = [left, top, right - left, bottom - top]
         if rle is not None or lines:
             one["segmentation"] = rle if rle is not None else lines
         annotations.append(one)
-        if group is not None and lines:
+        if group is not None and rle is None:
             self._groups[key] = one
 
     def splits(self) -> dict[str, Split]:
@@ -190,8 +193,11 @@ class _Image:
 
 
 def split_name(text: str) -> str:
-    """The name of a split that a folder, a file or a label names, such as ``train2017``."""
-    return _SPLITS.get(re.sub(r"[-_]?\d{4}$", "", text.lower()), WHOLE)
+    """The name of a split that a folder, a file or a label names.
+
+    COCO says ``train2017``, and Darknet's YOLO ``obj_train_data``.
+    """
+    return _SPLITS.get(re.sub(r"^obj_|_data$|[-_]?\d{4}$", "", text.lower()), WHOLE)
 
 
 def split_folders(root: Path) -> dict[str, Path]:
@@ -259,15 +265,11 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} is no text in UTF-8") from error
 
 
-def _corners(polygons: list[list[float]]) -> tuple[float, float, float, float]:
-    xs = [x for polygon in polygons for x in polygon[::2]]
-    ys = [y for polygon in polygons for y in polygon[1::2]]
-    return min(xs), min(ys), max(xs), max(ys)
-
-
 def _box_of(polygons: list[list[float]]) -> list[float]:
-    left, top, right, bottom = _corners(polygons)
-    return [left, top, right - left, bottom - top]
+    """The box [left, top, width, height] of polygons; without any, one of no size."""
+    xs = [x for polygon in polygons for x in polygon[::2]] or [0.0]
+    ys = [y for polygon in polygons for y in polygon[1::2]] or [0.0]
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
 
 
 def encoded(mask: np.ndarray) -> dict[str, Any]:

@@ -21,39 +21,47 @@ _NO_INSTANCES = ("polyline", "points", "skeleton", "cuboid", "tag")
 
 
 def find(path: Path) -> Path | None:
-    """Finds the XML file in a folder."""
-    files = [path] if path.is_file() else [path / "annotations.xml"]
-    for file in files:
-        if file.suffix == ".xml" and file.is_file() and XmlFile(file).root.tag == "annotations":
-            return file
-    return None
+    """Finds an XML file of CVAT's, or a folder with such files."""
+    files = _files(path)
+    return path if files and XmlFile(files[0]).root.tag == "annotations" else None
 
 
-def read(file: Path, findings: Findings) -> dict[str, Split]:
-    """Reads a data set; its splits are CVAT's subsets.
+def read(path: Path, findings: Findings) -> dict[str, Split]:
+    """Reads a data set; its splits are CVAT's subsets, or files named after splits.
 
     Args:
-        file: what :func:`find` found.
+        path: what :func:`find` found.
         findings: what is wrong or left out is noted here.
 
     Raises:
         UserError: it is CVAT's format for videos.
     """
-    xml = XmlFile(file)
-    if xml.root.find("track") is not None:
-        raise UserError(
-            f"{file} is 'CVAT for video', whose images are in a video: export 'CVAT for images' or "
-            f"'COCO'"
-        )
-    labels = (one for one in xml.root.iter("label") if one.find("parent") is None)
-    names = dict.fromkeys(name for one in labels if (name := one.findtext("name")))
-    builder = Builder(file.parent, findings, dict(enumerate(names, 1)))
-    for one in xml.root.findall("image"):
-        try:
-            _read(builder, xml, one)
-        except UserError as error:
-            findings.wrong(str(error))
+    files = [XmlFile(file) for file in _files(path)]
+    names: dict[str, None] = {}
+    for xml in files:
+        if xml.root.find("track") is not None:
+            raise UserError(
+                f"{xml.path} is 'CVAT for video', whose images are in a video: export "
+                f"'CVAT for images' or 'COCO'"
+            )
+        labels = (one for one in xml.root.iter("label") if one.find("parent") is None)
+        names |= dict.fromkeys(name for one in labels if (name := one.findtext("name")))
+    root = path if path.is_dir() else path.parent
+    builder = Builder(root, findings, dict(enumerate(names, 1)))
+    for xml in files:
+        for one in xml.root.findall("image"):
+            try:
+                _read(builder, xml, one)
+            except UserError as error:
+                findings.wrong(str(error))
     return builder.splits()
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path] if path.suffix == ".xml" else []
+    alone = path / "annotations.xml"
+    return [alone] if alone.is_file() else sorted(path.glob("*.xml"))
 
 
 def _read(builder: Builder, xml: XmlFile, element: Element) -> None:
@@ -65,7 +73,8 @@ def _read(builder: Builder, xml: XmlFile, element: Element) -> None:
         paths = [within(builder.root, f"{builder.root}/{folder}/{name}") for folder in folders]
         path = next((path for path in paths if path.is_file()), paths[0])
         size = int(xml.number(element, "width")), int(xml.number(element, "height"))
-        image = builder.add_image(split_name(subset), path, size)
+        split = split_name(subset) or split_name(xml.path.stem)
+        image = builder.add_image(split, path, size)
     except UserError as error:
         raise UserError(f"{xml.place(element)}: {error}") from error
     for shape in element:

@@ -110,11 +110,11 @@ def _parsed(shape: Any, kind: object, size: tuple[int, int]) -> tuple[str, dict[
 
 
 def _circle(x: float, y: float, edge_x: float, edge_y: float) -> list[float]:
-    """A polygon that is nowhere more than half a pixel within a circle: centre and edge."""
+    """A polygon that is nowhere more than a tenth of a pixel within a circle: centre and edge."""
     radius = math.hypot(edge_x - x, edge_y - y)
     if radius <= 0.5:
         raise UserError("is a circle of less than a pixel")
-    corners = max(12, math.ceil(math.pi / math.acos(1 - 0.5 / radius)))
+    corners = max(12, math.ceil(math.pi / math.acos(1 - 0.1 / radius)))
     angles = (2 * math.pi * corner / corners for corner in range(corners))
     return [
         value

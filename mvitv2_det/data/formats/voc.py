@@ -1,8 +1,9 @@
 """Pascal VOC's format: an XML file for each image, beside it or in ``Annotations``.
 
 Boxes are of pixels counted from 1, the last included, as VOC's own are and as Detectron2 reads
-them. Masks are polygons in the XML, as Roboflow writes them, or the images of
-``SegmentationObject``, whose colour n marks the n-th object.
+them. A box of numbers with a point counts no pixels: it is taken as it is, as CVAT writes it. Masks
+are polygons in the XML, as Roboflow writes them, or the images of ``SegmentationObject``, whose
+colour n marks the n-th object.
 """
 
 from pathlib import Path
@@ -106,13 +107,15 @@ def _parsed(xml: XmlFile, one: Element) -> tuple[str, dict[str, Any]]:
     box = one.find("bndbox")
     if box is None:
         raise UserError(f"{xml.place(one)}: an object without a box, 'bndbox'")
-    left, top, right, bottom = (xml.number(box, key) for key in ("xmin", "ymin", "xmax", "ymax"))
-    instance: dict[str, Any] = {"box": (max(left - 1, 0), max(top - 1, 0), right, bottom)}
+    corners = ("xmin", "ymin", "xmax", "ymax")
+    left, top, right, bottom = (xml.number(box, key) for key in corners)
+    first = 0 if any("." in (box.findtext(key) or "") for key in corners) else 1
+    instance: dict[str, Any] = {"box": (max(left - first, 0), max(top - first, 0), right, bottom)}
     polygons = []
     for element in one.findall("polygon"):
         points = len(element) // 2
         names = (f"{axis}{point}" for point in range(1, points + 1) for axis in "xy")
-        polygons.append([xml.number(element, key) - 1 for key in names])
+        polygons.append([xml.number(element, key) - first for key in names])
     return name, instance | {"polygons": polygons}
 
 

@@ -51,8 +51,7 @@ def read(file: Path, findings: Findings) -> dict[str, Split]:
     if file.name in _CLASSES:
         lines = [line.strip() for line in read_text(file).splitlines()]
         names = dict(enumerate(line for line in lines if line))
-        folder = root / "images" if (root / "images").is_dir() else root
-        images = {split: _images_in(of) for split, of in split_folders(folder).items()}
+        images = _images_of_folders(root)
     else:
         settings = _settings(file)
         names = _names(file, settings.get("names"))
@@ -109,9 +108,13 @@ def _images_of(file: Path, settings: dict[str, Any]) -> dict[str, list[Path]]:
             if not isinstance(name, str):
                 raise UserError(f"{file}: {key!r} must name a folder, got {reprlib.repr(value)}")
             found.setdefault(split, []).extend(_images_at(file, settings.get("path"), name))
-    if not any(found.values()):
-        raise UserError(f"{file} names no folder of images that is there: 'train', 'val' or 'test'")
-    return found
+    return found or _images_of_folders(file.parent)
+
+
+def _images_of_folders(root: Path) -> dict[str, list[Path]]:
+    """The image files of each split that folders are named after."""
+    folder = root / "images" if (root / "images").is_dir() else root
+    return {split: _images_in(of) for split, of in split_folders(folder).items()}
 
 
 def _images_at(file: Path, path: object, name: str) -> list[Path]:
