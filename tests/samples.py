@@ -169,6 +169,31 @@ def cvat(folder: Path) -> Path:
     return folder
 
 
+def with_every_fault(folder):
+    """Data with all that a trial of the project has stumbled over."""
+    for split in ("train", "val"):
+        write_images(folder / split, split)
+        content = source(split)
+        annotations = content["annotations"]
+        for one in annotations:
+            del one["area"], one["iscrowd"]
+            one.update(id=str(one["id"]), image_id=str(one["image_id"]))
+            one["category_id"] = str(one["category_id"])
+        sound = annotations[1]["segmentation"][0]
+        annotations[0]["segmentation"] = [[1, 2, 3, 4]]
+        annotations[1].update(segmentation=[[1, 2, 3, 4], sound], iscrowd=False)
+        annotations[2]["segmentation"] = []
+        annotations[3]["bbox"] = [-10, 5, 40, 10]
+        for one in content["categories"]:
+            one.update(id=str(one["id"]), supercategory="things")
+        content["categories"].insert(0, {"id": "0", "name": "things", "supercategory": "none"})
+        if split == "val":
+            content["categories"].pop()
+            content["annotations"] = [one for one in annotations if one["category_id"] != "2"]
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    return folder
+
+
 # By name: what writes it, and the format that it is.
 ALL = {
     "coco": (coco, "coco"),

@@ -39,7 +39,6 @@ def run(args: argparse.Namespace) -> int:
     """Checks everything, prints it, and draws the samples."""
     if args.samples < 0:
         raise UserError(f"--samples must be 0 or more, got {args.samples}")
-    from ..data.categories import without_unused_parents
     from ..data.examining import examine
 
     with naming_unwritable(args.output):
@@ -47,15 +46,14 @@ def run(args: argparse.Namespace) -> int:
     faults: list[str] = []
     for path in args.data:
         found = examine(path, args.images, args.format, args.odd, args.output)
-        summaries, lines = without_unused_parents([one for one, _ in found.splits.values()])
         print(f"{path}: format {found.format}")
-        for (name, (_, images)), summary in zip(found.splits.items(), summaries, strict=True):
+        for name, (summary, images) in found.splits.items():
             label = f"{Path(path).stem}_{name}" if name else Path(path).stem
             print(f"\n{label}: {describe(summary)}")
             if args.samples and summary.content["annotations"]:
                 _draw(summary, images, args.output / f"samples_{label}.png", args.samples)
         print()
-        for line in (*found.lines, *lines):
+        for line in found.lines:
             print(f"- {line}")
         faults += found.faults
     return _report(faults, args.output)

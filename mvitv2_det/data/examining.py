@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import UserError
+from .categories import with_categories_of, without_unused_parents
 from .coco_format import CocoSummary, examine_coco_data
 from .findings import Findings
 from .formats import read_data
@@ -56,14 +58,25 @@ def examine(path: str, images: str | None, format: str | None, odd: str, output:
 def _examined(
     format: str, files: dict[str, tuple[str, str]], findings: Findings, odd: str
 ) -> Examined:
-    splits = {
-        name: (examine_coco_data(file, images, odd), images)
-        for name, (file, images) in files.items()
+    summaries = {
+        name: examine_coco_data(file, images, odd) for name, (file, images) in files.items()
     }
-    all_findings = [findings, *(summary.findings for summary, _ in splits.values())]
-    return Examined(
-        format,
-        splits,
-        [line for one in all_findings for line in one.lines],
-        [line for one in all_findings for line in one.faults],
-    )
+    all_findings = [findings, *(summary.findings for summary in summaries.values())]
+    lines = [line for one in all_findings for line in one.lines]
+    faults = [line for one in all_findings for line in one.faults]
+    kept, left_out = without_unused_parents(list(summaries.values()))
+    summaries = dict(zip(summaries, kept, strict=True))
+    lines += left_out
+    for name in ("val", "test") if "train" in summaries else ():
+        if name not in summaries:
+            continue
+        train = summaries["train"]
+        try:
+            summaries[name], differing = with_categories_of(
+                summaries[name], train.content["categories"], train.json_file
+            )
+            lines += differing
+        except UserError as error:
+            faults.append(str(error))
+    splits = {name: (one, files[name][1]) for name, one in summaries.items()}
+    return Examined(format, splits, lines, faults)

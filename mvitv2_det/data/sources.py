@@ -83,7 +83,7 @@ def _read(
     if divided:
         splits, said = data.divided(settings["val_share"], settings["split_seed"])
         if said:
-            logger.info("%s", said)
+            logger.warning("%s", said)
         return splits
     return {split: data.split(split)}
 
@@ -92,9 +92,9 @@ def _use(cfg: DictConfig, split: str, data: Split) -> None:
     """Sets the file and the folder of a split; writes the file if there is none."""
     file = data.json_file
     if file is None:
-        file = Path(cfg.train.output_dir) / f"{split}_data.json"
+        file = Path(cfg.train.output_dir) / f"{split}_annotations.json"
         write_coco(file, data.content)
-        logger.info("%s has the %s data in COCO's format", file, split)
+        logger.warning("%s has the %s data in COCO's format", file, split)
     cfg.dataset[f"{split}_json"] = str(file)
     cfg.dataset[f"{split}_images"] = str(data.images)
 

@@ -64,7 +64,7 @@ def test_a_format_may_be_named_and_must_be_when_there_are_two(tmp_path):
     assert read(folder, "yolo")[0].format == "yolo"
     with pytest.raises(UserError, match="is not in the format 'voc'"):
         read(folder, "voc")
-    with pytest.raises(UserError, match="the format must be coco, .*, got 'yolov8'"):
+    with pytest.raises(UserError, match=r"the format must be coco, .*, got 'yolov8'"):
         read(folder, "yolov8")
     with pytest.raises(UserError, match="there is no"):
         read(tmp_path / "none")

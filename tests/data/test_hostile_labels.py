@@ -1,4 +1,4 @@
-"""Label files of unknown origin: what is malformed is one line, and nothing leads out of the folder."""
+"""Label files of unknown origin: what is malformed is one line; nothing leads out of the folder."""
 
 import json
 import random
@@ -44,10 +44,7 @@ def voc(*objects, **changes):
 
 
 BOMB = "<!DOCTYPE a [<!ENTITY a 'aaaaaaaa'><!ENTITY b '&a;&a;&a;&a;'>]>"
-ALIASES = "a: &a [x, x]\n" + "".join(
-    f"{new}: &{new} [*{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}]\n"
-    for old, new in zip("abcdefghijk", "bcdefghijkl", strict=True)
-)
+ALIASES = "a: &a {x: 1}\nb: &b {<<: [*a, *a]}\nnames: *b"
 POINTS = [[1, 1], [9, 1], [9, 9]]
 
 MALFORMED = {
@@ -61,8 +58,8 @@ MALFORMED = {
     "yaml": (yaml("names: [a\nb: {"), r"data\.yaml:\d+: no YAML"),
     "yaml names": (yaml("names: 3"), r"data\.yaml: 'names' must list .* got 3"),
     "yaml calls": (yaml("names: !!python/object/apply:os.system [ls]"), "data.yaml:1: no YAML"),
-    "yaml aliases": (yaml(ALIASES + "names: *l"), r"'names' must list"),
-    "yaml nested": (yaml("names: " + "[" * 5000), r"data\.yaml: no YAML|data\.yaml:\d+: no YAML"),
+    "yaml aliases": (yaml(ALIASES), r"data\.yaml:2: no YAML: aliases are not read"),
+    "yaml nested": (yaml("names: " + "[" * 5000), "too deeply nested"),
     "yaml path": (
         yaml("names: [a, b]\npath: /\ntrain: etc"),
         r"there is no folder 'etc' in .*: all must be in the folder of the file",
@@ -148,10 +145,10 @@ def test_damaged_label_files_end_in_lines(tmp_path, name):
     for label in LABELS[name]:
         file = folder / label
         good = file.read_bytes()
-        for _ in range(40):
+        for _ in range(25):
             changed = bytearray(good)
             for _ in range(rng.randint(1, 4)):
-                at = rng.randrange(len(changed))
+                at = rng.randrange(len(changed) + 1)
                 junk = rng.choice(
                     [b"", b"0", b"-", b"\0", b"<", b"\xff", b'"', b"nan", b"../", b"["]
                 )
@@ -169,6 +166,6 @@ def test_jsons_with_values_of_other_kinds_end_in_lines(tmp_path):
         folder = samples.ALL[name][0](tmp_path / name)
         file = folder / LABELS[name][0]
         good = json.loads(file.read_text())
-        for _ in range(60):
+        for _ in range(20):
             file.write_text(json.dumps(mutated(rng, good)))
             assert all("\n" not in line for line in faults(folder))

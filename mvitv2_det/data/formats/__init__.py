@@ -54,7 +54,7 @@ def read_data(path: str | Path, findings: Findings, format: str | None = None) -
         raise UserError(f"{path} could be {' or '.join(found)}: say which")
     ((name, start),) = found.items()
     splits = FORMATS[name].read(start, findings)
-    if not splits:
+    if not splits and not findings.faults:
         raise UserError(f"{path} ({name}) has no image that can be read")
     return Data(name, path, splits)
 

@@ -6,6 +6,7 @@ of a polygon; all numbers are shares of the image's width and height. The label 
 """
 
 import reprlib
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,19 @@ from .building import (
     within,
 )
 
-_LARGEST_YAML = 2**20  # characters
+_LARGEST_YAML, _DEEPEST_YAML = 2**18, 20  # characters, brackets
 _FARTHEST = 1.5  # what is only partly outside of its image is put right later
 _CLASSES = ("classes.txt", "obj.names")
+
+
+class _WithoutAliases(yaml.SafeLoader):
+    """YAML of plain values; aliases, by which a small file becomes a large one, are an error."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases are not read", mark)
+        return super().compose_node(parent, index)
 
 
 def find(path: Path) -> Path | None:
@@ -65,10 +76,10 @@ def read(file: Path, findings: Findings) -> dict[str, Split]:
 
 def _settings(file: Path) -> dict[str, Any]:
     text = read_text(file)
-    if len(text) > _LARGEST_YAML:
-        raise UserError(f"{file} is larger than {_LARGEST_YAML >> 20} MB: no data.yaml")
+    if len(text) > _LARGEST_YAML or _depth(text) > _DEEPEST_YAML:  # else it takes hours
+        raise UserError(f"{file} is too large or too deeply nested for a data.yaml")
     try:
-        settings = yaml.safe_load(text)
+        settings = yaml.load(text, _WithoutAliases)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -77,6 +88,12 @@ def _settings(file: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UserError(f"{file} has no 'names' of classes, as a data.yaml has")
     return settings
+
+
+def _depth(text: str) -> int:
+    """How deeply brackets are nested, at most."""
+    steps = ({"[": 1, "{": 1, "]": -1, "}": -1}.get(letter, 0) for letter in text)
+    return max(accumulate(steps, initial=0))
 
 
 def _names(file: Path, names: object) -> dict[int, str]:
