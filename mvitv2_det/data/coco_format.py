@@ -33,6 +33,13 @@ class CocoSummary:
     changed: bool
     findings: Findings = field(repr=False)
 
+    def __str__(self) -> str:
+        masks = "masks" if self.has_masks else "boxes alone"
+        return (
+            f"{self.json_file}: {len(self.content['images'])} images, {len(self.instances)} "
+            f"instances ({masks}) of {len(self.categories)} categories"
+        )
+
     @property
     def categories(self) -> dict[int, str]:
         """Names of the categories by id."""
