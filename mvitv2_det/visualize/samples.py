@@ -1,6 +1,7 @@
 """A page of annotated images of a data set."""
 
 from pathlib import Path
+from typing import Any
 
 from detectron2.data.detection_utils import read_image, transform_instance_annotations
 from detectron2.data.transforms import ResizeTransform
@@ -30,7 +31,7 @@ def draw_samples(summary: CocoSummary, image_folder: str, file: Path, images: in
     Raises:
         UnreadableImage: an image cannot be read.
     """
-    by_image: dict[object, list[dict[str, object]]] = {}
+    by_image: dict[Any, list[dict[str, Any]]] = {}
     for one in summary.content["annotations"]:
         by_image.setdefault(one["image_id"], []).append(one)
     records = [one for one in summary.content["images"] if one["id"] in by_image]
