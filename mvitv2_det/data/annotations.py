@@ -111,7 +111,8 @@ def _sound_mask(
         raise UserError(f"has a 'segmentation' that is a {type(mask).__name__}: {mask!r}")
     kept = _polygons(mask)
     # COCO's code follows an outline step by step, wherever it leads.
-    if any(abs(number) > _FARTHEST * max(width, height) for line in kept for number in line):
+    farthest = _FARTHEST * max(width, height)
+    if any(max(line) > farthest or min(line) < -farthest for line in kept):
         raise UserError("has a polygon that leads far outside of its image")
     if not kept:
         return None, "polygons of fewer than three points alone"

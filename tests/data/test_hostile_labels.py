@@ -92,6 +92,7 @@ MALFORMED = {
     "cvat video": (cvat("</image><track/><image>"), "'CVAT for video'"),
     "labelme shape": (labelme(3), r"a\.json: shapes\[0\] is of the type None"),
     "labelme type": (labelme({"shape_type": "blob"}), r"shapes\[0\] is of the type 'blob'"),
+    "labelme types": (labelme({"shape_type": ["mask"]}), r"shapes\[0\] is of the type \['mask'\]"),
     "labelme label": (labelme({"points": POINTS}), r"shapes\[0\] has no 'label'"),
     "labelme points": (labelme({"label": "a", "points": [[1]]}), r"shapes\[0\] has no 'points'"),
     "labelme escape": (labelme(imagePath="/etc/passwd"), "leads out of the folder"),
@@ -136,6 +137,16 @@ LABELS = {
     "lvis": ("lvis_v1_train.json",),
     "panoptic": ("annotations/panoptic_train2017.json",),
 }
+
+
+def test_panoptic_annotations_that_are_none(tmp_path):
+    folder = samples.panoptic(tmp_path / "data")
+    file = folder / LABELS["panoptic"][0]
+    content = json.loads(file.read_text())
+    content["annotations"][1] = 0.5
+    file.write_text(json.dumps(content))
+    (found,) = faults(folder)
+    assert "panoptic_train2017.json: annotations[1]: is a float" in found
 
 
 @pytest.mark.parametrize("name", LABELS)

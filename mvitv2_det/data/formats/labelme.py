@@ -69,7 +69,7 @@ def _read(builder: Builder, split: str, file: Path) -> None:
         place = f"{file}: shapes[{number}]"
         try:
             kind = shape.get("shape_type") or "polygon" if isinstance(shape, dict) else None
-            if kind in _NO_INSTANCES:
+            if isinstance(kind, str) and kind in _NO_INSTANCES:
                 builder.findings.note("shapes", f"the type {kind!r}", "left out", place)
                 continue
             label, instance = _parsed(shape, kind, (image.width, image.height))
@@ -81,7 +81,7 @@ def _read(builder: Builder, split: str, file: Path) -> None:
 
 def _parsed(shape: Any, kind: object, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
     """The label of a shape, and its box or mask in pixels."""
-    if kind not in _LEAST_POINTS:
+    if not isinstance(kind, str) or kind not in _LEAST_POINTS:
         raise UserError(f"is of the type {kind!r}, which LabelMe does not have")
     label, points = shape.get("label"), shape.get("points")
     if not isinstance(label, str) or not label:

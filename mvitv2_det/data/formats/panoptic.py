@@ -73,9 +73,10 @@ def _things(file: Path, categories: list[Any]) -> dict[int, str]:
 
 def _mask_folder(file: Path, content: dict[str, Any]) -> Path:
     """The folder with the images of segments: that of the json's name, beside it."""
+    names = [one.get("file_name") for one in content["annotations"] if isinstance(one, dict)]
+    name = next((name for name in names if isinstance(name, str) and name), None)
     for folder in (file.with_suffix(""), file.parent / "masks", file.parent):
-        first = content["annotations"][0].get("file_name")
-        if isinstance(first, str) and (folder / first).is_file():
+        if name is not None and within(folder, name).is_file():
             return folder
     raise UserError(f"{file} needs the images of its segments in {file.with_suffix('')}")
 
@@ -87,8 +88,10 @@ def _read(
     images: dict[str | None, dict[str, Any]],
     masks: Path,
 ) -> None:
-    key = id_key(annotation.get("image_id")) if isinstance(annotation, dict) else None
-    record, segments = images.get(key) if key else None, annotation.get("segments_info")
+    if not isinstance(annotation, dict):
+        raise UserError(f"is a {type(annotation).__name__}")
+    key, segments = id_key(annotation.get("image_id")), annotation.get("segments_info")
+    record = images.get(key) if key else None
     if record is None:
         raise UserError(f"of image {annotation.get('image_id')!r}, which is not listed")
     for one, field in ((record, "file_name"), (annotation, "file_name")):
