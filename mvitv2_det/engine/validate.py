@@ -22,7 +22,7 @@ DEFAULTS: Mapping[str, Any] = {
     "train.patience": None,
     "train.accumulate": 1,
     "train.max_non_finite_steps": 0,
-    "train.max_unreadable_images": 0,
+    "train.max_unreadable": 0,
     "train.peer_timeout": 1800.0,
     "train.strict": False,
 }
@@ -94,7 +94,7 @@ _TRAINING = {
     "train.patience": _integer(1, null=True),
     "train.accumulate": _integer(1),
     "train.max_non_finite_steps": _integer(0),
-    "train.max_unreadable_images": _integer(0),
+    "train.max_unreadable": _integer(0),
     "train.amp.enabled": _BOOLEAN,
     "dataloader.train.total_batch_size": _integer(1),
     "dataloader.train.num_workers": _integer(0),
