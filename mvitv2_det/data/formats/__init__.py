@@ -11,7 +11,8 @@ from types import ModuleType
 from ...errors import UserError
 from ..findings import Findings
 from . import coco, cvat, labelme, panoptic, voc, yolo
-from .building import WHOLE, Split
+from .building import Split
+from .files import WHOLE
 from .splitting import split_by_image
 
 __all__ = ["FORMATS", "WHOLE", "Data", "Split", "read_data", "split_by_image"]

@@ -10,7 +10,8 @@ from typing import Any
 from ...errors import UserError
 from ..coco_records import load_coco
 from ..findings import Findings
-from .building import Split, kind_of_json, split_folders, split_name, within
+from .building import Split
+from .files import kind_of_json, split_folders, split_name, within
 
 # Roboflow's name, and those of COCO and LVIS.
 _FOLDER_NAMES = ("_annotations.coco.json", "annotations.json", "annotations.coco.json")

@@ -14,7 +14,8 @@ import numpy as np
 
 from ...errors import UserError
 from ..findings import Findings
-from .building import Builder, Split, encoded, split_name, within
+from .building import Builder, Split, encoded
+from .files import split_name, within
 from .xml_tree import XmlFile
 
 _NO_INSTANCES = ("polyline", "points", "skeleton", "cuboid", "tag")

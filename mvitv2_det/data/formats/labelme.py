@@ -18,7 +18,8 @@ from ...errors import UserError
 from ..annotations import is_number
 from ..coco_records import load_json
 from ..findings import Findings
-from .building import Builder, Split, encoded, kind_of_json, split_folders, within
+from .building import Builder, Split, encoded
+from .files import kind_of_json, split_folders, within
 
 _NO_INSTANCES = ("point", "points", "line", "linestrip")
 _LEAST_POINTS = {"polygon": 1, "rectangle": 2, "circle": 2, "mask": 2}

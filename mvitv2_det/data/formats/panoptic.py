@@ -13,8 +13,9 @@ from ...errors import UserError
 from ..coco_records import check_text, id_key, load_coco
 from ..findings import Findings
 from ..mapper import naming_unreadable_image
-from .building import Builder, Split, encoded, kind_of_json, within
+from .building import Builder, Split, encoded
 from .coco import image_folder, json_files
+from .files import kind_of_json, within
 
 
 def find(path: Path) -> Path | None:

@@ -16,17 +16,8 @@ from PIL import Image
 from ...errors import UserError
 from ..findings import Findings
 from ..mapper import naming_unreadable_image
-from .building import (
-    IMAGE_SUFFIXES,
-    WHOLE,
-    Builder,
-    Split,
-    encoded,
-    read_text,
-    split_folders,
-    split_name,
-    within,
-)
+from .building import Builder, Split, encoded
+from .files import IMAGE_SUFFIXES, WHOLE, read_text, split_folders, split_name, within
 from .xml_tree import XmlFile
 
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "")

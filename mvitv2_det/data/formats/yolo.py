@@ -14,15 +14,8 @@ import yaml
 
 from ...errors import UserError
 from ..findings import Findings
-from .building import (
-    IMAGE_SUFFIXES,
-    Builder,
-    Split,
-    read_text,
-    split_folders,
-    split_name,
-    within,
-)
+from .building import Builder, Split
+from .files import IMAGE_SUFFIXES, read_text, split_folders, split_name, within
 
 _LARGEST_YAML, _DEEPEST_YAML = 2**18, 20  # characters, brackets
 _FARTHEST = 1.5  # what is only partly outside of its image is put right later
