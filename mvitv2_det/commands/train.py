@@ -6,10 +6,10 @@
 
 CONFIG is a file, or the name of a config of this project; train.init_checkpoint takes the names of
 released weights, too: 'mvitv2-det models' lists both. Everything of the form key=value is an
-override of the config, in Hydra's syntax. Your own data in COCO's format need four:
+override of the config, in Hydra's syntax. Your own data need one, the path of a file or folder in
+COCO's format, YOLO's, Pascal VOC's, LabelMe's or CVAT's:
 
-    dataset.train_json=train.json dataset.train_images=train/
-    dataset.val_json=val.json dataset.val_images=val/
+    dataset.train=my_data/
 """
 
 import argparse
