@@ -85,6 +85,7 @@ _NAMES = frozenset(
         "detectron2.solver.build.get_default_optimizer_params",
         "mvitv2_det.data.datasets.prepare_datasets",
         "mvitv2_det.data.mapper.DatasetMapper",
+        "mvitv2_det.engine.layer_decay.LayerDecay",
         "mvitv2_det.engine.schedule.warmup_fraction",
         "mvitv2_det.recognition.actions.ActionRecognizer.video",
         "mvitv2_det.recognition.description.ClipInput",

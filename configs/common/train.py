@@ -28,6 +28,9 @@ train = dict(
     patience=None,
     # Parts into which a batch is cut for less memory; their gradients are summed.
     accumulate=1,
+    # A moving average of the weights, evaluated beside them and saved as model_ema.pth. warmup lets
+    # the decay grow with the iteration, for short runs.
+    model_ema=dict(enabled=False, decay=0.9999, warmup=False),
     # Steps in a row that are skipped because their loss is not finite.
     max_non_finite_steps=0,
     # Images that cannot be read and are replaced by others, in each process.

@@ -7,6 +7,8 @@ A config for another task than detection may have, beside what all have:
 - ``train.load``: keywords of :func:`mvitv2_det.load_weights`;
 - ``train.best_metric``: model_best.pth is the checkpoint with the highest, such as ``bbox/AP``;
 - ``train.patience``: evaluations without a better one after which the run ends;
+- ``train.model_ema``: ``enabled``, ``decay`` and ``warmup`` of an average of the weights, which is
+  evaluated beside them and saved at the end as model_ema.pth; see :mod:`.averages`;
 - ``train.accumulate``, ``train.max_non_finite_steps``: see :class:`.trainer.Trainer`;
 - ``train.max_unreadable_images``: so many are replaced by others, in each process and start;
 - ``train.peer_timeout``: seconds in which each process must get to its next step;
@@ -41,6 +43,7 @@ from ..graphs import replay_graphs
 from ..randomness import MODEL, derived_seed, draw_seed, seed_all
 from ..weights import load_weights
 from ..weights.files import read_checkpoint
+from .averages import AVERAGE, Averaging, WeightAverage
 from .checkpoint import (
     PeriodicCheckpointer,
     RunCheckpointer,
@@ -190,7 +193,8 @@ def train(cfg: DictConfig, *, resume: bool = False, peers: PeerWatch | None = No
         model = build_model(cfg)
         cfg.optimizer.params.model = model
         optimizer = _with_plain_settings(instantiate(cfg.optimizer))
-        model = create_ddp_model(model, **_ddp_options(cfg))
+        average = _build_average(cfg, model)
+        plain, model = model, create_ddp_model(model, **_ddp_options(cfg))
         loader = _build_loader(cfg)
         trainer = Trainer(
             _with_task(cfg, model),
@@ -202,14 +206,20 @@ def train(cfg: DictConfig, *, resume: bool = False, peers: PeerWatch | None = No
             max_non_finite=setting(cfg, "train.max_non_finite_steps"),
         )
         parts = {k: instantiate(v) for k, v in cfg.train.get("checkpoint_parts", {}).items()}
-        checkpointer = RunCheckpointer(model, folder, trainer=trainer, run=state, **parts)
+        averages = {AVERAGE: average} if average else {}
+        checkpointer = RunCheckpointer(
+            model, folder, trainer=trainer, run=state, **averages, **parts
+        )
         checkpoints = PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
         preemption = Preemption(signals, checkpoints)
-        trainer.register_hooks(_hooks(cfg, trainer.model, checkpoints, preemption, peers))
+        trainer.register_hooks([Averaging(average, plain)] if average else [])
+        trainer.register_hooks(_hooks(cfg, trainer.model, average, checkpoints, preemption, peers))
         if newest:
             checkpointer.resume(newest)
         else:
             load_checkpoint(cfg, model)
+            if average:
+                average.start(plain)
         if state.start > cfg.train.max_iter:
             raise UserError(
                 f"{newest} has {state.start} iterations already, more than train.max_iter, which "
@@ -227,6 +237,8 @@ def train(cfg: DictConfig, *, resume: bool = False, peers: PeerWatch | None = No
         finally:
             if isinstance(loader, TrainLoader):
                 loader.close()
+        if average:
+            average.save(folder, parts)
     return model
 
 
@@ -379,6 +391,16 @@ def _with_task(cfg: DictConfig, model: nn.Module) -> nn.Module:
     return instantiate(cfg.task)
 
 
+def _build_average(cfg: DictConfig, model: nn.Module) -> WeightAverage | None:
+    if not setting(cfg, "train.model_ema.enabled"):
+        return None
+    return WeightAverage(
+        model,
+        decay=setting(cfg, "train.model_ema.decay"),
+        warmup=setting(cfg, "train.model_ema.warmup"),
+    )
+
+
 def _with_plain_settings(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Replaces the config's lists in an optimizer's settings, such as AdamW's betas, by tuples.
 
@@ -413,6 +435,7 @@ def _ddp_options(cfg: DictConfig) -> dict[str, Any]:
 def _hooks(
     cfg: DictConfig,
     model: nn.Module,
+    average: WeightAverage | None,
     checkpoints: PeriodicCheckpointer,
     preemption: Preemption,
     peers: PeerWatch | None,
@@ -426,7 +449,16 @@ def _hooks(
         if peers:
             peers.advance()
 
-    evaluation = Evaluation(cfg.train.eval_period, lambda: evaluate(cfg, model, between_batches))
+    def evaluate_all() -> dict[str, Any]:
+        averaged: dict[str, Any] = {}
+        if average:
+            logger.info("Evaluating the averaged weights, then the others")
+            averaged_model = _with_task(cfg, average.model)
+            averaged = {AVERAGE: evaluate(cfg, averaged_model, between_batches)}
+        # Last, as what is drawn of the last predictions belongs to the weights in "model".
+        return {**evaluate(cfg, model, between_batches), **averaged}
+
+    evaluation = Evaluation(cfg.train.eval_period, evaluate_all)
     best = setting(cfg, "train.best_metric")
     patience = setting(cfg, "train.patience")
     writers = default_writers(cfg.train.output_dir, max_iter) if writes else []

@@ -21,6 +21,9 @@ DEFAULTS: Mapping[str, Any] = {
     "train.best_metric": None,
     "train.patience": None,
     "train.accumulate": 1,
+    "train.model_ema.enabled": False,
+    "train.model_ema.decay": 0.9999,
+    "train.model_ema.warmup": False,
     "train.max_non_finite_steps": 0,
     "train.max_unreadable_images": 0,
     "train.peer_timeout": 1800.0,
@@ -61,6 +64,7 @@ _TEXT = _Kind("a text that is not empty", lambda value: isinstance(value, str) a
 _NOT_NEGATIVE = _Kind("a number of at least 0", lambda value: _is_number(value) and value >= 0)
 _POSITIVE = _Kind("a number above 0", lambda value: _is_number(value) and value > 0)
 _SHARE = _Kind("a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1)
+_DECAY = _Kind("a number above 0, at most 1", lambda value: _is_number(value) and 0 < value <= 1)
 _BETAS = _Kind(
     "two numbers in [0, 1)",
     lambda value: (
@@ -93,6 +97,9 @@ _TRAINING = {
     "train.best_metric": _Kind("a text or null", lambda value: isinstance(value, str), True),
     "train.patience": _integer(1, null=True),
     "train.accumulate": _integer(1),
+    "train.model_ema.enabled": _BOOLEAN,
+    "train.model_ema.decay": _SHARE,
+    "train.model_ema.warmup": _BOOLEAN,
     "train.max_non_finite_steps": _integer(0),
     "train.max_unreadable_images": _integer(0),
     "train.amp.enabled": _BOOLEAN,
@@ -103,6 +110,8 @@ _TRAINING = {
     "optimizer.momentum": _SHARE,
     "optimizer.eps": _POSITIVE,
     "optimizer.betas": _BETAS,
+    "optimizer.params.layer_decay": _DECAY,
+    "optimizer.params.lr_factor_func.rate": _DECAY,
 }
 # A config without one of these is not a config of a run.
 _NEEDED_TO_EVALUATE = ("model", "train.device", "train.output_dir", "dataloader.test")
