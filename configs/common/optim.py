@@ -9,7 +9,8 @@ from mvitv2_det.engine import LayerDecay
 
 optimizer = L(AdamW)(
     params=L(get_default_optimizer_params)(
-        # The trainer sets ``model``.
+        # The trainer sets it.
+        model=None,
         base_lr="${..lr}",
         # Norms and positions have no weight decay; biases have.
         weight_decay_norm=0.0,

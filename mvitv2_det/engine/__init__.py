@@ -2,14 +2,16 @@
 
 from .layer_decay import LayerDecay
 from .runner import build_model, check_run, evaluate, evaluate_checkpoint, train
-from .schedule import warmup_fraction
+from .schedule import epoch_length, scaled_rate, warmup_fraction
 
 __all__ = [
     "LayerDecay",
     "build_model",
     "check_run",
+    "epoch_length",
     "evaluate",
     "evaluate_checkpoint",
+    "scaled_rate",
     "train",
     "warmup_fraction",
 ]

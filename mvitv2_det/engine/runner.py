@@ -9,9 +9,15 @@ A config for another task than detection may have, beside what all have:
 - ``train.patience``: evaluations without a better one after which the run ends;
 - ``train.model_ema``: ``enabled``, ``decay`` and ``warmup`` of an average of the weights, which is
   evaluated beside them and saved at the end as model_ema.pth; see :mod:`.averages`;
-- ``train.accumulate``, ``train.max_non_finite_steps``: see :class:`.trainer.Trainer`;
+- ``train.epochs``, ``train.eval_epochs``, ``train.reference_batch``: see
+  :func:`.schedule.set_schedule`;
+- ``train.compile``: whether blocks run compiled; see :func:`mvitv2_det.fused.compile_blocks`;
+- ``train.accumulate``, ``train.clip_norm``, ``train.max_non_finite_steps``: see
+  :class:`.trainer.Trainer`;
 - ``train.max_unreadable_images``: so many are replaced by others, in each process and start;
 - ``train.peer_timeout``: seconds in which each process must get to its next step;
+- ``train.dry_run``: see :mod:`.dry_run`;
+- ``train.loggers``: further writers of metrics, names in :data:`.loggers.LOGGERS`;
 - ``train.checkpoint_parts``: further entries of each checkpoint, what Checkpointer takes;
 - ``train.hooks``: further hooks, after all others;
 - ``train.cuda_graphs``: whether evaluation replays the backbone, or the whole network of another
@@ -37,8 +43,10 @@ from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from ..backbone.trunk import Trunk
 from ..data.loader import TrainLoader, build_train_loader
 from ..errors import UserError, naming_unwritable
+from ..fused import compile_blocks
 from ..graphs import replay_graphs
 from ..randomness import MODEL, derived_seed, draw_seed, seed_all
 from ..weights import load_weights
@@ -51,6 +59,7 @@ from .checkpoint import (
     find_newest,
 )
 from .faults import describe_fault, naming_faults
+from .loggers import open_loggers
 from .peers import PeerWatch
 from .provenance import note_start
 from .run_hooks import (
@@ -122,7 +131,10 @@ def load_checkpoint(cfg: DictConfig, model: nn.Module) -> None:
 
 
 def evaluate(
-    cfg: DictConfig, model: nn.Module, between_batches: Callable[[], None] | None = None
+    cfg: DictConfig,
+    model: nn.Module,
+    between_batches: Callable[[], None] | None = None,
+    cut: Callable[[Any], Any] | None = None,
 ) -> Mapping[str, Mapping[str, float]]:
     """Computes what the config's evaluator does of a model on the test split: COCO's results.
 
@@ -130,12 +142,15 @@ def evaluate(
         cfg: the config.
         model: the model.
         between_batches: is called before each.
+        cut: makes a shorter loader of the test loader.
 
     Returns:
         ``{"bbox": {"AP": …, "AP50": …, …}, "segm": {…}}`` in percent; empty on all processes but
         the main one.
     """
     loader = instantiate(cfg.dataloader.test)
+    if cut:
+        loader = cut(loader)
     if between_batches:
         loader = _Calling(loader, between_batches)
     results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
@@ -154,6 +169,7 @@ def evaluate_checkpoint(
     advance = peers.advance if peers else None
     model = build_model(cfg)
     load_checkpoint(cfg, model)
+    _compile(cfg, model)
     if cfg.train.get("cuda_graphs", False):
         replay_graphs(getattr(model, "backbone", model))
     if cfg.get("multi_scale_test"):
@@ -162,7 +178,13 @@ def evaluate_checkpoint(
     return evaluate(cfg, _with_task(cfg, create_ddp_model(model, **_ddp_options(cfg))), advance)
 
 
-def train(cfg: DictConfig, *, resume: bool = False, peers: PeerWatch | None = None) -> nn.Module:
+def train(
+    cfg: DictConfig,
+    *,
+    resume: bool = False,
+    peers: PeerWatch | None = None,
+    rehearsal: Any = None,
+) -> nn.Module:
     """Trains the config's model, evaluating and saving as it goes.
 
     A run that is left, in whatever way, and resumed is the run that was never left: on a CPU bit
@@ -172,6 +194,7 @@ def train(cfg: DictConfig, *, resume: bool = False, peers: PeerWatch | None = No
         cfg: with ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier`` and ``train``.
         resume: go on from the newest checkpoint in ``train.output_dir``, if there is one.
         peers: what other processes see of this one.
+        rehearsal: a :class:`.dry_run.Rehearsal`, which takes the times and cuts evaluations short.
 
     Returns:
         the trained model.
@@ -194,6 +217,7 @@ def train(cfg: DictConfig, *, resume: bool = False, peers: PeerWatch | None = No
         cfg.optimizer.params.model = model
         optimizer = _with_plain_settings(instantiate(cfg.optimizer))
         average = _build_average(cfg, model)
+        _compile(cfg, model)
         plain, model = model, create_ddp_model(model, **_ddp_options(cfg))
         loader = _build_loader(cfg)
         trainer = Trainer(
@@ -203,6 +227,7 @@ def train(cfg: DictConfig, *, resume: bool = False, peers: PeerWatch | None = No
             seed=state.seed,
             precision=_precision(cfg),
             accumulate=setting(cfg, "train.accumulate"),
+            clip_norm=setting(cfg, "train.clip_norm"),
             max_non_finite=setting(cfg, "train.max_non_finite_steps"),
         )
         parts = {k: instantiate(v) for k, v in cfg.train.get("checkpoint_parts", {}).items()}
@@ -212,8 +237,13 @@ def train(cfg: DictConfig, *, resume: bool = False, peers: PeerWatch | None = No
         )
         checkpoints = PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
         preemption = Preemption(signals, checkpoints)
-        trainer.register_hooks([Averaging(average, plain)] if average else [])
-        trainer.register_hooks(_hooks(cfg, trainer.model, average, checkpoints, preemption, peers))
+        trainer.register_hooks([rehearsal, Averaging(average, plain) if average else None])
+        evaluation = _evaluation(
+            cfg, trainer.model, average, preemption, peers, rehearsal and rehearsal.cut
+        )
+        trainer.register_hooks(
+            _hooks(cfg, evaluation, checkpoints, preemption, peers, resumed=state.start > 0)
+        )
         if newest:
             checkpointer.resume(newest)
         else:
@@ -391,6 +421,23 @@ def _with_task(cfg: DictConfig, model: nn.Module) -> nn.Module:
     return instantiate(cfg.task)
 
 
+def _compile(cfg: DictConfig, model: nn.Module) -> None:
+    """Compiles the blocks, where the config asks for it; names of weights stay as they are."""
+    if not setting(cfg, "train.compile"):
+        return
+    for trunk in model.modules():
+        if isinstance(trunk, Trunk) and (trunk.axes != 2 or trunk.cls_token is not None):
+            raise UserError(
+                "train.compile is for networks of images without a class token: set it to false"
+            )
+    try:
+        compile_blocks(model)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"train.compile: {error}; set it to false") from error
+
+
 def _build_average(cfg: DictConfig, model: nn.Module) -> WeightAverage | None:
     if not setting(cfg, "train.model_ema.enabled"):
         return None
@@ -432,17 +479,15 @@ def _ddp_options(cfg: DictConfig) -> dict[str, Any]:
     return options
 
 
-def _hooks(
+def _evaluation(
     cfg: DictConfig,
     model: nn.Module,
     average: WeightAverage | None,
-    checkpoints: PeriodicCheckpointer,
     preemption: Preemption,
     peers: PeerWatch | None,
-) -> list[hooks.HookBase | None]:
-    schedule = instantiate(cfg.lr_multiplier)
-    max_iter, writes = cfg.train.max_iter, comm.is_main_process()
-    logger.info("Learning rate over %d iterations: %s", max_iter, _describe(schedule, max_iter))
+    cut: Callable[[Any], Any] | None,
+) -> Evaluation:
+    """The hook that evaluates the weights and, beside them, their average."""
 
     def between_batches() -> None:
         preemption.stop_evaluation()
@@ -454,15 +499,32 @@ def _hooks(
         if average:
             logger.info("Evaluating the averaged weights, then the others")
             averaged_model = _with_task(cfg, average.model)
-            averaged = {AVERAGE: evaluate(cfg, averaged_model, between_batches)}
+            averaged = {AVERAGE: evaluate(cfg, averaged_model, between_batches, cut)}
         # Last, as what is drawn of the last predictions belongs to the weights in "model".
-        return {**evaluate(cfg, model, between_batches), **averaged}
+        return {**evaluate(cfg, model, between_batches, cut), **averaged}
 
-    evaluation = Evaluation(cfg.train.eval_period, evaluate_all)
+    return Evaluation(cfg.train.eval_period, evaluate_all)
+
+
+def _hooks(
+    cfg: DictConfig,
+    evaluation: Evaluation,
+    checkpoints: PeriodicCheckpointer,
+    preemption: Preemption,
+    peers: PeerWatch | None,
+    *,
+    resumed: bool,
+) -> list[hooks.HookBase | None]:
+    schedule = instantiate(cfg.lr_multiplier)
+    max_iter, writes = cfg.train.max_iter, comm.is_main_process()
+    logger.info("Learning rate over %d iterations: %s", max_iter, _describe(schedule, max_iter))
     best = setting(cfg, "train.best_metric")
     patience = setting(cfg, "train.patience")
     writers = default_writers(cfg.train.output_dir, max_iter) if writes else []
     writers = [LenientWriter(writer) for writer in writers]
+    if writes:
+        services = open_loggers(setting(cfg, "train.loggers"), cfg, resumed=resumed)
+        writers += [LenientWriter(writer, errors=Exception) for writer in services]
     period = cfg.train.log_period
     return [
         hooks.IterationTimer(),

@@ -95,7 +95,7 @@ def test_a_run_evaluates_and_saves_both(coco_folder, monkeypatch):
     """The metric of the test is the sum of a weight: each row is of its own weights."""
     seen = []
 
-    def evaluate(cfg, model, between_batches=None):
+    def evaluate(cfg, model, *args):
         seen.append(model)
         weight = model.backbone.bottom_up.patch_embed.proj.weight
         return {"bbox": {"AP": float(weight.detach().double().sum())}}
