@@ -13,7 +13,7 @@ from torch import distributed as dist
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from mvitv2_det import Recognizer, UserError, compile_blocks
-from mvitv2_det.engine import runner, train
+from mvitv2_det.engine import evaluate_checkpoint, runner, train
 from mvitv2_det.fused.compiling import OLDEST_TORCH
 
 CHECKPOINTED = "model.backbone.bottom_up.use_act_checkpoint=true"
@@ -58,7 +58,28 @@ def check_same(one, other, tolerance):
         torch.testing.assert_close(weight, other[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
+class Reached(Exception):
+    pass
+
+
+@pytest.mark.parametrize("start", [train, evaluate_checkpoint])
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_config_asks_for_it(start, asked, coco_folder, monkeypatch):
+    def stop(*_):
+        raise Reached("compiled" if model else "not compiled")
+
+    model = []
+    monkeypatch.setattr(runner, "compile_blocks", lambda part: (model.append(part), stop()))
+    monkeypatch.setattr(runner, "create_ddp_model", stop)
+    cfg = detection_config(
+        coco_folder, f"train.output_dir={coco_folder}/out", f"train.compile={asked}"
+    )
+    with pytest.raises(Reached, match="^compiled" if asked else "not compiled"):
+        start(cfg)
+
+
 @needs_torch
+@pytest.mark.long
 def test_compiled_training_is_the_same_and_goes_on_without(coco_folder):
     """Tolerance: float32, three steps at a large rate, sums in another order."""
     fit(coco_folder, "plain")
