@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from detectron2.engine import HookBase
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from omegaconf import DictConfig
 
@@ -75,9 +76,9 @@ class Rehearsal(HookBase):
         """A step has ended."""
         self.steps.append(_now() - self._start)
 
-    def cut(self, loader: Any) -> "_FirstBatches":
-        """The first batches of a test loader."""
-        return _FirstBatches(loader, self)
+    def cut(self, loader: Any, evaluator: DatasetEvaluator) -> tuple["_FirstBatches", "_NoResults"]:
+        """The first batches of a test loader, and an evaluator that takes them and no more."""
+        return _FirstBatches(loader, self), _NoResults(evaluator)
 
 
 class _FirstBatches:
@@ -99,6 +100,16 @@ class _FirstBatches:
             first = min(1, len(times) - 2)
             seconds = (times[-1] - times[first]) / (len(times) - 1 - first)
             self.rehearsal.batch = (seconds, images, len(self.loader))
+
+
+class _NoResults(DatasetEvaluator):
+    """An evaluator that has not seen all images, as some insist on."""
+
+    def __init__(self, evaluator: DatasetEvaluator) -> None:
+        self.reset, self.process = evaluator.reset, evaluator.process
+
+    def evaluate(self) -> None:
+        """No results of a few images."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +191,9 @@ def _needs(cfg: DictConfig, folder: Path, rehearsal: Rehearsal) -> Needs:
     evaluations = math.ceil(max_iter / period) if period else 1
     # Averaged weights are evaluated beside the others.
     each = 2 if setting(cfg, "train.model_ema.enabled") else 1
-    sizes = {file.stem: file.stat().st_size for file in folder.glob("*.pth")}
-    checkpoint = comm.all_gather(sizes)[0].get("model_final", 0)
+    # The first process writes; it removes the folder after all have got here.
+    sizes = comm.all_gather({file.stem: file.stat().st_size for file in folder.glob("*.pth")})[0]
+    checkpoint = sizes["model_final"]
     saved, kept = max_iter // cfg.train.checkpointer.period, cfg.train.checkpointer.max_to_keep
     # The last, the best, and the one that is written before another is removed.
     at_once = min(saved, kept or saved) + 1 + bool(setting(cfg, "train.best_metric")) + 1
@@ -194,8 +206,8 @@ def _needs(cfg: DictConfig, folder: Path, rehearsal: Rehearsal) -> Needs:
         evaluations=evaluations,
         seconds=max_iter * step + evaluations * each * batches * seconds,
         checkpoint=checkpoint,
-        disk=at_once * checkpoint + comm.all_gather(sizes)[0].get(AVERAGE, 0),
-        disk_free=shutil.disk_usage(folder).free + sum(sizes.values()),
+        disk=at_once * checkpoint + sizes.get(AVERAGE, 0),
+        disk_free=shutil.disk_usage(folder.parent).free + sum(sizes.values()),
     )
 
 

@@ -154,7 +154,7 @@ def _read_runs(file: Path) -> dict[str, str]:
 
 def _flat(node: Mapping[Any, Any]) -> dict[str, Any]:
     """A config's values by their keys, as ``train/max_iter``; functions by their names."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in node.items():
         if isinstance(value, Mapping):
             flat |= {f"{key}/{name}": found for name, found in _flat(value).items()}

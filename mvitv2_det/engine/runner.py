@@ -134,7 +134,7 @@ def evaluate(
     cfg: DictConfig,
     model: nn.Module,
     between_batches: Callable[[], None] | None = None,
-    cut: Callable[[Any], Any] | None = None,
+    rehearsal: Any = None,
 ) -> Mapping[str, Mapping[str, float]]:
     """Computes what the config's evaluator does of a model on the test split: COCO's results.
 
@@ -142,18 +142,18 @@ def evaluate(
         cfg: the config.
         model: the model.
         between_batches: is called before each.
-        cut: makes a shorter loader of the test loader.
+        rehearsal: a :class:`.dry_run.Rehearsal`, which takes the first images alone.
 
     Returns:
         ``{"bbox": {"AP": …, "AP50": …, …}, "segm": {…}}`` in percent; empty on all processes but
-        the main one.
+        the main one, and in a rehearsal.
     """
-    loader = instantiate(cfg.dataloader.test)
-    if cut:
-        loader = cut(loader)
+    loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    if rehearsal:
+        loader, evaluator = rehearsal.cut(loader, evaluator)
     if between_batches:
         loader = _Calling(loader, between_batches)
-    results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
+    results = inference_on_dataset(model, loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     return results
@@ -238,9 +238,7 @@ def train(
         checkpoints = PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
         preemption = Preemption(signals, checkpoints)
         trainer.register_hooks([rehearsal, Averaging(average, plain) if average else None])
-        evaluation = _evaluation(
-            cfg, trainer.model, average, preemption, peers, rehearsal and rehearsal.cut
-        )
+        evaluation = _evaluation(cfg, trainer.model, average, preemption, peers, rehearsal)
         trainer.register_hooks(
             _hooks(cfg, evaluation, checkpoints, preemption, peers, resumed=state.start > 0)
         )
@@ -485,7 +483,7 @@ def _evaluation(
     average: WeightAverage | None,
     preemption: Preemption,
     peers: PeerWatch | None,
-    cut: Callable[[Any], Any] | None,
+    rehearsal: Any,
 ) -> Evaluation:
     """The hook that evaluates the weights and, beside them, their average."""
 
@@ -499,9 +497,9 @@ def _evaluation(
         if average:
             logger.info("Evaluating the averaged weights, then the others")
             averaged_model = _with_task(cfg, average.model)
-            averaged = {AVERAGE: evaluate(cfg, averaged_model, between_batches, cut)}
+            averaged = {AVERAGE: evaluate(cfg, averaged_model, between_batches, rehearsal)}
         # Last, as what is drawn of the last predictions belongs to the weights in "model".
-        return {**evaluate(cfg, model, between_batches, cut), **averaged}
+        return {**evaluate(cfg, model, between_batches, rehearsal), **averaged}
 
     return Evaluation(cfg.train.eval_period, evaluate_all)
 

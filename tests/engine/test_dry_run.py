@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import dataset_overrides, tiny_overrides
+from detectron2.evaluation import DatasetEvaluator
 
 from mvitv2_det import UserError, get_config
 from mvitv2_det.commands import main
@@ -109,7 +110,7 @@ def test_evaluation_is_cut_short():
                 yield [{"image": number}] * 3
 
     rehearsal = Rehearsal()
-    loader = rehearsal.cut(Loader())
+    loader, _ = rehearsal.cut(Loader(), DatasetEvaluator())
     assert len(loader) == len(list(loader)) == dry_run.BATCHES
     assert rehearsal.batch[1:] == (3, 100) and rehearsal.batch[0] > 0
     assert asked == list(range(dry_run.BATCHES))
