@@ -65,7 +65,7 @@ class Reached(Exception):
 @pytest.mark.parametrize("start", [train, evaluate_checkpoint])
 @pytest.mark.parametrize("asked", [True, False])
 def test_the_config_asks_for_it(start, asked, coco_folder, monkeypatch):
-    def stop(*_):
+    def stop(*_, **__):
         raise Reached("compiled" if model else "not compiled")
 
     model = []
