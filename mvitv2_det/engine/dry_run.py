@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.config import instantiate
 from detectron2.engine import HookBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -55,17 +56,15 @@ def shortened(cfg: DictConfig) -> DictConfig:
     return short
 
 
-class Rehearsal(HookBase):
-    """Takes the time of steps, and of evaluations that it cuts short.
+class StepTimes(HookBase):
+    """Takes the time of steps.
 
     Attributes:
-        steps: seconds of each step.
-        batch: seconds of a batch of evaluation, its images, and batches of the whole evaluation.
+        seconds: of each step.
     """
 
     def __init__(self) -> None:
-        self.steps: list[float] = []
-        self.batch: tuple[float, int, int] = (0.0, 1, 0)
+        self.seconds: list[float] = []
         self._start = 0.0
 
     def before_step(self) -> None:
@@ -74,42 +73,46 @@ class Rehearsal(HookBase):
 
     def after_step(self) -> None:
         """A step has ended."""
-        self.steps.append(_now() - self._start)
-
-    def cut(self, loader: Any, evaluator: DatasetEvaluator) -> tuple["_FirstBatches", "_NoResults"]:
-        """The first batches of a test loader, and an evaluator that takes them and no more."""
-        return _FirstBatches(loader, self), _NoResults(evaluator)
+        self.seconds.append(_now() - self._start)
 
 
-class _FirstBatches:
-    def __init__(self, loader: Any, rehearsal: Rehearsal) -> None:
-        self.loader, self.rehearsal = loader, rehearsal
+class FirstBatches:
+    """The first batches of a test loader, which takes the time that they need.
+
+    Attributes:
+        seconds: from one batch to the next, without the first if there are more.
+        images: of a batch.
+        whole: batches of the whole evaluation.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+        self.seconds, self.images, self.whole = 0.0, 1, len(loader)
 
     def __len__(self) -> int:
-        return min(len(self.loader), BATCHES)
+        return min(self.whole, BATCHES)
 
     def __iter__(self) -> Iterator[Any]:
         times = [_now()]
         # No further batch is asked for, which some loaders would be long in making.
         for _, batch in zip(range(len(self)), self.loader, strict=False):
-            images = len(batch) if isinstance(batch[0], dict) else len(batch[0])
+            self.images = len(batch) if isinstance(batch[0], dict) else len(batch[0])
             yield batch
             times.append(_now())
         if len(times) > 1:
             # The first takes longer, as workers start and kernels are chosen.
             first = min(1, len(times) - 2)
-            seconds = (times[-1] - times[first]) / (len(times) - 1 - first)
-            self.rehearsal.batch = (seconds, images, len(self.loader))
+            self.seconds = (times[-1] - times[first]) / (len(times) - 1 - first)
 
 
-class _NoResults(DatasetEvaluator):
-    """An evaluator that has not seen all images, as some insist on."""
+class NoResults(DatasetEvaluator):
+    """An evaluator that takes some images, where others would insist on all."""
 
     def __init__(self, evaluator: DatasetEvaluator) -> None:
         self.reset, self.process = evaluator.reset, evaluator.process
 
     def evaluate(self) -> None:
-        """No results of a few images."""
+        """Some images have no results."""
 
 
 @dataclass(frozen=True)
@@ -163,10 +166,13 @@ def dry_run(cfg: DictConfig, short: DictConfig, peers: PeerWatch | None = None) 
         UserError: the run could not be made: it says what to lower if there is too little memory,
             or what else is wrong; or the disk has too little room for the checkpoints.
     """
-    folder, rehearsal = Path(short.train.output_dir), Rehearsal()
+    folder, steps = Path(short.train.output_dir), StepTimes()
     try:
-        train(short, peers=peers, rehearsal=rehearsal)
-        needs = _needs(cfg, folder, rehearsal)
+        images = FirstBatches(instantiate(short.dataloader.test))
+        short.dataloader.test = images
+        short.dataloader.evaluator = NoResults(instantiate(short.dataloader.evaluator))
+        train(short, peers=peers, timer=steps)
+        needs = _needs(cfg, folder, steps, images)
     except Preempted as error:
         raise UserError(f"the dry run was {error.line.partition(':')[0]}") from error
     finally:
@@ -182,11 +188,11 @@ def dry_run(cfg: DictConfig, short: DictConfig, peers: PeerWatch | None = None) 
     return needs
 
 
-def _needs(cfg: DictConfig, folder: Path, rehearsal: Rehearsal) -> Needs:
+def _needs(cfg: DictConfig, folder: Path, steps: StepTimes, images: FirstBatches) -> Needs:
     # Of the process that takes longest or most.
     memory = max(comm.all_gather(_peak_memory(cfg.train.device)))
-    step = max(comm.all_gather(rehearsal.steps[-1]))
-    seconds, images, batches = max(comm.all_gather(rehearsal.batch))
+    step = max(comm.all_gather(steps.seconds[-1]))
+    batch = max(comm.all_gather(images.seconds))
     max_iter, period = cfg.train.max_iter, cfg.train.eval_period
     evaluations = math.ceil(max_iter / period) if period else 1
     # Averaged weights are evaluated beside the others.
@@ -201,10 +207,10 @@ def _needs(cfg: DictConfig, folder: Path, rehearsal: Rehearsal) -> Needs:
         memory=memory,
         memory_there=_memory_there(cfg.train.device),
         step=step,
-        image=seconds / images,
+        image=batch / images.images,
         steps=max_iter,
         evaluations=evaluations,
-        seconds=max_iter * step + evaluations * each * batches * seconds,
+        seconds=max_iter * step + evaluations * each * images.whole * batch,
         checkpoint=checkpoint,
         disk=at_once * checkpoint + sizes.get(AVERAGE, 0),
         disk_free=shutil.disk_usage(folder.parent).free + sum(sizes.values()),

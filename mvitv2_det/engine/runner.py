@@ -131,10 +131,7 @@ def load_checkpoint(cfg: DictConfig, model: nn.Module) -> None:
 
 
 def evaluate(
-    cfg: DictConfig,
-    model: nn.Module,
-    between_batches: Callable[[], None] | None = None,
-    rehearsal: Any = None,
+    cfg: DictConfig, model: nn.Module, between_batches: Callable[[], None] | None = None
 ) -> Mapping[str, Mapping[str, float]]:
     """Computes what the config's evaluator does of a model on the test split: COCO's results.
 
@@ -142,18 +139,15 @@ def evaluate(
         cfg: the config.
         model: the model.
         between_batches: is called before each.
-        rehearsal: a :class:`.dry_run.Rehearsal`, which takes the first images alone.
 
     Returns:
         ``{"bbox": {"AP": …, "AP50": …, …}, "segm": {…}}`` in percent; empty on all processes but
-        the main one, and in a rehearsal.
+        the main one.
     """
-    loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    if rehearsal:
-        loader, evaluator = rehearsal.cut(loader, evaluator)
+    loader = instantiate(cfg.dataloader.test)
     if between_batches:
         loader = _Calling(loader, between_batches)
-    results = inference_on_dataset(model, loader, evaluator)
+    results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
     if comm.is_main_process():
         print_csv_format(results)
     return results
@@ -183,7 +177,7 @@ def train(
     *,
     resume: bool = False,
     peers: PeerWatch | None = None,
-    rehearsal: Any = None,
+    timer: hooks.HookBase | None = None,
 ) -> nn.Module:
     """Trains the config's model, evaluating and saving as it goes.
 
@@ -194,7 +188,7 @@ def train(
         cfg: with ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier`` and ``train``.
         resume: go on from the newest checkpoint in ``train.output_dir``, if there is one.
         peers: what other processes see of this one.
-        rehearsal: a :class:`.dry_run.Rehearsal`, which takes the times and cuts evaluations short.
+        timer: a hook that comes before all others, so that steps alone are between its calls.
 
     Returns:
         the trained model.
@@ -215,10 +209,10 @@ def train(
         seed_all(derived_seed(state.seed, MODEL))
         model = build_model(cfg)
         cfg.optimizer.params.model = model
-        optimizer = _with_plain_settings(instantiate(cfg.optimizer))
-        average = _build_average(cfg, model)
+        plain, average = model, _build_average(cfg, model)
         _compile(cfg, model)
-        plain, model = model, create_ddp_model(model, **_ddp_options(cfg))
+        optimizer = _with_plain_settings(instantiate(cfg.optimizer))
+        model = create_ddp_model(model, **_ddp_options(cfg))
         loader = _build_loader(cfg)
         trainer = Trainer(
             _with_task(cfg, model),
@@ -237,8 +231,8 @@ def train(
         )
         checkpoints = PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
         preemption = Preemption(signals, checkpoints)
-        trainer.register_hooks([rehearsal, Averaging(average, plain) if average else None])
-        evaluation = _evaluation(cfg, trainer.model, average, preemption, peers, rehearsal)
+        trainer.register_hooks([timer, Averaging(average, plain) if average else None])
+        evaluation = _evaluation(cfg, trainer.model, average, preemption, peers)
         trainer.register_hooks(
             _hooks(cfg, evaluation, checkpoints, preemption, peers, resumed=state.start > 0)
         )
@@ -483,7 +477,6 @@ def _evaluation(
     average: WeightAverage | None,
     preemption: Preemption,
     peers: PeerWatch | None,
-    rehearsal: Any,
 ) -> Evaluation:
     """The hook that evaluates the weights and, beside them, their average."""
 
@@ -497,9 +490,9 @@ def _evaluation(
         if average:
             logger.info("Evaluating the averaged weights, then the others")
             averaged_model = _with_task(cfg, average.model)
-            averaged = {AVERAGE: evaluate(cfg, averaged_model, between_batches, rehearsal)}
+            averaged = {AVERAGE: evaluate(cfg, averaged_model, between_batches)}
         # Last, as what is drawn of the last predictions belongs to the weights in "model".
-        return {**evaluate(cfg, model, between_batches, rehearsal), **averaged}
+        return {**evaluate(cfg, model, between_batches), **averaged}
 
     return Evaluation(cfg.train.eval_period, evaluate_all)
 

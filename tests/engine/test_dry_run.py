@@ -10,7 +10,7 @@ from mvitv2_det.commands import main
 from mvitv2_det.config import apply_overrides
 from mvitv2_det.engine import dry_run
 from mvitv2_det.engine.checkpoint import check_fresh
-from mvitv2_det.engine.dry_run import Needs, Rehearsal, _needs, shortened
+from mvitv2_det.engine.dry_run import FirstBatches, Needs, StepTimes, _needs, shortened
 from mvitv2_det.engine.trainer import Trainer
 
 NAME = "mask_rcnn_mvitv2_t_3x"
@@ -63,10 +63,11 @@ def config(*overrides):
 
 def needs(folder, *overrides):
     """Two steps of 3 and 2 s; batches of 4 images in 8 s, 10 in the whole evaluation."""
-    rehearsal = Rehearsal()
-    rehearsal.steps, rehearsal.batch = [3.0, 2.0], (8.0, 4, 10)
+    steps, images = StepTimes(), FirstBatches(range(10))
+    steps.seconds = [3.0, 2.0]
+    images.seconds, images.images = 8.0, 4
     (folder / "model_final.pth").write_bytes(bytes(3000))
-    return _needs(config(*overrides), folder, rehearsal)
+    return _needs(config(*overrides), folder, steps, images)
 
 
 def test_numbers_by_hand(tmp_path):
@@ -92,6 +93,8 @@ def test_too_little_room(tmp_path, monkeypatch):
     monkeypatch.setattr(
         dry_run, "_needs", lambda *args: Needs(1, 2, 1.0, 1.0, 9, 1, 9.0, 2**30, 5 * 2**30, 2**30)
     )
+    monkeypatch.setattr(dry_run, "instantiate", lambda node: DatasetEvaluator())
+    monkeypatch.setattr(dry_run, "FirstBatches", lambda loader: loader)
     cfg = config(f"train.output_dir={tmp_path}")
     with pytest.raises(UserError, match=r"need 5\.00 GiB, .* has 1\.00 GiB free: lower train\."):
         dry_run.dry_run(cfg, shortened(cfg))
@@ -109,10 +112,9 @@ def test_evaluation_is_cut_short():
                 asked.append(number)
                 yield [{"image": number}] * 3
 
-    rehearsal = Rehearsal()
-    loader, _ = rehearsal.cut(Loader(), DatasetEvaluator())
+    loader = FirstBatches(Loader())
     assert len(loader) == len(list(loader)) == dry_run.BATCHES
-    assert rehearsal.batch[1:] == (3, 100) and rehearsal.batch[0] > 0
+    assert (loader.images, loader.whole) == (3, 100) and loader.seconds > 0
     assert asked == list(range(dry_run.BATCHES))
 
 
