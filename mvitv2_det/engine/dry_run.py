@@ -169,8 +169,8 @@ def dry_run(cfg: DictConfig, short: DictConfig, peers: PeerWatch | None = None) 
     folder, steps = Path(short.train.output_dir), StepTimes()
     try:
         images = FirstBatches(instantiate(short.dataloader.test))
-        short.dataloader.test = images
-        short.dataloader.evaluator = NoResults(instantiate(short.dataloader.evaluator))
+        evaluator = NoResults(instantiate(short.dataloader.evaluator))
+        short.dataloader.update(test=images, evaluator=evaluator)
         train(short, peers=peers, timer=steps)
         needs = _needs(cfg, folder, steps, images)
     except Preempted as error:
