@@ -43,8 +43,10 @@ def fit(folder, name, *overrides):
     assert ("train.compile=true" in overrides) == (counter.frame_count > 0)
 
 
-def _fit_on_two(folder, name, *overrides):
+def _fit_twice_on_two(folder, name, *overrides):
+    """Without the overrides and with them."""
     assert dist.get_world_size() == 2
+    fit(folder, "plain")
     fit(folder, name, *overrides)
 
 
@@ -96,19 +98,14 @@ def test_compiled_training_is_the_same_and_goes_on_without(coco_folder):
 
 def test_activations_are_recomputed_on_two_processes(coco_folder):
     """The same operations on the same numbers: bit for bit."""
-    run(_fit_on_two, coco_folder, coco_folder, "plain", name="meet1")
-    run(_fit_on_two, coco_folder, coco_folder, "recomputed", CHECKPOINTED, name="meet2")
+    run(_fit_twice_on_two, coco_folder, coco_folder, "recomputed", CHECKPOINTED)
     check_same(weights(coco_folder, "plain"), weights(coco_folder, "recomputed"), 0)
 
 
 @needs_torch
 @pytest.mark.long
 def test_compiled_training_on_two_processes(coco_folder):
-    run(_fit_on_two, coco_folder, coco_folder, "plain", name="meet1")
-    run(
-        _fit_on_two, coco_folder, coco_folder, "compiled", CHECKPOINTED, "train.compile=true",
-        name="meet2",
-    )  # fmt: skip
+    run(_fit_twice_on_two, coco_folder, coco_folder, "compiled", CHECKPOINTED, "train.compile=true")
     check_same(weights(coco_folder, "plain"), weights(coco_folder, "compiled"), 1e-4)
 
 
