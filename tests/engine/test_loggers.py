@@ -30,7 +30,7 @@ class Service:
     def __getattr__(self, name):
         def call(*args, **keywords):
             if name in self.fails:
-                raise ConnectionError(f"no connection\nin {name}")
+                raise RuntimeError(f"no connection\nin {name}")
             self.calls.append((name, args, keywords))
             return self
 
