@@ -14,7 +14,7 @@ A config for another task than detection may have, beside what all have:
 - ``train.compile``: whether blocks run compiled; see :func:`mvitv2_det.fused.compile_blocks`;
 - ``train.accumulate``, ``train.clip_norm``, ``train.max_non_finite_steps``: see
   :class:`.trainer.Trainer`;
-- ``train.max_unreadable_images``: so many are replaced by others, in each process and start;
+- ``train.max_unreadable``: so many are replaced by others, in each process and start;
 - ``train.peer_timeout``: seconds in which each process must get to its next step;
 - ``train.dry_run``: see :mod:`.dry_run`;
 - ``train.loggers``: further writers of metrics, names in :data:`.loggers.LOGGERS`;
@@ -382,7 +382,7 @@ def _build_loader(cfg: DictConfig) -> Any:
     except (AssertionError, TypeError) as error:
         raise UserError(f"dataloader.train cannot be built: {_reason(error)}") from error
     if isinstance(loader, TrainLoader):
-        loader.max_unreadable = setting(cfg, "train.max_unreadable_images")
+        loader.max_unreadable = setting(cfg, "train.max_unreadable")
     return loader
 
 

@@ -33,7 +33,7 @@ DEFAULTS: Mapping[str, Any] = {
     "train.model_ema.decay": 0.9999,
     "train.model_ema.warmup": False,
     "train.max_non_finite_steps": 0,
-    "train.max_unreadable_images": 0,
+    "train.max_unreadable": 0,
     "train.peer_timeout": 1800.0,
     "train.strict": False,
 }
@@ -120,7 +120,7 @@ _TRAINING = {
     "train.model_ema.decay": _SHARE,
     "train.model_ema.warmup": _BOOLEAN,
     "train.max_non_finite_steps": _integer(0),
-    "train.max_unreadable_images": _integer(0),
+    "train.max_unreadable": _integer(0),
     "train.amp.enabled": _BOOLEAN,
     "dataloader.train.total_batch_size": _integer(1),
     "dataloader.train.num_workers": _integer(0),

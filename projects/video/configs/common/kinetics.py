@@ -45,8 +45,6 @@ dataset = dict(
     backend="",
     # Frames in a second of folders of frames, which do not tell.
     fps=30,
-    # Videos that do not decode: so many are replaced by others of their class, then the run stops.
-    most_failures=100,
     prepare="projects.video.data.prepare_datasets",
 )
 
@@ -146,6 +144,8 @@ train.update(
     run_settings("classification/top1"),
     # SOLVER.CLIP_GRAD_L2NORM; the text does not mention it.
     clip_norm=1.0,
+    # Videos that do not decode are replaced by others of their class; then the run stops.
+    max_unreadable=100,
     amp=dict(enabled=True, dtype="float16"),
     # How an image network becomes one of clips: section 4.3.
     load=dict(classes="all", inflate="centre", tables="as_is"),
