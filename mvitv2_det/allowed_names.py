@@ -88,6 +88,7 @@ _NAMES = frozenset(
         "mvitv2_det.data.datasets.prepare_datasets",
         "mvitv2_det.data.lvis.FederatedLossWeights",
         "mvitv2_det.data.mapper.DatasetMapper",
+        "mvitv2_det.engine.layer_decay.LayerDecay",
         "mvitv2_det.engine.schedule.warmup_fraction",
         "mvitv2_det.recognition.actions.ActionRecognizer.video",
         "mvitv2_det.recognition.description.ClipInput",

@@ -100,7 +100,8 @@ def _read_config(args: argparse.Namespace) -> "DictConfig":
     from ..config import config_files
     from ..engine import check_run
     from ..engine.checkpoint import check_fresh
-    from ..engine.validate import check_processes, check_settings
+    from ..engine.schedule import collecting_notes, set_schedule
+    from ..engine.validate import check_processes, check_settings, setting
     from ..trained import read_config
 
     cfg = read_config(args.config_file, args.opts, args.trust)
@@ -110,9 +111,12 @@ def _read_config(args: argparse.Namespace) -> "DictConfig":
         OmegaConf.update(cfg, "train.strict", True, force_add=True)
     training = not args.eval_only
     check_run(cfg, training=training, complete=False)
-    if training and not args.resume:
+    if training and not args.resume and not setting(cfg, "train.dry_run"):
         check_fresh(cfg.train.output_dir)
-    _prepare(cfg)(cfg, training=training)
+    with collecting_notes() as args.notes:
+        _prepare(cfg)(cfg, training=training)
+        if training:
+            set_schedule(cfg)
     check_settings(cfg, training=training)
     check_processes(
         cfg,
@@ -143,6 +147,7 @@ def _run_process(args: argparse.Namespace, cfg: "DictConfig") -> None:
 
     from ..engine import evaluate_checkpoint, train
     from ..engine.checkpoint import only_run_in
+    from ..engine.dry_run import dry_run, shortened
     from ..engine.launch import meeting_host
     from ..engine.peers import PeerWatch
     from ..engine.validate import setting
@@ -152,13 +157,21 @@ def _run_process(args: argparse.Namespace, cfg: "DictConfig") -> None:
     # The processes do not share Detectron2's catalogs of data sets.
     _prepare(cfg)(cfg, training=not args.eval_only, check=False)
     with nullcontext() if args.eval_only else only_run_in(cfg.train.output_dir):
+        whole = cfg
+        is_dry = not args.eval_only and setting(cfg, "train.dry_run")
+        if is_dry:
+            cfg = shortened(cfg)
         default_setup(cfg, args)
         setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mvitv2_det")
+        for note in args.notes:
+            logging.getLogger(__name__).info(note)
         peers = None
         if comm.get_world_size() > 1:
             peers = PeerWatch(meeting_host(args.dist_url), setting(cfg, "train.peer_timeout"))
         if args.eval_only:
             evaluate_checkpoint(cfg, peers)
+        elif is_dry:
+            dry_run(whole, cfg, peers)
         else:
             train(cfg, resume=args.resume, peers=peers)
         if peers:
