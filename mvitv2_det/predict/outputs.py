@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..errors import UserError
 from ..visualize import draw_instances
+from ..visualize.masks import MaskPart
 from .classes import Classes
 from .inputs import Source
 from .writing import distinct_files, json_list, replacing
@@ -107,7 +108,7 @@ class OutputFolder:
         self._images.extend([{"id": image_id, **where, "width": width, "height": height}])
         self._results.extend(
             result | {"category_id": self._classes.ids[result["category_id"]]} | where
-            for result in instances_to_coco_json(instances, image_id)
+            for result in as_coco(instances, image_id)
         )
         self.images += 1
         self.instances += len(instances)
@@ -152,8 +153,18 @@ class OutputFolder:
         writer.write(bgr if size == first_size else cv2.resize(bgr, first_size))
 
 
+def mask_parts(instances: Instances) -> list[MaskPart] | None:
+    """The masks of predicted instances; None of a model without masks."""
+    if not instances.has("pred_masks"):
+        return None
+    return [
+        mask if isinstance(mask, MaskPart) else MaskPart.of(np.asarray(mask))
+        for mask in instances.pred_masks
+    ]
+
+
 def as_annotations(instances: Instances) -> list[dict[str, Any]]:
-    """Converts predicted instances to Detectron2's dataset format."""
+    """Converts predicted instances to Detectron2's dataset format; masks are :class:`MaskPart`."""
     annotations = [
         {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category, "score": score}
         for box, category, score in zip(
@@ -163,10 +174,19 @@ def as_annotations(instances: Instances) -> list[dict[str, Any]]:
             strict=True,
         )
     ]
-    if instances.has("pred_masks"):
-        for annotation, mask in zip(annotations, instances.pred_masks.numpy(), strict=True):
-            annotation["segmentation"] = mask.astype(np.uint8)
+    for annotation, mask in zip(annotations, mask_parts(instances) or (), strict=False):
+        annotation["segmentation"] = mask
     return annotations
+
+
+def as_coco(instances: Instances, image_id: int) -> list[dict[str, Any]]:
+    """Converts predicted instances to COCO's results format; classes keep the model's numbers."""
+    masks = mask_parts(instances)
+    fields = {name: value for name, value in instances.get_fields().items() if name != "pred_masks"}
+    records = instances_to_coco_json(Instances(instances.image_size, **fields), image_id)
+    for record, mask in zip(records, masks or (), strict=False):
+        record["segmentation"] = mask.rle(*instances.image_size)
+    return records
 
 
 def _overlay_files(folder: Path, sources: Sequence[Source]) -> dict[Source, Path]:

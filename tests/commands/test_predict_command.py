@@ -21,6 +21,7 @@ from mvitv2_det.predict import Predictor
 from mvitv2_det.predict.__main__ import main as predict_module
 from mvitv2_det.predict.inputs import Source
 from mvitv2_det.predict.outputs import OutputFolder, _overlay_files
+from mvitv2_det.visualize.instances import resized
 
 pytestmark = pytest.mark.usefixtures("fresh_loggers")
 
@@ -108,7 +109,9 @@ def test_overlays_are_drawn_apart(photos, call):
     assert files == ["a/1.png", "a/1.tif.png", "a/2.png", "b/1.png"]
     for file in files[:1] + files[2:]:
         drawn, plain = (np.asarray(Image.open(root / file)) for root in (overlays, photos))
-        assert drawn.shape == plain.shape and (drawn != plain).any()
+        scale = drawn.shape[0] // plain.shape[0]
+        assert scale > 1 and drawn.shape == (plain.shape[0] * scale, plain.shape[1] * scale, 3)
+        assert (drawn != resized(plain, scale)).any()
 
 
 def test_no_two_overlays_share_a_file(tmp_path):
@@ -219,7 +222,8 @@ def test_videos(photos, call):
     for name, frames in (("0.mp4", 3), ("1.avi.mp4", 2)):
         fps, drawn = read_video(photos / "out" / "overlays" / name)
         assert fps == 5 and len(drawn) == frames
-    assert (drawn[0] != read_video(photos / "a" / "1.avi")[1][0]).mean() > 0.1
+    plain = read_video(photos / "a" / "1.avi")[1][0]
+    assert (drawn[0] != resized(plain, drawn[0].shape[0] / plain.shape[0])).mean() > 0.1
 
 
 def test_frames_are_predicted_as_images_are(detector, photos, call):
