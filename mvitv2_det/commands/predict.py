@@ -46,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=8,
         help="images of one size that go through the model together, at most (default: 8)",
     )
+    parser.add_argument(
+        "--tiles",
+        metavar="SIDE[:OVERLAP]",
+        help="look at square parts of each image, which large images with small instances need: "
+        "such as 1024, which overlap by a quarter, or 1024:128",
+    )
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     parser.add_argument(
         "--precision",
@@ -87,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
         score_threshold=args.score_threshold,
         batch_size=args.batch_size,
         cuda_graphs=args.cuda_graphs,
+        tiles=args.tiles,
     )
     return exit_status(process, args.output)
 

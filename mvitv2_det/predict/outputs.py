@@ -15,10 +15,11 @@ from detectron2.structures import BoxMode, Instances
 from PIL import Image
 
 from ..errors import UserError
-from ..visualize import draw_instances
+from ..visualize.instances import draw_on, picture_scale, resized
 from ..visualize.masks import MaskPart
 from .classes import Classes
 from .inputs import Source
+from .large_images import LargeImage
 from .writing import distinct_files, json_list, replacing
 
 RESULTS, IMAGES, OVERLAYS = "results.json", "images.json", "overlays"
@@ -34,13 +35,13 @@ class Predicted:
     Attributes:
         source: the image, or the video of the frame.
         frame: number of the frame in its video, from 0 on; None for an image.
-        image: (H, W, 3) RGB uint8.
+        image: (H, W, 3) RGB uint8, or a large image.
         instances: what was found, in pixels of ``image``.
     """
 
     source: Source
     frame: int | None
-    image: np.ndarray
+    image: np.ndarray | LargeImage
     instances: Instances
 
 
@@ -122,9 +123,10 @@ class OutputFolder:
             stack.close()
 
     def _draw(self, predicted: Predicted) -> None:
-        drawn = draw_instances(
-            predicted.image, as_annotations(predicted.instances), self._classes.names
-        )
+        image, size = predicted.image, predicted.image.shape[:2]
+        scale = picture_scale(*size)
+        drawn = image.at_scale(scale) if isinstance(image, LargeImage) else resized(image, scale)
+        draw_on(drawn, as_annotations(predicted.instances), self._classes.names, size, scale)
         if predicted.frame is not None:
             self._write_frame(predicted.source, drawn)
             return

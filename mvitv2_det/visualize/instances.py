@@ -42,9 +42,9 @@ def class_colors(number: int) -> list[tuple[float, float, float]]:
 
 
 def picture_scale(height: int, width: int) -> float:
-    """Pixels of a picture for each of the image: a whole number, or less than 1 of a large one."""
+    """Pixels of a picture for each of the image: a whole number, or one divided by it."""
     if max(height, width) > MOST_SIDE:
-        return MOST_SIDE / max(height, width)
+        return 1 / math.ceil(max(height, width) / MOST_SIDE)
     enlarged = math.ceil(LEAST_SIDE / min(height, width))
     return max(1, min(enlarged, MOST_SIDE // 4 // max(height, width)))
 
