@@ -10,7 +10,6 @@ from PIL import Image, ImageOps
 from ..visualize.instances import resized
 from .images import as_rgb, reading_image
 
-
 _ROWS = 256  # of a picture that are made together
 
 
