@@ -16,7 +16,17 @@ from .. import __version__
 from ..errors import one_line
 from ..third_party_warnings import silence_third_party_warnings
 
-COMMANDS = ("train", "predict", "classify", "export", "convert", "count", "draw", "look-inside")
+COMMANDS = (
+    "train",
+    "predict",
+    "classify",
+    "export",
+    "convert",
+    "count",
+    "draw",
+    "report",
+    "look-inside",
+)
 
 _INTERRUPTED = 130  # what a shell gives for a process that Ctrl-C ended: 128 + SIGINT
 _BROKEN_PIPE = 141  # the same for SIGPIPE
