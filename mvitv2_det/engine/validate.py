@@ -25,6 +25,7 @@ DEFAULTS: Mapping[str, Any] = {
     "train.max_unreadable_images": 0,
     "train.peer_timeout": 1800.0,
     "train.strict": False,
+    "train.report": True,
 }
 
 
@@ -73,6 +74,7 @@ _EVALUATION = {
     "train.output_dir": _TEXT,
     "train.init_checkpoint": _Kind("a text", lambda value: isinstance(value, str), True),
     "train.strict": _BOOLEAN,
+    "train.report": _BOOLEAN,
     "train.amp.dtype": _Kind(" or ".join(AMP_DTYPES), lambda value: value in AMP_DTYPES),
     "train.peer_timeout": _POSITIVE,
     "train.seed": _Kind(

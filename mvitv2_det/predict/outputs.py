@@ -14,7 +14,8 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import BoxMode, Instances
 from PIL import Image
 
-from ..errors import UserError
+from ..video.with_av import require_av
+from ..video.writing import VideoWriter
 from ..visualize.instances import draw_on, picture_scale, resized
 from ..visualize.masks import MaskPart
 from .classes import Classes
@@ -66,12 +67,14 @@ class OutputFolder:
             draws: whether to write overlays.
 
         Raises:
-            UserError: an overlay would replace an input.
+            UserError: an overlay would replace an input, or one of a video needs PyAV.
         """
+        if draws and any(source.is_video for source in sources):
+            require_av()
         self._folder, self._classes = folder, classes
         self._overlays = _overlay_files(folder / OVERLAYS, sources) if draws else {}
         self._stack = ExitStack()
-        self._video: tuple[Source, cv2.VideoWriter, tuple[int, int], ExitStack] | None = None
+        self._video: tuple[Source, VideoWriter, tuple[int, int], ExitStack] | None = None
         self.images = self.instances = 0
 
     def __enter__(self) -> "OutputFolder":
@@ -96,7 +99,7 @@ class OutputFolder:
 
         Raises:
             OSError: a file cannot be written.
-            UserError: this OpenCV cannot encode videos.
+            UserError: a video cannot be written.
         """
         source, instances = predicted.source, predicted.instances
         height, width = predicted.image.shape[:2]
@@ -117,9 +120,8 @@ class OutputFolder:
     def end_video(self) -> None:
         """Finishes the overlay of the video that was added last."""
         if self._video is not None:
-            _, writer, _, stack = self._video
+            *_, stack = self._video
             self._video = None
-            writer.release()
             stack.close()
 
     def _draw(self, predicted: Predicted) -> None:
@@ -136,23 +138,18 @@ class OutputFolder:
             Image.fromarray(drawn).save(part, quality=95)
 
     def _write_frame(self, source: Source, drawn: np.ndarray) -> None:
-        size = drawn.shape[1], drawn.shape[0]
         if self._video is None or self._video[0] != source:
             self.end_video()
             file = self._overlays[source]
             file.parent.mkdir(parents=True, exist_ok=True)
             stack = ExitStack()
             part = stack.enter_context(replacing(file, keeps_part=True))
-            # OpenCV's wheels have no encoder of H.264.
-            code = cv2.VideoWriter.fourcc(*"mp4v")
-            writer = cv2.VideoWriter(str(part), code, source.frames_per_second(), size)
-            self._video = source, writer, size, stack
-            if not writer.isOpened():
-                raise UserError(f"cannot write video {file}: this OpenCV has no MPEG-4 encoder")
-        _, writer, first_size, _ = self._video
-        bgr = cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)
-        # The writer would drop frames of another size silently.
-        writer.write(bgr if size == first_size else cv2.resize(bgr, first_size))
+            writer = stack.enter_context(VideoWriter(part, source.frames_per_second()))
+            self._video = source, writer, (drawn.shape[1], drawn.shape[0]), stack
+        _, writer, size, _ = self._video
+        # A file has frames of one size.
+        same = (drawn.shape[1], drawn.shape[0]) == size
+        writer.add(drawn if same else cv2.resize(drawn, size))
 
 
 def mask_parts(instances: Instances) -> list[MaskPart] | None:

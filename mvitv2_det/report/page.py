@@ -1,7 +1,6 @@
 """The page of a report: one HTML file that needs no other, and no network."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -38,7 +37,7 @@ class Part:
     note: str = ""
     picture: str = ""
     header: list[str] = field(default_factory=list)
-    rows: list[list[Any]] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
     text: str = ""
 
@@ -66,6 +65,7 @@ def render(title: str, subtitle: str, tiles: list[tuple[str, str]], sections: li
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["is_text"] = lambda cell: not cell[:1].isdigit() and cell != "–"
     page = environment.get_template("page.html.j2")
     sections = [section for section in sections if section.parts]
     return page.render(title=title, subtitle=subtitle, tiles=tiles, sections=sections)

@@ -88,17 +88,14 @@ def confused(pairs: list[ImagePairs], truth: Truth, threshold: float) -> Section
     names = [*truth.names, "(nothing)"]
     right, found = int(np.trace(counts[:-1, :-1])), int(counts[:, :-1].sum())
     there = int(counts[:-1].sum())
-    title = (
-        f"{right:,} of {there:,} instances are found as what they are; {found:,} detections "
-        f"score above {threshold:g}"
-    )
+    title = f"{right:,} of {there:,} instances are right"
     picture = figures.as_svg(
         lambda file: draw_confusion_matrix(counts, names, file, title=title, of="row")
     )
     note = (
-        "Rows: what is there. Columns: what it is taken for; (nothing) is a column of what is "
-        "missed, and a row of detections where there is nothing. Matched at IoU 0.5, whatever the "
-        "class."
+        f"Of the {found:,} detections that score above {threshold:g}. Rows: what is there. "
+        f"Columns: what it is taken for; (nothing) is a column of what is missed, and a row of "
+        f"detections where there is nothing. Matched at IoU 0.5, whatever the class."
     )
     return Section("Confusion", [Part(note=note, picture=picture)])
 

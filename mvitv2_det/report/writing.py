@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -219,13 +220,14 @@ def next_commands(folder: RunFolder) -> str:
     if not weights:
         return ""
     if (folder.path / CLASSIFICATIONS).is_file():
-        return f"mvitv2-det classify photos/ --weights {weights} --output found"
-    own = f"--config {folder.path / 'config.yaml'} --weights {weights}"
+        return f"mvitv2-det classify photos/ --weights {quote(str(weights))} --output found"
+    config = folder.path / "config.yaml"
+    own = f"--config {quote(str(config))} --weights {quote(str(weights))}"
     return "\n".join(
         [
             f"mvitv2-det predict photos/ {own} --output found",
             f"mvitv2-det export {own} --part detector --format onnx --output detector.onnx",
-            f"mvitv2-det report {folder.path}",
+            f"mvitv2-det report {quote(str(folder.path))}",
         ]
     )
 

@@ -103,6 +103,7 @@ def draw_confusion_matrix(
     axes.set_xticks(range(len(shown)), names, rotation=90, parse_math=False)
     axes.set_yticks(range(len(shown)), names, parse_math=False)
     axes.tick_params(labelsize=9)
+    axes.grid(visible=False)
     axes.set(xlabel="predicted class", ylabel="true class")
     figure.suptitle(title, fontsize=12)
     for (row, column), number in np.ndenumerate(part):
