@@ -1,7 +1,7 @@
 """Writing predictions: overlays, and results in COCO's format, as they are found."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -17,7 +17,7 @@ from PIL import Image
 from ..video.with_av import require_av
 from ..video.writing import VideoWriter
 from ..visualize.instances import draw_on, picture_scale, resized
-from ..visualize.masks import MaskPart
+from ..visualize.masks import MaskPart, PackedMask
 from .classes import Classes
 from .inputs import Source
 from .large_images import LargeImage
@@ -152,18 +152,14 @@ class OutputFolder:
         writer.add(drawn if same else cv2.resize(drawn, size))
 
 
-def mask_parts(instances: Instances) -> list[MaskPart] | None:
-    """The masks of predicted instances; None of a model without masks."""
-    if not instances.has("pred_masks"):
-        return None
-    return [
-        mask if isinstance(mask, MaskPart) else MaskPart.of(np.asarray(mask))
-        for mask in instances.pred_masks
-    ]
+def predicted_masks(instances: Instances) -> Iterator[MaskPart | PackedMask]:
+    """The masks of predicted instances, one at a time; none of a model without masks."""
+    for mask in instances.pred_masks if instances.has("pred_masks") else ():
+        yield mask if isinstance(mask, PackedMask) else MaskPart.of(np.asarray(mask))
 
 
 def as_annotations(instances: Instances) -> list[dict[str, Any]]:
-    """Converts predicted instances to Detectron2's dataset format; masks are :class:`MaskPart`."""
+    """Converts predicted instances to Detectron2's dataset format; masks are parts."""
     annotations = [
         {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category, "score": score}
         for box, category, score in zip(
@@ -173,18 +169,18 @@ def as_annotations(instances: Instances) -> list[dict[str, Any]]:
             strict=True,
         )
     ]
-    for annotation, mask in zip(annotations, mask_parts(instances) or (), strict=False):
+    for annotation, mask in zip(annotations, predicted_masks(instances), strict=False):
         annotation["segmentation"] = mask
     return annotations
 
 
 def as_coco(instances: Instances, image_id: int) -> list[dict[str, Any]]:
     """Converts predicted instances to COCO's results format; classes keep the model's numbers."""
-    masks = mask_parts(instances)
     fields = {name: value for name, value in instances.get_fields().items() if name != "pred_masks"}
     records = instances_to_coco_json(Instances(instances.image_size, **fields), image_id)
-    for record, mask in zip(records, masks or (), strict=False):
-        record["segmentation"] = mask.rle(*instances.image_size)
+    for record, mask in zip(records, predicted_masks(instances), strict=False):
+        part = mask.part() if isinstance(mask, PackedMask) else mask
+        record["segmentation"] = part.rle(*instances.image_size)
     return records
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..visualize.masks import MaskPart, union
+from ..visualize.masks import MaskPart, PackedMask, union
 
 LEAST_IOU = 0.5  # in the strip that both tiles see
 LEAST_SHARE = 0.7  # of what is seen of a cut instance, that lies in the other
@@ -48,7 +48,7 @@ class Found:
     boxes: np.ndarray
     scores: np.ndarray
     classes: np.ndarray
-    masks: list[MaskPart] | None
+    masks: list[PackedMask] | None
 
 
 def stitch(found: list[Found], size: tuple[int, int]) -> Found:
@@ -76,11 +76,11 @@ def stitch(found: list[Found], size: tuple[int, int]) -> Found:
         group = matches.group(seed, tiles, cut, taken)
         taken[group] = True
         kept.append(seed)
-        if cut[seed]:
+        if cut[seed] and len(group) > 1:
             boxes[seed, :2] = together.boxes[group, :2].min(0)
             boxes[seed, 2:] = together.boxes[group, 2:].max(0)
             if masks:
-                masks[seed] = union([masks[member] for member in group])
+                masks[seed] = union([masks[member].part() for member in group]).packed()
     order = sorted(kept, key=lambda index: -together.scores[index])
     return Found(
         image,
@@ -164,7 +164,7 @@ def _shared(together: Found, i: int, j: int, strip: Tile, cut: np.ndarray) -> fl
         shared = float((np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])).clip(0).prod())
         areas = float(_areas(a)), float(_areas(b))
     else:
-        masks = [together.masks[i], together.masks[j]]
+        masks = [together.masks[i].part(), together.masks[j].part()]
         window = _window(masks, strip)
         seen = [mask.within(*window) for mask in masks]
         shared = float(np.count_nonzero(seen[0] & seen[1]))
@@ -207,7 +207,7 @@ def _joined(found: list[Found], image: Tile) -> Found:
     return Found(image, boxes, scores, classes, masks)
 
 
-def _fields(found: Found) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[MaskPart] | None]:
+def _fields(found: Found) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[PackedMask] | None]:
     return found.boxes, found.scores, found.classes, found.masks
 
 

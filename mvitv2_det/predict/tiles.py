@@ -70,7 +70,7 @@ class Tiling:
 
 
 class TiledPredictor(ImagePredictor[LargeImage, Instances]):
-    """Finds instances in images of any size; ``pred_masks`` are a list of :class:`MaskPart`.
+    """Finds instances in images of any size; ``pred_masks`` are a list of :class:`PackedMask`.
 
     Attributes:
         classes: names and category ids of the model's classes.
@@ -153,7 +153,9 @@ def _placed(instances: Instances, tile: Tile) -> Found:
     shift = np.array([tile.left, tile.top] * 2, np.float32)
     masks = None
     if instances.has("pred_masks"):
-        masks = [MaskPart.of(mask, tile.top, tile.left) for mask in instances.pred_masks.numpy()]
+        masks = [
+            MaskPart.of(mask, tile.top, tile.left).packed() for mask in instances.pred_masks.numpy()
+        ]
     return Found(
         tile,
         instances.pred_boxes.tensor.numpy() + shift,

@@ -51,6 +51,8 @@ class MaskPart:
         """
         if isinstance(segmentation, MaskPart):
             return segmentation
+        if isinstance(segmentation, PackedMask):
+            return segmentation.part()
         if isinstance(segmentation, dict):
             if isinstance(segmentation["counts"], list):
                 segmentation = coco_mask.frPyObjects(segmentation, *segmentation["size"])
@@ -101,6 +103,11 @@ class MaskPart:
         resized = cv2.resize(self.pixels * 255, size, interpolation=_interpolation(scale))
         return MaskPart(top, left, (resized > 127 if scale > 1 else resized > 0).astype(np.uint8))
 
+    def packed(self) -> "PackedMask":
+        """The same in a few hundred bytes."""
+        counts = coco_mask.encode(np.asfortranarray(self.pixels))["counts"]
+        return PackedMask(self.top, self.left, self.pixels.shape, counts)
+
     def contours(self) -> list[np.ndarray]:
         """Outlines of the regions and of their holes, each (points, 1, 2) of x and y, int32."""
         if not self.pixels.size:
@@ -126,6 +133,29 @@ class MaskPart:
         size = [height, width]
         compressed = coco_mask.frPyObjects({"size": size, "counts": counts}, height, width)
         return {"size": size, "counts": compressed["counts"].decode()}
+
+
+@dataclass(frozen=True)
+class PackedMask:
+    """A :class:`MaskPart` as COCO's compressed RLE: of an image there may be a hundred thousand.
+
+    Attributes:
+        top, left: pixels above and to the left of the part.
+        shape: h and w of the part.
+        counts: of its RLE.
+    """
+
+    top: int
+    left: int
+    shape: tuple[int, ...]
+    counts: bytes
+
+    def part(self) -> MaskPart:
+        """The mask itself."""
+        if not all(self.shape):
+            return MaskPart(self.top, self.left, np.zeros((0, 0), np.uint8))
+        pixels = coco_mask.decode({"size": list(self.shape), "counts": self.counts})
+        return MaskPart(self.top, self.left, pixels)
 
 
 def union(parts: list[MaskPart]) -> MaskPart:

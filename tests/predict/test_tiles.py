@@ -17,6 +17,7 @@ from mvitv2_det.commands import main
 from mvitv2_det.predict import Predictor, large_images, read_rgb
 from mvitv2_det.predict.image_predictor import ImagePredictor
 from mvitv2_det.predict.large_images import LargeImage
+from mvitv2_det.predict.outputs import predicted_masks
 from mvitv2_det.predict.stitching import Found, Tile, stitch
 from mvitv2_det.predict.tiles import TiledPredictor, Tiling
 from mvitv2_det.visualize.instances import resized
@@ -80,19 +81,12 @@ def scene(height, width, count, radii, seed=0):
 
 def described(instances):
     """What was found, in any order."""
-    masks = instances.pred_masks if instances.has("pred_masks") else [None] * len(instances)
-    return sorted(
-        (label, *box, mask and json.dumps(MaskPart.of_segmentation(mask, 0, 0).rle(999, 999)))
-        for label, box, mask in zip(
-            instances.pred_classes.tolist(),
-            instances.pred_boxes.tensor.tolist(),
-            [
-                mask if mask is None or isinstance(mask, MaskPart) else MaskPart.of(mask.numpy())
-                for mask in masks
-            ],
-            strict=True,
-        )
-    )
+    masks = predicted_masks(instances)
+    shapes = [json.dumps(MaskPart.of_segmentation(mask, 0, 0).rle(999, 999)) for mask in masks]
+    boxes = instances.pred_boxes.tensor.tolist()
+    shapes = shapes or [""] * len(boxes)
+    found = zip(instances.pred_classes.tolist(), boxes, shapes, strict=True)
+    return sorted((label, *box, shape) for label, box, shape in found)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +135,7 @@ def test_tiles_that_are_none(text):
 
 def part(tile, box, score, masks=True):
     left, top, right, bottom = box
-    mask = [MaskPart(top, left, np.ones((bottom - top, right - left), np.uint8))]
+    mask = [MaskPart(top, left, np.ones((bottom - top, right - left), np.uint8)).packed()]
     arrays = np.array([box], np.float32), np.array([score], np.float32), np.array([0])
     return Found(tile, *arrays, mask if masks else None)
 
@@ -171,7 +165,7 @@ def test_what_two_tiles_see(first, second, expected, masks):
     assert [tuple(map(int, box)) for box in together.boxes] == expected
     assert together.scores[0] == np.float32(0.8)
     if masks:
-        bounds = cv2.boundingRect(together.masks[0].within(0, 0, 100, 160))
+        bounds = cv2.boundingRect(together.masks[0].part().within(0, 0, 100, 160))
         left, top, right, bottom = expected[0]
         assert bounds == (left, top, right - left, bottom - top)
 

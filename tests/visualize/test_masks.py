@@ -42,6 +42,7 @@ def test_rle_is_that_of_the_whole_mask(mask):
     part = MaskPart.of(mask)
     assert part.rle(HEIGHT, WIDTH) == encoded(mask)
     assert (whole(part) == mask).all()
+    assert (whole(part.packed().part()) == mask).all()
     assert part.area == mask.sum() and part.pixels.size <= mask.size
     assert (whole(MaskPart.of_segmentation(encoded(mask), HEIGHT, WIDTH)) == mask).all()
 
