@@ -68,6 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-overlays", action="store_true", help="write the json files alone, which is faster"
     )
+    parser.add_argument(
+        "--format",
+        choices=("coco", "label-studio"),
+        default="coco",
+        help="label-studio also writes label_studio.json, tasks with predictions to correct, and "
+        "label_studio.xml, the interface that they are for",
+    )
     add_trust_argument(parser)
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the config"
@@ -94,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         cuda_graphs=args.cuda_graphs,
         tiles=args.tiles,
+        label_studio=args.format == "label-studio",
     )
     return exit_status(process, args.output)
 

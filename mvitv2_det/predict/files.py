@@ -22,6 +22,7 @@ def predict_files(
     *,
     draws: bool = True,
     tiles: str | None = None,
+    label_studio: bool = False,
     **predictor_options: Any,
 ) -> int:
     """Predicts on all inputs and writes what is found; names inputs that cannot be read.
@@ -31,6 +32,7 @@ def predict_files(
         output: folder to write, made if missing; see
             :class:`mvitv2_det.predict.outputs.OutputFolder`.
         draws: whether to write overlays.
+        label_studio: whether to write tasks of Label Studio, too.
         tiles: SIDE or SIDE:OVERLAP, to look at large images in parts; see :mod:`.tiles`.
         predictor_options: keywords of :class:`mvitv2_det.Predictor`.
 
@@ -46,7 +48,7 @@ def predict_files(
     check_writable(output)
     plain = Predictor(**predictor_options)
     predictor: ImagePredictor[Any, Instances] = TiledPredictor(plain, tiling) if tiling else plain
-    folder = OutputFolder(output, sources, plain.classes, draws=draws)
+    folder = OutputFolder(output, sources, plain.classes, draws=draws, label_studio=label_studio)
     try:
         with naming_unwritable(output), folder:
             return predict_sources(

@@ -14,14 +14,16 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import BoxMode, Instances
 from PIL import Image
 
+from ..errors import UserError
 from ..video.with_av import require_av
 from ..video.writing import VideoWriter
 from ..visualize.instances import draw_on, picture_scale, resized
 from ..visualize.masks import MaskPart, PackedMask
 from .classes import Classes
 from .inputs import Source
+from .label_studio import CONFIG, TASKS, label_studio_config, label_studio_task
 from .large_images import LargeImage
-from .writing import distinct_files, json_list, replacing
+from .writing import JsonList, distinct_files, json_list, replacing
 
 RESULTS, IMAGES, OVERLAYS = "results.json", "images.json", "overlays"
 
@@ -54,10 +56,18 @@ class OutputFolder:
     what was predicted on, under the same ids. Both get their names when writing ends, even by an
     interrupt or error, and hold what was found until then. ``overlays/`` holds images and videos
     under the names of their sources.
+    With ``label_studio``, images are also in ``label_studio.json``, and the interface that this is
+    for in ``label_studio.xml``.
     """
 
     def __init__(
-        self, folder: Path, sources: Sequence[Source], classes: Classes, *, draws: bool
+        self,
+        folder: Path,
+        sources: Sequence[Source],
+        classes: Classes,
+        *,
+        draws: bool,
+        label_studio: bool = False,
     ) -> None:
         """
         Args:
@@ -65,12 +75,21 @@ class OutputFolder:
             sources: all that will be added, so that no overlay replaces another or an input.
             classes: the model's classes.
             draws: whether to write overlays.
+            label_studio: whether to write tasks of Label Studio.
 
         Raises:
-            UserError: an overlay would replace an input, or one of a video needs PyAV.
+            UserError: an overlay would replace an input, one of a video needs PyAV, or a video
+                would be a task of Label Studio.
         """
-        if draws and any(source.is_video for source in sources):
+        videos = [source for source in sources if source.is_video]
+        if label_studio and videos:
+            raise UserError(
+                f"{videos[0].path} is a video: what is written for Label Studio is of images"
+            )
+        if draws and videos:
             require_av()
+        self._tasks: JsonList | None = None
+        self._label_studio = label_studio
         self._folder, self._classes = folder, classes
         self._overlays = _overlay_files(folder / OVERLAYS, sources) if draws else {}
         self._stack = ExitStack()
@@ -83,6 +102,8 @@ class OutputFolder:
         self._results = open_list(json_list(self._folder / RESULTS, "[", "]"))
         head = f'{{"categories": {categories},\n"images": ['
         self._images = open_list(json_list(self._folder / IMAGES, head, "]}"))
+        if self._label_studio:
+            self._tasks = open_list(json_list(self._folder / TASKS, "[", "]"))
         return self
 
     def __exit__(
@@ -109,6 +130,12 @@ class OutputFolder:
             where["frame"] = predicted.frame
         if source in self._overlays:
             self._draw(predicted)
+        if self._tasks is not None:
+            names, found = self._classes.names, as_annotations(instances)
+            self._tasks.extend([label_studio_task(found, names, source.name, height, width)])
+            if not self.images:
+                interface = label_studio_config(names, masks=instances.has("pred_masks"))
+                (self._folder / CONFIG).write_text(interface, encoding="utf-8")
         self._images.extend([{"id": image_id, **where, "width": width, "height": height}])
         self._results.extend(
             result | {"category_id": self._classes.ids[result["category_id"]]} | where

@@ -170,14 +170,16 @@ def evaluate_task(truth: Truth, results: list[dict[str, Any]], task: str) -> Eva
     return Evaluated(classes, precision[:, :, :, 0], parameters.iouThrs, parameters.recThrs)
 
 
-def pair_images(truth: Truth, results: list[dict[str, Any]], task: str) -> Iterator[ImagePairs]:
-    """Yields each image with its detections, truth, and their overlaps; in order of ids."""
+def pair_images(
+    truth: Truth, results: list[dict[str, Any]], task: str, most: int = MOST_DETECTIONS
+) -> Iterator[ImagePairs]:
+    """Yields each image with its ``most`` surest detections, truth, and overlaps, by their ids."""
     by_image: dict[Any, list[dict[str, Any]]] = {image: [] for image in truth.coco.imgs}
     for result in results:
         by_image[result["image_id"]].append(result)
     for image_id in sorted(by_image):
         image = truth.coco.imgs[image_id]
-        detections = sorted(by_image[image_id], key=lambda one: -one["score"])[:MOST_DETECTIONS]
+        detections = sorted(by_image[image_id], key=lambda one: -one["score"])[:most]
         annotations = truth.coco.imgToAnns[image_id]
         if task == "segm":
             shapes = [one["segmentation"] for one in detections]
