@@ -121,6 +121,7 @@ def test_an_evaluation_ends_with_a_report(evaluation):
     assert entry["seed"] is None and entry["packages"]["torch"]
 
 
+@pytest.mark.long
 def test_a_training_ends_with_a_report(detector, coco_folder, capfd):
     arguments = ["--config-file", detector.config, *dataset_overrides(coco_folder)]
     arguments += ["train.report=true", "train.max_iter=2", "train.eval_period=2"]
