@@ -348,7 +348,7 @@ class Campaign:
                     content[self.rng.randrange(620, len(content))] = self.rng.randrange(256)
                 file.write_bytes(content[: self.rng.choice((len(content), len(content) // 2))])
             said = self.folder / f"images{number}.txt"
-            command = [*arguments(data, output), "train.max_unreadable_images=99"]
+            command = [*arguments(data, output), "train.max_unreadable=99"]
             process = start([*command, "train.max_iter=3"], said)
             status = wait(process)
             self._reap(process)

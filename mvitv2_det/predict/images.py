@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import UnreadableImage, UserError
+from ..errors import Unreadable, UserError
 
 _MOST_16_BIT = 65535
 
@@ -23,7 +23,7 @@ def read_rgb(file: str | Path) -> np.ndarray:
         (H, W, 3) RGB, uint8.
 
     Raises:
-        UnreadableImage: the file is missing, empty, cut off, no image, or of a kind whose white is
+        Unreadable: the file is missing, empty, cut off, no image, or of a kind whose white is
             not defined (32-bit integers and floats).
     """
     with reading_image(file), Image.open(file) as image:
@@ -35,26 +35,24 @@ def reading_image(file: str | Path) -> Iterator[None]:
     """Turns whatever Pillow raises for a file into one line.
 
     Raises:
-        UnreadableImage: see :func:`read_rgb`.
+        Unreadable: see :func:`read_rgb`.
     """
     if not os.path.isfile(file):
-        raise UnreadableImage(f"cannot read image {file}: there is no such file")
+        raise Unreadable(f"cannot read image {file}: there is no such file")
     if os.path.getsize(file) == 0:
-        raise UnreadableImage(f"cannot read image {file}: the file is empty")
+        raise Unreadable(f"cannot read image {file}: the file is empty")
     try:
         yield
     except UnidentifiedImageError as error:
-        raise UnreadableImage(
-            f"cannot read image {file}: it is no image that Pillow knows"
-        ) from error
+        raise Unreadable(f"cannot read image {file}: it is no image that Pillow knows") from error
     except Image.DecompressionBombError as error:
-        raise UnreadableImage(
+        raise Unreadable(
             f"cannot read image {file}: it is too large to be seen as one; predict --tiles 1024 "
             f"looks at parts of it"
         ) from error
     except Exception as error:  # damaged files make Pillow's decoders raise whatever they meet
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableImage(f"cannot read image {file}: {reason}") from error
+        raise Unreadable(f"cannot read image {file}: {reason}") from error
 
 
 def as_rgb(image: np.ndarray | Image.Image, channel_order: str) -> np.ndarray:

@@ -30,7 +30,7 @@ class LargeImage:
             channel_order: of an array, ``RGB`` or ``BGR``.
 
         Raises:
-            UnreadableImage: the file cannot be read.
+            Unreadable: the file cannot be read.
             UserError: it is no image.
         """
         self._image: np.ndarray | Image.Image
