@@ -22,7 +22,10 @@ COMMANDS = (
     "classify",
     "export",
     "convert",
+    "check",
+    "convert-data",
     "count",
+    "models",
     "draw",
     "report",
     "look-inside",
@@ -115,6 +118,21 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="function or class, such as mypackage.MyHead, that a YAML config may call although "
         "it is none of those that it may by itself; any number",
+    )
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what says how data are read: their format, and what is done with what is odd."""
+    parser.add_argument(
+        "--format",
+        help="coco (LVIS as well), panoptic, yolo, voc, labelme or cvat; found out by default",
+    )
+    parser.add_argument(
+        "--odd",
+        default="repair",
+        metavar="{repair,drop,refuse}",
+        help="what is done with annotations that are odd: put right or else left out (the "
+        "default); left out, as well as those that are wrong; or taken as wrong",
     )
 
 

@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--config", required=True, help="file or name of a LazyConfig")
     parser.add_argument(
-        "--weights", required=True, help="of a trained detector: a path, a URL, detectron2://…"
+        "--weights",
+        required=True,
+        help="of a trained detector: a name of mvitv2-det models, a path, a URL, detectron2://…",
     )
     parser.add_argument("--output", required=True, type=Path, help="folder, made if missing")
     parser.add_argument(

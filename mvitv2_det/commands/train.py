@@ -4,11 +4,12 @@
     mvitv2-det train --config-file CONFIG --eval-only train.init_checkpoint=model.pth
     mvitv2-det train --config-file CONFIG --resume train.device=cpu train.max_iter=100
 
-CONFIG is a file, or the name of a config of this project. Everything of the form key=value is an
-override of the config, in Hydra's syntax. Your own data in COCO's format need four:
+CONFIG is a file, or the name of a config of this project; train.init_checkpoint takes the names of
+released weights, too: 'mvitv2-det models' lists both. Everything of the form key=value is an
+override of the config, in Hydra's syntax. Your own data need one, the path of a file or folder in
+COCO's format, YOLO's, Pascal VOC's, LabelMe's or CVAT's:
 
-    dataset.train_json=train.json dataset.train_images=train/
-    dataset.val_json=val.json dataset.val_images=val/
+    dataset.train=my_data/
 """
 
 import argparse
@@ -29,7 +30,11 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of Detectron2's own training script, and ``--strict``."""
     parser.add_argument(
-        "--config-file", default="", metavar="CONFIG", help="file or name of a LazyConfig"
+        "--config-file",
+        "--config",
+        default="",
+        metavar="CONFIG",
+        help="file or name of a LazyConfig",
     )
     parser.add_argument(
         "--resume",

@@ -31,16 +31,18 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import JSONWriter
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from ..data.loader import TrainLoader, build_train_loader
+from ..data.lvis import check_lvis_package
 from ..errors import UserError, naming_unwritable
 from ..graphs import replay_graphs
 from ..randomness import MODEL, derived_seed, draw_seed, seed_all
-from ..weights import load_weights
+from ..weights import LoadReport, load_weights
 from ..weights.files import read_checkpoint
+from ..weights.sources import check_source
 from .checkpoint import (
     PeriodicCheckpointer,
     RunCheckpointer,
@@ -80,9 +82,12 @@ def check_run(cfg: DictConfig, *, training: bool, complete: bool = True) -> None
         UserError: a setting is wrong, or the device or the checkpoint does not exist.
     """
     check_settings(cfg, training=training, complete=complete)
+    evaluator = OmegaConf.select(cfg, "dataloader.evaluator._target_")
+    if "lvisevaluator" in str(evaluator).lower():  # a name or a class, ours or Detectron2's
+        check_lvis_package()
     checkpoint = cfg.train.init_checkpoint
-    if checkpoint and "://" not in checkpoint and not os.path.isfile(checkpoint):
-        raise UserError(f"train.init_checkpoint: there is no file {checkpoint!r}")
+    if checkpoint:
+        check_source(checkpoint)
     if not checkpoint and not training:
         raise UserError("train.init_checkpoint is empty: evaluation needs trained weights")
 
@@ -103,19 +108,23 @@ def build_model(cfg: DictConfig) -> nn.Module:
     return model.to(cfg.train.device)
 
 
-def load_checkpoint(cfg: DictConfig, model: nn.Module) -> None:
+def load_checkpoint(cfg: DictConfig, model: nn.Module) -> LoadReport | None:
     """Loads ``train.init_checkpoint``, if there is one, into a model.
+
+    Returns:
+        the report on it.
 
     Raises:
         UserError: as :func:`mvitv2_det.load_weights` does, strictly where ``train.strict`` is set.
     """
-    if cfg.train.init_checkpoint:
-        load_weights(
-            model,
-            cfg.train.init_checkpoint,
-            strict=cfg.train.get("strict", False),
-            **cfg.train.get("load", {}),
-        )
+    if not cfg.train.init_checkpoint:
+        return None
+    return load_weights(
+        model,
+        cfg.train.init_checkpoint,
+        strict=cfg.train.get("strict", False),
+        **cfg.train.get("load", {}),
+    )
 
 
 def evaluate(
@@ -147,10 +156,14 @@ def evaluate_checkpoint(
     """Evaluates the weights in ``train.init_checkpoint``; see :func:`evaluate`.
 
     If the config has a ``multi_scale_test``, that is evaluated, with the model inside.
+
+    Raises:
+        UserError: the weights are not those of the whole model.
     """
     advance = peers.advance if peers else None
     model = build_model(cfg)
-    load_checkpoint(cfg, model)
+    if report := load_checkpoint(cfg, model):
+        report.check_complete()
     if cfg.train.get("cuda_graphs", False):
         replay_graphs(getattr(model, "backbone", model))
     if cfg.get("multi_scale_test"):
