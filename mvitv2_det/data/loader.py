@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import UnreadableImage, UserError
 from ..randomness import ORDER, SAMPLE, derived_seed, seeded
+from ..stop_signals import unheard_by_children
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +62,13 @@ class TrainLoader:
         self.batches.start = batch
 
     def close(self) -> None:
-        """Ends the workers."""
+        """Ends the workers, also one that is stuck."""
+        workers = getattr(self._batches_in_use, "_workers", ())
         self._batches_in_use = None
+        for worker in workers:
+            # They do not hear SIGTERM, which torch and Python send to those that do not end.
+            if worker.is_alive():
+                worker.kill()
 
     def __iter__(self) -> Iterator[Any]:
         loader = DataLoader(
@@ -73,7 +79,8 @@ class TrainLoader:
             generator=torch.Generator(),
             **self.options,
         )
-        self._batches_in_use = iter(loader)
+        with unheard_by_children():
+            self._batches_in_use = iter(loader)
         while self._batches_in_use is not None:
             batch, self.names, unreadable = next(self._batches_in_use)
             for line in unreadable:

@@ -39,6 +39,7 @@ from ..data.loader import TrainLoader, build_train_loader
 from ..errors import UserError, naming_unwritable
 from ..graphs import replay_graphs
 from ..randomness import MODEL, derived_seed, draw_seed, seed_all
+from ..stop_signals import unheard_by_children
 from ..weights import load_weights
 from ..weights.files import read_checkpoint
 from .checkpoint import (
@@ -362,7 +363,9 @@ class _Calling:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self.loader:
+        with unheard_by_children():
+            batches = iter(self.loader)
+        for batch in batches:
             self.function()
             yield batch
 
