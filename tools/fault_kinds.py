@@ -40,11 +40,11 @@ class Runs:
 
     Args:
         folder: for all files.
-        seed: of all that is drawn.
+        rng: of all that is drawn.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.rng = folder, random.Random(seed)
+    def __init__(self, folder: Path, rng: random.Random) -> None:
+        self.folder, self.rng = folder, rng
         self.data, self.whole = folder / "data", folder / "whole"
         make_data(self.data)
         begun = time.monotonic()
@@ -60,6 +60,7 @@ class Runs:
         fault: Callable[[int], None],
         *,
         times: int = 1,
+        workers: int = 0,
         statuses: tuple[int, ...],
         before_resuming: Callable[[Path], None] = lambda _: None,
         **options: Any,
@@ -72,10 +73,11 @@ class Runs:
             times: how often in a row the fault comes.
             statuses: with which the run may end by it.
             before_resuming: is called with the folder.
+            workers: of the loader.
             options: further ones of :func:`start`, for the runs with the fault.
         """
         output, said = self.folder / name, self.folder / f"{name}.txt"
-        command = arguments(self.data, output)
+        command = [*arguments(self.data, output), f"dataloader.train.num_workers={workers}"]
         output.mkdir(exist_ok=True)
         status, left = -1, 0
         for _ in range(times):
@@ -112,7 +114,7 @@ class Runs:
 
         return Counter(
             self._until_finished(
-                f"kill{n}", fault, times=self.rng.choice((1, 1, 1, 2)), statuses=KILLED
+                f"kill{n}", fault, times=n % 4 // 3 + 1, workers=n % 3, statuses=KILLED
             )
             for n in range(count)
         )
@@ -146,11 +148,13 @@ class Runs:
 
         def trial(number: int) -> str:
             sent = STOP_SIGNALS[number % len(STOP_SIGNALS)]
-            return self._signalled(f"group{number}", lambda process: os.killpg(process, sent))
+            return self._signalled(
+                f"group{number}", lambda process: os.killpg(process, sent), workers=2
+            )
 
         return Counter(map(trial, range(count)))
 
-    def _signalled(self, name: str, send: Callable[[int], None]) -> str:
+    def _signalled(self, name: str, send: Callable[[int], None], workers: int = 0) -> str:
         """Sends a signal once the first step is logged: before, there is nothing to save."""
         moment = self.rng.uniform(0, 0.5)
 
@@ -162,7 +166,7 @@ class Runs:
             time.sleep(moment * self.seconds)
             send(process)
 
-        return self._until_finished(name, fault, statuses=STOPPED)
+        return self._until_finished(name, fault, workers=workers, statuses=STOPPED)
 
     def full_disks(self, count: int) -> Counter[str]:
         """a limit on the size of files, at which a checkpoint fails as on a full disk"""

@@ -5,6 +5,7 @@ spared is the seconds of importing. Linux only.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -19,10 +20,15 @@ import numpy as np
 from PIL import Image
 
 CONFIG = "mask_rcnn_mvitv2_t_3x"
-ITERATIONS = 8
+ITERATIONS = 5
 FINISHED, REFUSED, HANGS = 0, 2, -99
 # Seconds after which a run counts as hanging; it takes some on a machine that does nothing else.
 PATIENCE = 240.0
+
+# Reading a config takes as long as some steps: all but these overrides are read once.
+_OF_TRIALS = ("train.output_dir=", "dataset.")
+_READ_CONFIG: list[Callable[..., Any]] = []
+_CONFIGS: dict[tuple[str, ...], Any] = {}
 
 
 def make_data(folder: Path, train_images: int = 6) -> None:
@@ -55,7 +61,7 @@ def arguments(data: Path, output: Path) -> list[str]:
         "train", "--config-file", CONFIG, "train.device=cpu", "train.init_checkpoint=",
         f"train.output_dir={output}", f"train.max_iter={ITERATIONS}", "train.eval_period=0",
         "train.checkpointer.period=2", "train.log_period=1", "train.seed=1",
-        "dataloader.train.total_batch_size=2", "dataloader.train.num_workers=1",
+        "dataloader.train.total_batch_size=2", "dataloader.train.num_workers=0",
         "dataloader.test.num_workers=0", f"{bottom_up}.embed_dim=8", f"{bottom_up}.depth=4",
         f"{bottom_up}.last_block_indexes=[0,1,2,3]", f"{bottom_up}.drop_path_rate=0.2",
         "model.backbone.out_channels=8", f"{heads}.batch_size_per_image=8",
@@ -88,6 +94,9 @@ def start(
         environment: further variables.
     """
     sys.stdout.flush()
+    if command[0] == "train" and _READ_CONFIG:
+        known = [text for text in command if "=" in text and not text.startswith(_OF_TRIALS)]
+        _known_config(CONFIG, known)
     process = os.fork()
     if process:
         with contextlib.suppress(OSError):  # both do it: whoever comes first
@@ -135,8 +144,17 @@ def wait(process: int, seconds: float = PATIENCE) -> int:
     return status
 
 
-def import_what_runs_need(folder: Path) -> None:
-    """Imports what a whole run has imported in the end, so that those forked later need not."""
+def prepare_runs(folder: Path) -> None:
+    """Does once what the runs that are forked later need not do each for itself.
+
+    It imports what a whole run has imported in the end, reads each config once, and takes out what
+    Detectron2 does at the start: the list of all versions, and the text of the config.
+    """
+    from detectron2.config import LazyConfig
+    from detectron2.engine import defaults
+
+    defaults.collect_env_info = lambda: "versions"
+    defaults._highlight = lambda code, _: code
     names = folder / "modules.txt"
     make_data(folder / "first_data")
 
@@ -160,6 +178,32 @@ def import_what_runs_need(folder: Path) -> None:
         # Names such as those of torch.ops, which no module has.
         with contextlib.suppress(Exception):
             importlib.import_module(name)
+    text = (folder / "first_run" / "config.yaml").read_text()
+    LazyConfig.save = staticmethod(lambda _, file: Path(file).write_text(text))
+    from mvitv2_det import trained
+
+    _READ_CONFIG.append(trained.read_config)
+    trained.read_config = _read_config
+    gc.collect()
+    gc.freeze()  # a collection would write to all pages, which forked processes then copy
+
+
+def _read_config(file: str, overrides: list[str], trust: object = ()) -> Any:
+    """Reads a config once; what is forked has a copy of its own, with what differs by trial."""
+    from omegaconf import OmegaConf
+
+    cfg = _known_config(file, [text for text in overrides if not text.startswith(_OF_TRIALS)])
+    for text in overrides:
+        if text.startswith(_OF_TRIALS):
+            OmegaConf.update(cfg, *text.split("=", 1))
+    return cfg
+
+
+def _known_config(file: str, overrides: list[str]) -> Any:
+    key = tuple(overrides)
+    if key not in _CONFIGS:
+        _CONFIGS[key] = _READ_CONFIG[0](file, overrides)
+    return _CONFIGS[key]
 
 
 def state(output: Path) -> Any:

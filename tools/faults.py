@@ -10,6 +10,7 @@ half an hour of one core. Linux only; a full tmpfs needs the right to mount one.
 
 import argparse
 import os
+import random
 import resource
 import sys
 import tempfile
@@ -17,7 +18,7 @@ import time
 from pathlib import Path
 
 from fault_inputs import Inputs
-from fault_runs import import_what_runs_need
+from fault_runs import prepare_runs
 
 COUNTS = {
     "kills": 160, "kills_in_writes": 60, "signals": 40, "group_signals": 40, "full_disks": 20,
@@ -46,11 +47,12 @@ def main() -> int:
     # Forked processes must have no threads of torch.
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
-    import_what_runs_need(folder)
-    campaign = Inputs(folder, args.seed)
+    prepare_runs(folder)
+    campaign = Inputs(folder, random.Random(args.seed))
     rows, is_good = ["| fault | trials | what came of it |", "|---|---|---|"], True
     for kind in args.only:
         begun = time.monotonic(), _processor_time()
+        campaign.rng = random.Random(f"{args.seed} {kind}")  # the same whatever came before
         found = getattr(campaign, kind)(args.count or COUNTS[kind])
         what = " ".join((getattr(Inputs, kind).__doc__ or "").split())
         came = ", ".join(f"{number} {result}" for result, number in found.most_common())
