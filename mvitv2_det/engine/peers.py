@@ -83,6 +83,8 @@ class PeerWatch:
             sign += 1
             try:
                 self._store.set(f"alive/{self.rank}", f"{sign} {self.progress}")
+                # Alone among the store's questions, this one ends if the first process is frozen.
+                self._store.wait([f"alive/{self.rank}"], timedelta(seconds=_DEAD_AFTER))
                 if self.rank and self._store.check(["lost"]):
                     self.end(self._store.get("lost").decode())
                     return
@@ -91,8 +93,13 @@ class PeerWatch:
                     for rank in others
                     if self._store.check([f"alive/{rank}"])
                 }
-            except Exception:  # the store was in the first process
-                if not self._stopped.is_set():
+            except Exception:  # the store is in the first process
+                silent = time.monotonic() - now
+                if self._stopped.is_set():
+                    return
+                if silent > _DEAD_AFTER / 2:
+                    self.end(self._silent(0, silent))
+                else:
                     self.end(f"{self._name(0)} has ended; so do the others")
                 return
             for rank, text in signs.items():
@@ -111,10 +118,7 @@ class PeerWatch:
     def _find_lost(self, seen: dict[int, tuple[str, int, float, float]], now: float) -> str:
         for rank, (_, _, alive, _) in seen.items():
             if now - alive > self._dead_after:
-                return (
-                    f"{self._name(rank)} has shown no sign of life for {now - alive:.0f} s: it is "
-                    f"dead or frozen; so the others end, and --resume goes on"
-                )
+                return self._silent(rank, now - alive)
         # Where one stands still, soon all do: the one that is furthest behind is the reason.
         behind = min(seen, key=lambda rank: seen[rank][1])
         still = now - seen[behind][3]
@@ -125,6 +129,12 @@ class PeerWatch:
                 f"others end, and --resume goes on"
             )
         return ""
+
+    def _silent(self, rank: int, seconds: float) -> str:
+        return (
+            f"{self._name(rank)} has shown no sign of life for {seconds:.0f} s: it is dead or "
+            f"frozen; so the others end, and --resume goes on"
+        )
 
     def _name(self, rank: int) -> str:
         return f"process {rank} of {self.processes} (on {self._hosts[rank]})"

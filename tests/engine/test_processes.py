@@ -2,11 +2,11 @@
 
 import os
 import signal
-import threading
 import time
 
 import pytest
 import torch
+from detectron2.utils import comm
 from processes import detection_config, run
 from regression import Regression, make_trainer
 
@@ -95,21 +95,19 @@ def test_two_processes_and_parts_are_one_at_the_whole_batch(tmp_path):
 def _die(out, how):
     from mvitv2_det.engine import peers
 
-    peers._DEAD_AFTER = 3.0
+    peers._DEAD_AFTER, peers._PERIOD = 2.0, 0.2
     lines = []
-    watch = PeerWatch("127.0.0.1", timeout=2.0 if how == "still" else 99.0, end=lines.append)
+    watch = PeerWatch("127.0.0.1", timeout=1.0 if how == "still" else 99.0, end=lines.append)
     rank = torch.distributed.get_rank()
-    torch.distributed.barrier()
-    if rank == 1 and how == "frozen":
-        threading.Timer(8, os.kill, (os.getpid(), signal.SIGCONT))
-        watch._stopped.set()  # no more signs of life
-    end = time.monotonic() + 12
-    while not lines and time.monotonic() < end and not (rank == 1 and how == "frozen"):
+    numbers = comm.all_gather(os.getpid())
+    if how == f"{rank} frozen":
+        os.kill(os.getpid(), signal.SIGSTOP)  # until the other has noticed
+    end = time.monotonic() + (3 if how == "well" else 20)
+    while not lines and time.monotonic() < end and how != f"{rank} frozen":
         if how == "well" or (how == "still" and rank == 0):
             watch.advance()
-        if how == "well" and time.monotonic() > end - 8:
-            break
         time.sleep(0.1)
+    os.kill(numbers[1 - rank], signal.SIGCONT)
     with open(f"{out}.{rank}", "w") as file:
         file.write("".join(lines))
     torch.distributed.barrier()
@@ -117,14 +115,19 @@ def _die(out, how):
 
 
 @pytest.mark.parametrize(
-    ("how", "words"),
-    [("frozen", "has shown no sign of life for"), ("still", "has stood still for"), ("well", "")],
+    ("how", "gone", "words"),
+    [
+        ("0 frozen", 0, "has shown no sign of life for"),
+        ("1 frozen", 1, "has shown no sign of life for"),
+        ("still", 1, "has stood still for"),
+        ("well", None, ""),
+    ],
 )
-def test_a_process_that_is_gone_is_named(how, words, tmp_path):
+def test_a_process_that_is_gone_is_named(how, gone, words, tmp_path):
     run(_die, tmp_path, str(tmp_path / "said"), how)
-    said = (tmp_path / "said.0").read_text()
+    said = (tmp_path / f"said.{1 - (gone or 0)}").read_text()
     assert words in said and bool(said) == bool(words)
-    assert not words or said.startswith("process 1 of 2 (on ")
+    assert not words or said.startswith(f"process {gone} of 2 (on ")
 
 
 # Where a process is.
