@@ -54,6 +54,9 @@ class PeerWatch:
         self._store = store or open_store(port=places[0][1], is_master=False)
         self._thread = threading.Thread(target=self._watch, daemon=True, name="peers")
         self._thread.start()
+        self._answered = time.monotonic()  # when the store did so for the last time
+        if self.rank:
+            threading.Thread(target=self._watch_first, daemon=True, name="first peer").start()
 
     def advance(self) -> None:
         """Tells the others that this process has got further."""
@@ -83,8 +86,6 @@ class PeerWatch:
             sign += 1
             try:
                 self._store.set(f"alive/{self.rank}", f"{sign} {self.progress}")
-                # Alone among the store's questions, this one ends if the first process is frozen.
-                self._store.wait([f"alive/{self.rank}"], timedelta(seconds=_DEAD_AFTER))
                 if self.rank and self._store.check(["lost"]):
                     self.end(self._store.get("lost").decode())
                     return
@@ -93,15 +94,11 @@ class PeerWatch:
                     for rank in others
                     if self._store.check([f"alive/{rank}"])
                 }
-            except Exception:  # the store is in the first process
-                silent = time.monotonic() - now
-                if self._stopped.is_set():
-                    return
-                if silent > _DEAD_AFTER / 2:
-                    self.end(self._silent(0, silent))
-                else:
+            except Exception:  # the store was in the first process
+                if not self._stopped.is_set():
                     self.end(f"{self._name(0)} has ended; so do the others")
                 return
+            self._answered = now
             for rank, text in signs.items():
                 _, progress, alive, moved = seen[rank]
                 new = int(text.split()[1])
@@ -113,6 +110,17 @@ class PeerWatch:
                     self._store.set("lost", line)
                     time.sleep(2 * _PERIOD)  # for the others to read it
                 self.end(line)
+                return
+
+    def _watch_first(self) -> None:
+        """Looks at the first process alone: if it is frozen, questions to its store never end."""
+        now = time.monotonic()
+        while not self._stopped.wait(_PERIOD):
+            last, now = now, time.monotonic()
+            if now - last > self._dead_after / 2:
+                self._answered = now  # this process was frozen itself
+            if now - self._answered > self._dead_after:
+                self.end(self._silent(0, now - self._answered))
                 return
 
     def _find_lost(self, seen: dict[int, tuple[str, int, float, float]], now: float) -> str:
