@@ -10,6 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import UserError
+from ..evaluation import check_fast_evaluation
 from ..randomness import LARGEST_SEED
 
 AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -81,6 +82,7 @@ _EVALUATION = {
     ),
     "dataloader.test.batch_size": _integer(1),
     "dataloader.test.num_workers": _integer(0),
+    "dataloader.evaluator.use_fast_impl": _BOOLEAN,
     "model.num_classes": _integer(1),
     "model.roi_heads.num_classes": _integer(1),
 }
@@ -139,6 +141,8 @@ def check_settings(cfg: DictConfig, *, training: bool, complete: bool = True) ->
         if not kind.fits(value):
             raise UserError(f"{key} must be {kind.words}, got {value!r}")
     check_device(cfg)
+    if _select(cfg, "dataloader.evaluator.use_fast_impl"):
+        check_fast_evaluation()
     if training and setting(cfg, "train.patience") and not setting(cfg, "train.best_metric"):
         raise UserError("train.patience needs train.best_metric, such as bbox/AP")
 

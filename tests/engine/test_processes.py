@@ -1,17 +1,20 @@
 """Several processes: one run, which can be left and resumed, and does what one process does."""
 
+import json
 import os
 import signal
 import time
 
 import pytest
 import torch
+from conftest import write_coco
 from detectron2.utils import comm
+from models import randomize
 from processes import detection_config, run
 from regression import Regression, make_trainer
 
 from mvitv2_det import UserError
-from mvitv2_det.engine import run_hooks, train
+from mvitv2_det.engine import build_model, evaluate, run_hooks, train
 from mvitv2_det.engine.launch import Place, find_place
 from mvitv2_det.engine.peers import PeerWatch
 from mvitv2_det.engine.signals import Preempted
@@ -87,6 +90,44 @@ def test_two_processes_and_parts_are_one_at_the_whole_batch(tmp_path):
         for name, weight in torch.load(tmp_path / other).items():
             torch.testing.assert_close(weight, one[name], rtol=1e-5, atol=1e-6)
             assert not torch.allclose(weight, moved[name], rtol=1e-2)
+
+
+def _evaluate(folder, out):
+    cfg = detection_config(folder, f"train.output_dir={out}")
+    torch.manual_seed(0)
+    model = randomize(build_model(cfg))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "box_predictor" in name:
+                parameter *= 0.1  # else one box scores all
+    results = evaluate(cfg, model.eval())
+    if comm.is_main_process():
+        torch.save(results, f"{out}/results")
+    else:
+        assert results == {}
+
+
+def test_two_processes_evaluate_what_one_does(tmp_path):
+    """Every digit of the results, of five images, which two processes cannot share evenly."""
+    write_coco(tmp_path, "train", 2)
+    truth = write_coco(tmp_path, "val", 5)
+    for name in ("first", "one", "two"):
+        (tmp_path / name).mkdir()
+    found = "inference/coco_instances_results.json"
+    _evaluate(tmp_path, tmp_path / "first")
+    # What some of the detections are is the truth now: otherwise all of the results were 0.
+    truth["annotations"] = [
+        {**result, "id": number, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
+        for number, result in enumerate(json.loads((tmp_path / "first" / found).read_text()))
+        if number % 3 == 0
+    ]
+    (tmp_path / "val.json").write_text(json.dumps(truth))
+    _evaluate(tmp_path, tmp_path / "one")
+    run(_evaluate, tmp_path, tmp_path, str(tmp_path / "two"), name="meet_two")
+    one, two = (torch.load(tmp_path / name / "results") for name in ("one", "two"))
+    assert repr(one) == repr(two) and 1 < one["bbox"]["AP"] < 99 and 1 < one["segm"]["AP"] < 99
+    one, two = (json.loads((tmp_path / name / found).read_text()) for name in ("one", "two"))
+    assert len(one) > 5 and sorted(one, key=str) == sorted(two, key=str)
 
 
 # Peers.
