@@ -28,6 +28,8 @@ train = dict(
     patience=None,
     # Parts into which a batch is cut for less memory; their gradients are summed.
     accumulate=1,
+    # Share the model's parts, gradients and optimizer among the processes (FSDP2), for size H.
+    fsdp=False,
     # Steps in a row that are skipped because their loss is not finite.
     max_non_finite_steps=0,
     # Images that cannot be read and are replaced by others, in each process.

@@ -23,6 +23,7 @@ from detectron2.utils import comm
 from ..errors import UserError
 from ..weights.files import read_checkpoint
 from ..whole_files import UNFINISHED, written_whole
+from .sharding import gathered, is_sharded, load_model
 
 try:
     import fcntl
@@ -44,13 +45,20 @@ class RunCheckpointer(DetectionCheckpointer):
     def save(self, name: str, **kwargs: Any) -> None:
         """Writes ``NAME.pth``, of the main process alone; see :func:`written_whole`.
 
+        All processes must call it where the model is sharded.
+
         Raises:
             UserError: it cannot be written; earlier checkpoints stay.
         """
-        if not self.save_dir or not self.save_to_disk:
+        writes = self.save_dir and self.save_to_disk
+        if not writes and not is_sharded(self.model):
             return
         content = {"model": self.model.state_dict()}
         content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
+        if is_sharded(self.model):
+            content = gathered(content)
+        if not writes:
+            return
         path = Path(self.save_dir) / f"{name}.pth"
         logger.info("Saving checkpoint to %s", path)
         try:
@@ -95,7 +103,7 @@ class RunCheckpointer(DetectionCheckpointer):
         logger.info("Going on from %s", file)
         weights, others = read_checkpoint(file)
         try:
-            self.model.load_state_dict(weights)
+            load_model(self.model, weights)
             for key, part in self.checkpointables.items():
                 part.load_state_dict(others.pop(key))
         except UserError:

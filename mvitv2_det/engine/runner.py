@@ -4,6 +4,7 @@ A config for another task than detection may have, beside what all have:
 
 - ``task``: a module around the model, its argument ``network``: it gives losses in training and
   takes the test loader's batches otherwise;
+- ``train.fsdp``: whether the processes share the model, see :mod:`.sharding`;
 - ``train.load``: keywords of :func:`mvitv2_det.load_weights`;
 - ``train.best_metric``: model_best.pth is the checkpoint with the highest, such as ``bbox/AP``;
 - ``train.patience``: evaluations without a better one after which the run ends;
@@ -62,6 +63,7 @@ from .run_hooks import (
     SignsOfLife,
     forget_later_metrics,
 )
+from .sharding import shard, whole_parameters
 from .signals import Preempted, SignalWatch, watching_signals
 from .trainer import Trainer
 from .validate import AMP_DTYPES, check_settings, setting
@@ -136,7 +138,8 @@ def evaluate(
     loader = instantiate(cfg.dataloader.test)
     if between_batches:
         loader = _Calling(loader, between_batches)
-    results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
+    with whole_parameters(model):
+        results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
     if comm.is_main_process():
         print_csv_format(results)
     return results
@@ -189,9 +192,15 @@ def train(cfg: DictConfig, *, resume: bool = False, peers: PeerWatch | None = No
             _prepare_folder(Path(folder), state, resume)
         seed_all(derived_seed(state.seed, MODEL))
         model = build_model(cfg)
+        sharded = setting(cfg, "train.fsdp") and comm.get_world_size() > 1
+        if sharded:
+            if not newest:
+                load_checkpoint(cfg, model)
+            model = shard(model)
         cfg.optimizer.params.model = model
         optimizer = _with_plain_settings(instantiate(cfg.optimizer))
-        model = create_ddp_model(model, **_ddp_options(cfg))
+        if not sharded:
+            model = create_ddp_model(model, **_ddp_options(cfg))
         loader = _build_loader(cfg)
         trainer = Trainer(
             _with_task(cfg, model),
@@ -209,7 +218,7 @@ def train(cfg: DictConfig, *, resume: bool = False, peers: PeerWatch | None = No
         trainer.register_hooks(_hooks(cfg, trainer.model, checkpoints, preemption, peers))
         if newest:
             checkpointer.resume(newest)
-        else:
+        elif not sharded:
             load_checkpoint(cfg, model)
         if state.start > cfg.train.max_iter:
             raise UserError(

@@ -22,6 +22,7 @@ DEFAULTS: Mapping[str, Any] = {
     "train.best_metric": None,
     "train.patience": None,
     "train.accumulate": 1,
+    "train.fsdp": False,
     "train.max_non_finite_steps": 0,
     "train.max_unreadable_images": 0,
     "train.peer_timeout": 1800.0,
@@ -95,6 +96,7 @@ _TRAINING = {
     "train.best_metric": _Kind("a text or null", lambda value: isinstance(value, str), True),
     "train.patience": _integer(1, null=True),
     "train.accumulate": _integer(1),
+    "train.fsdp": _BOOLEAN,
     "train.max_non_finite_steps": _integer(0),
     "train.max_unreadable_images": _integer(0),
     "train.amp.enabled": _BOOLEAN,
@@ -143,8 +145,21 @@ def check_settings(cfg: DictConfig, *, training: bool, complete: bool = True) ->
     check_device(cfg)
     if _select(cfg, "dataloader.evaluator.use_fast_impl"):
         check_fast_evaluation()
+    if training and setting(cfg, "train.fsdp"):
+        _check_sharding(cfg)
     if training and setting(cfg, "train.patience") and not setting(cfg, "train.best_metric"):
         raise UserError("train.patience needs train.best_metric, such as bbox/AP")
+
+
+def _check_sharding(cfg: DictConfig) -> None:
+    """Refuses what FSDP2 was not tried with here."""
+    if cfg.train.amp.enabled and setting(cfg, "train.amp.dtype") == "float16":
+        raise UserError(
+            "train.fsdp needs train.amp.dtype=bfloat16 or train.amp.enabled=false: the scaler of "
+            "float16 does not know the parts of the others"
+        )
+    if _select(cfg, "train.model_ema.enabled"):
+        raise UserError("train.fsdp and train.model_ema.enabled do not go together: take one")
 
 
 def check_device(cfg: DictConfig) -> None:
