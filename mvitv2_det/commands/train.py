@@ -138,6 +138,7 @@ def _run_process(args: argparse.Namespace, cfg: "DictConfig") -> None:
 
     from ..engine import evaluate_checkpoint, train
     from ..engine.checkpoint import only_run_in
+    from ..engine.faults import naming_faults
     from ..engine.launch import meeting_host
     from ..engine.peers import PeerWatch
     from ..engine.validate import setting
@@ -152,10 +153,11 @@ def _run_process(args: argparse.Namespace, cfg: "DictConfig") -> None:
         peers = None
         if comm.get_world_size() > 1:
             peers = PeerWatch(meeting_host(args.dist_url), setting(cfg, "train.peer_timeout"))
-        if args.eval_only:
-            evaluate_checkpoint(cfg, peers)
-        else:
-            train(cfg, resume=args.resume, peers=peers)
+        with naming_faults(peers=peers):
+            if args.eval_only:
+                evaluate_checkpoint(cfg, peers)
+            else:
+                train(cfg, resume=args.resume, peers=peers)
         if peers:
             # A worker that exits while the others still need its connections would abort the job:
             # only the first one evaluates and writes.
