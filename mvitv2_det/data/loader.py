@@ -8,6 +8,7 @@ A position counts the images of all processes from the beginning of the run, fro
 """
 
 import logging
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -77,7 +78,7 @@ class TrainLoader:
             collate_fn=_Collate(self.collate),
             # Otherwise it would take a number from the generator that the model draws from.
             generator=torch.Generator(),
-            **self.options,
+            **{"worker_init_fn": _stay_quiet_if_left, **self.options},
         )
         with unheard_by_children():
             self._batches_in_use = iter(loader)
@@ -190,6 +191,20 @@ class _SeededSamples(Dataset[Any]):
                 return sample, unreadable
         # So the main process counts them, and names the first.
         raise UserError(unreadable[0] if unreadable else f"{_TRIES} samples in turn were empty")
+
+
+def _stay_quiet_if_left(_: int) -> None:
+    """Keeps a worker from printing a stack trace where the main process has been killed.
+
+    Python's thread that hands tensors over prints one; errors of samples go another way.
+    """
+    before = sys.excepthook
+
+    def print_others(kind: Any, error: BaseException, trace: Any) -> None:
+        if not isinstance(error, EOFError | ConnectionError):
+            before(kind, error, trace)
+
+    sys.excepthook = print_others
 
 
 class _Collate:

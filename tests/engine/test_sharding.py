@@ -39,19 +39,20 @@ def _train(folder, name, *overrides):
         assert len(parameter.to_local()) * 2 == len(parameter)
 
 
-def _train_both(folder):
-    """In one group of processes, as it takes long to start one."""
-    _train(folder, "ddp")
-    _train(folder, "fsdp", "train.fsdp=true")
-    _train(folder, "ddp_parts", "train.accumulate=2", "dataloader.train.total_batch_size=4")
-    _train(
-        folder,
-        "fsdp_parts",
-        "train.accumulate=2",
-        "dataloader.train.total_batch_size=4",
-        "train.fsdp=true",
-        "model.backbone.bottom_up.use_act_checkpoint=true",
-    )
+def _train_both(folder, *options):
+    _train(folder, "ddp", *options)
+    _train(folder, "fsdp", "train.fsdp=true", *options)
+
+
+def _train_in_parts(folder):
+    options = ["train.accumulate=2", "dataloader.train.total_batch_size=4"]
+    _train(folder, "ddp", *options)
+    options += ["train.fsdp=true", "model.backbone.bottom_up.use_act_checkpoint=true"]
+    _train(folder, "fsdp", *options)
+
+
+def _leave_and_resume(folder):
+    _train_both(folder)
     before = run_hooks.LoggedWindow.before_step
 
     def send(self):
@@ -86,37 +87,52 @@ def _assert_close(one, other, **tolerance):
         torch.testing.assert_close(states[1][number]["exp_avg"], state["exp_avg"], **tolerance)
 
 
-def test_two_processes_with_parts_of_the_model_do_what_two_with_all_do(tmp_path):
-    """Tolerance: float32, four steps of AdamW, sums in another order; losses of about 2.
-
-    The three validation images cannot be shared evenly.
-    """
+@pytest.fixture
+def folder(tmp_path):
+    """The three validation images cannot be shared evenly."""
     write_coco(tmp_path, "train", 6)
     write_coco(tmp_path, "val", 3)
-    run(_train_both, tmp_path, tmp_path)
-    ddp, fsdp = _content(tmp_path, "ddp"), _content(tmp_path, "fsdp")
-    assert len(_losses(tmp_path, "ddp")) == 4
-    assert _losses(tmp_path, "fsdp") == pytest.approx(_losses(tmp_path, "ddp"), rel=1e-4)
-    assert len(set(_losses(tmp_path, "ddp"))) == 4
-    _assert_close(ddp, fsdp, rtol=1e-3, atol=1e-4)
-    assert _losses(tmp_path, "fsdp_parts") == pytest.approx(
-        _losses(tmp_path, "ddp_parts"), rel=1e-4
-    )
-    # Left after the second step. FSDP2 goes on as if it had not been, bit for bit.
-    _assert_close(fsdp, _content(tmp_path, "fsdp_then_fsdp"), rtol=0, atol=0)
-    assert _losses(tmp_path, "fsdp_then_fsdp") == _losses(tmp_path, "fsdp")
-    for other in ("fsdp_then_ddp", "ddp_then_fsdp"):
-        _assert_close(ddp, _content(tmp_path, other), rtol=1e-3, atol=1e-4)
+    return tmp_path
+
+
+# Tolerance of these tests: float32, two or four steps of AdamW, sums in another order; losses of about 2.
+WEIGHTS, LOSSES = dict(rtol=1e-3, atol=1e-4), 1e-4
+
+
+def test_two_processes_with_parts_of_the_model_do_what_two_with_all_do(folder):
+    run(_train_both, folder, folder, "train.max_iter=2", "train.eval_period=0")
+    ddp, fsdp = _content(folder, "ddp"), _content(folder, "fsdp")
+    assert len(set(_losses(folder, "ddp"))) == 2
+    assert _losses(folder, "fsdp") == pytest.approx(_losses(folder, "ddp"), rel=LOSSES)
+    _assert_close(ddp, fsdp, **WEIGHTS)
     # A checkpoint, also the best, is that of any model.
-    best = _content(tmp_path, "fsdp", "model_best.pth")
+    best = _content(folder, "fsdp", "model_best.pth")
     assert {type(tensor) for tensor in best["model"].values()} == {torch.Tensor}
-    build_model(_config(tmp_path, "none")).load_state_dict(best["model"])
+    build_model(_config(folder, "none")).load_state_dict(best["model"])
+
+
+@pytest.mark.long
+def test_parts_of_a_batch_and_recomputed_activations(folder):
+    run(_train_in_parts, folder, folder)
+    assert _losses(folder, "fsdp") == pytest.approx(_losses(folder, "ddp"), rel=LOSSES)
+    _assert_close(_content(folder, "ddp"), _content(folder, "fsdp"), **WEIGHTS)
+
+
+@pytest.mark.long
+def test_what_is_left_goes_on_sharded_or_not(folder):
+    """Left after the second step. FSDP2 goes on as if it had not been, bit for bit."""
+    run(_leave_and_resume, folder, folder)
+    ddp, fsdp = _content(folder, "ddp"), _content(folder, "fsdp")
+    _assert_close(fsdp, _content(folder, "fsdp_then_fsdp"), rtol=0, atol=0)
+    assert _losses(folder, "fsdp_then_fsdp") == _losses(folder, "fsdp")
+    for other in ("fsdp_then_ddp", "ddp_then_fsdp"):
+        _assert_close(ddp, _content(folder, other), **WEIGHTS)
 
 
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("train.fsdp=yes", "train.fsdp must be true or false"),
+        ("+train.model_ema={enabled: true}", "do not go together"),
         ("train.amp.enabled=true", "train.fsdp needs train.amp.dtype=bfloat16"),
     ],
 )
@@ -125,5 +141,5 @@ def test_what_does_not_go_together(override, words, coco_folder):
     apply_overrides(cfg, ["train.amp.enabled=false", override])
     with pytest.raises(UserError, match=words):
         check_settings(cfg, training=True)
-    apply_overrides(cfg, ["train.fsdp=true", "train.amp.dtype=bfloat16"])
+    apply_overrides(cfg, ["train.fsdp=false"])
     check_settings(cfg, training=True)
