@@ -15,12 +15,16 @@ class Odd(Exception):
     """Raised by :func:`repaired` for an annotation that is best left out; says what is odd."""
 
 
-def repaired(annotation: dict[str, Any], width: int, height: int) -> tuple[dict[str, Any], str]:
+def repaired(
+    annotation: dict[str, Any], width: int, height: int, *, has_masks: bool = False
+) -> tuple[dict[str, Any], str]:
     """Checks an annotation and puts right what is odd.
 
     Args:
         annotation: with ``bbox``, ``area`` and ``iscrowd``, and maybe ``segmentation``.
         width, height: of its image.
+        has_masks: whether the instances have a ``segmentation``: then pycocotools needs one of
+            crowds, too.
 
     Returns:
         the annotation, a new one if something was odd, and what that was, empty if nothing.
@@ -62,6 +66,10 @@ def repaired(annotation: dict[str, Any], width: int, height: int) -> tuple[dict[
             odd.append("a polygon of fewer than three points")
     elif mask is not None:
         raise UserError(f"has a 'segmentation' that is a {type(mask).__name__}: {mask!r}")
+    if crowd and has_masks and not mask:
+        left, top, right, bottom = inside
+        changes["segmentation"] = [[left, top, right, top, right, bottom, left, bottom]]
+        odd.append("an 'iscrowd' that is 1 and no 'segmentation', for which the box stands")
     return {**annotation, **changes}, ", ".join(odd)
 
 

@@ -169,6 +169,7 @@ def _check_annotations(
     """
     kept: list[dict[str, Any]] = []
     kinds: dict[tuple[str, str], list[Any]] = {}
+    has_masks = all(a.get("segmentation") for a in annotations if not a["iscrowd"])
     for annotation in annotations:
         culprit = f"{json_file}: annotation {annotation['id']}"
         for field, known in (("image_id", images), ("category_id", names)):
@@ -184,7 +185,9 @@ def _check_annotations(
             )
         image = images[annotation["image_id"]]
         try:
-            right, found = repaired(annotation, image["width"], image["height"])
+            right, found = repaired(
+                annotation, image["width"], image["height"], has_masks=has_masks
+            )
             kind, done = found, "put right"
         except Odd as error:
             right, kind, done = {}, str(error), "left out"

@@ -124,6 +124,11 @@ ODD = {
         dict(segmentation=[POLYGON]),
         "fewer than three points",
     ),
+    "crowd without mask": (
+        dict(iscrowd=1, segmentation=None),
+        dict(segmentation=[[20, 10, 50, 10, 50, 30, 20, 30]]),
+        "no 'segmentation', for which the box stands",
+    ),
     "two points alone": (dict(segmentation=[[1, 2, 3, 4]]), None, "fewer than three points alone"),
 }
 
@@ -152,6 +157,14 @@ def test_what_coco_itself_has_is_not_odd(data):
     content["annotations"][0].update(bbox=[-0.5, 10, 65, 38.7])
     found = check("refuse")
     assert found.repaired is None and found.odd == ()
+
+
+def test_crowds_without_mask_are_not_odd_where_nothing_has_one(data):
+    content, check = data
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    content["annotations"][0]["iscrowd"] = 1
+    assert check("refuse").odd == ()
 
 
 def test_a_repaired_copy_is_what_the_run_uses(coco_folder):
