@@ -361,6 +361,8 @@ def _damage(rng: random.Random, output: Path, trace: Path) -> None:
         *sorted(f.name for f in output.glob("model_*.pth")) * 2,
     ]  # fmt: skip
     file = output / rng.choice(names)
+    if file.is_dir():  # made by an earlier one
+        return
     content = bytearray(file.read_bytes()) if file.is_file() else bytearray()
     hostile = f"cposix\nsystem\n(S'touch {trace}'\ntR.".encode()
     kind = rng.randrange(10)
