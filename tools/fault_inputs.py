@@ -42,6 +42,7 @@ class Inputs(Runs):
         from mvitv2_det.data.coco_format import ODD, check_coco_data
 
         good = json.loads((self.data / "train.json").read_text())
+        images = str(self.data / "train")
         results: Counter[str] = Counter()
         for number in range(count):
             file = self.folder / f"annotations{number}.json"
@@ -51,7 +52,6 @@ class Inputs(Runs):
             for _ in range(self.rng.randint(1, 3)):
                 changed = change(self.rng, changed)
             file.write_text(json.dumps(changed))
-            images = str(self.data / "train")
             came = _without_trace(lambda f=str(file), o=odd: check_coco_data(f, images, o))
             if came == "passed":
                 output, said = self.folder / "trained", self.folder / f"{file.stem}.txt"

@@ -61,8 +61,8 @@ def main() -> int:
         print(f"{rows[-1]} {took[0]:.0f} s, {took[1]:.0f} s of processors", flush=True)
         is_good &= all(result.startswith(GOOD) and "trace" not in result for result in found)
         if args.output:
-            table = "\n".join(rows)
-            text = f"# Faults\n\n`python tools/faults.py --seed {args.seed}`, on a CPU.\n\n{table}\n"
+            head = f"# Faults\n\n`python tools/faults.py --seed {args.seed}`, on a CPU.\n\n"
+            text = head + "\n".join(rows) + "\n"
             args.output.write_text(text, encoding="utf-8")
     if args.keep or not is_good:
         print(f"files are in {folder}")

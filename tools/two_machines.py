@@ -153,9 +153,7 @@ def cut(data: Path, output: Path) -> str:
     statuses = [wait(process) for process in processes]
     took = time.monotonic() - begun
     set_link(True)
-    named = all(
-        f"process {1 - machine} of 2" in said[machine].read_text() for machine in range(2)
-    )
+    named = all(f"process {1 - machine} of 2" in said[machine].read_text() for machine in range(2))
     if statuses != [PEER_LOST] * 2 or not named or took > 30:
         return f"statuses {statuses} after {took:.0f} s, named: {named}"
     return finished(*started(data, output, of_torchrun, "--resume"))

@@ -42,9 +42,7 @@ def describe_fault(error: BaseException) -> str | None:
 
 
 @contextmanager
-def naming_faults(
-    trainer: Trainer | None = None, peers: PeerWatch | None = None
-) -> Iterator[None]:
+def naming_faults(trainer: Trainer | None = None, peers: PeerWatch | None = None) -> Iterator[None]:
     """Turns faults from outside into an error of one line that names the iteration.
 
     Args:

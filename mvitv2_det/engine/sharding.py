@@ -28,7 +28,8 @@ def shard(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, MultiScaleBlock):
             fully_shard(module, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -82,7 +83,9 @@ def sharded_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) ->
     parameters = [one for group in optimizer.param_groups for one in group["params"]]
     by_number = {
         number: {
-            key: _like(parameters[number], value) if _same_shape(parameters[number], value) else value
+            key: _like(parameters[number], value)
+            if _same_shape(parameters[number], value)
+            else value
             for key, value in values.items()
         }
         for number, values in state["state"].items()

@@ -198,7 +198,7 @@ def test_a_process_that_is_lost_before_training_is_looked_for():
             self.asked += 1
 
     peers = Peers()
-    with pytest.raises(UserError, match="^the connection to another"), naming_faults(peers=peers):
+    with pytest.raises(UserError, match=r"^the connection to another"), naming_faults(peers=peers):
         raise RuntimeError("gloo/pair.cc:545 Read error: Connection reset by peer")
     assert peers.asked == 1
     with pytest.raises(UserError, match="too little memory"), naming_faults(peers=peers):
