@@ -1,12 +1,13 @@
 # make demo         train, evaluate and look at a small detector, on any machine with Python
 # make test         run the tests, with the packages of requirements/lock.txt
+# make test-long    run those that take longest, which make test leaves out
 # make test-floors  run the fast part with the oldest packages that pyproject.toml allows, under
 #                   Python 3.10 or 3.11
 # make test-newest  run the fast part with the newest packages that the registry offers
 # make lint         check style
 # make types        check types
 # make docs         build the documentation into build/docs; a warning is an error
-# make check        lint, types, test and docs: what a change must pass
+# make check        lint, types, test, test-long and docs: what a change must pass
 # make mutate MODULE=mvitv2_det/…  measure how well tests hold a module; see tools/mutate.py
 # make lock         renew requirements/lock.txt
 # make clean        remove what these made
@@ -27,7 +28,7 @@ FAST_TESTS = tests/attention tests/backbone tests/fused tests/weights tests/test
 PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses auto --maxprocesses 4 \
 	--dist worksteal
 
-.PHONY: demo test test-floors test-newest lint types docs check mutate lock clean setup always
+.PHONY: demo test test-long test-floors test-newest lint types docs check mutate lock clean setup always
 
 setup: $(VENV)/installed
 
@@ -49,6 +50,9 @@ demo: setup
 
 test: setup
 	$(call PYTEST,$(VENV))
+
+test-long: setup
+	$(call PYTEST,$(VENV)) -m long
 
 # Environments of their own, made by pip's resolver: of the oldest packages, and of the newest.
 $(VENV)-floors/installed: requirements/floors.txt
@@ -72,7 +76,7 @@ docs: setup
 	rm -rf docs/api build/docs
 	$(RUN) -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs
 
-check: lint types test docs
+check: lint types test test-long docs
 
 types: setup
 	$(VENV)/bin/mypy

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .fused import compile_blocks, explain
     from .graphs import replay_graphs
     from .predict import Predictor
+    from .recognition.action_finder import ActionFinder
+    from .recognition.actions import ActionRecognizer
     from .recognition.classifier import Classifier
     from .recognition.clip_classifier import ClipClassifier
     from .recognition.recognizer import Recognizer
@@ -32,6 +34,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "VARIANTS",
+    "ActionFinder",
+    "ActionRecognizer",
     "Classifier",
     "ClipClassifier",
     "MViT",
@@ -53,6 +57,8 @@ __all__ = [
 
 _MODULES = {
     "VARIANTS": "variants",
+    "ActionFinder": "recognition.action_finder",
+    "ActionRecognizer": "recognition.actions",
     "Classifier": "recognition.classifier",
     "ClipClassifier": "recognition.clip_classifier",
     "MViT": "backbone.mvit",

@@ -18,8 +18,8 @@ class UserError(ValueError):
         return readable(super().__str__())
 
 
-class UnreadableImage(UserError):
-    """An image cannot be read. Training can replace it by another."""
+class Unreadable(UserError):
+    """An image or a video cannot be read. Training can replace it by another."""
 
 
 class MissingDetectron2(ImportError, UserError):
@@ -40,7 +40,7 @@ def one_line(error: BaseException) -> str | None:
     A :class:`UserError` that was raised in a worker of a data loader or in a training process
     arrives here as another error, whose text is the worker's stack trace and ends with the message.
     """
-    name = rf"{UserError.__module__}\.(?:{UserError.__name__}|{UnreadableImage.__name__}): "
+    name = rf"{UserError.__module__}\.(?:{UserError.__name__}|{Unreadable.__name__}): "
     lines = str(error).strip().splitlines()
     marked = [re.sub(name, "", line, count=1) for line in lines if re.match(name, line)]
     if not marked and not isinstance(error, UserError):

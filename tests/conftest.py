@@ -19,11 +19,6 @@ if not torch.cuda.is_available():
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
-def pytest_collection_modifyitems(items):
-    """The test that takes longest starts first, so that no worker is left with it at the end."""
-    items.sort(key=lambda item: item.name != "test_it_passes_its_tests_without_the_wing")
-
-
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

@@ -66,6 +66,7 @@ def test_the_plain_model_knows_nothing_of_speed(file):
             assert not (node.attr == "type" and ast.unparse(node.value).endswith("device"))
 
 
+@pytest.mark.long
 def test_it_passes_its_tests_without_the_wing(tmp_path):
     """Backbone, attention, weights and configs, in a copy without the wing and its join."""
     for folder in ("mvitv2_det", "tests", "configs", "projects"):

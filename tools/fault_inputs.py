@@ -78,7 +78,7 @@ class Inputs(Runs):
             for file in sorted((data / "train").iterdir(), key=lambda f: int(f.stem))[:number]:
                 # The check before training reads the header: what it refuses is not trained on.
                 file.write_bytes(_changed_image(self.rng, "JPEG", header=first % 5 == 0))
-            command = [*arguments(data, output), "train.max_unreadable_images=9999"]
+            command = [*arguments(data, output), "train.max_unreadable=9999"]
             command += ["train.max_iter=1", f"dataloader.train.total_batch_size={number + 1}"]
             results[outcome(said, wait(start(command, said)))] += number
             shutil.rmtree(data)

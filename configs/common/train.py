@@ -33,7 +33,7 @@ train = dict(
     # Steps in a row that are skipped because their loss is not finite.
     max_non_finite_steps=0,
     # Images that cannot be read and are replaced by others, in each process.
-    max_unreadable_images=0,
+    max_unreadable=0,
     # Seconds in which each process must get to its next step; a dead one is noticed sooner.
     peer_timeout=1800.0,
 )

@@ -18,7 +18,7 @@ from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..errors import UnreadableImage, UserError
+from ..errors import Unreadable, UserError
 from ..randomness import ORDER, SAMPLE, derived_seed, seeded
 from ..stop_signals import unheard_by_children
 
@@ -31,7 +31,9 @@ class TrainLoader:
     """Batches of one process, without end.
 
     Args:
-        dataset: samples by index.
+        dataset: samples by index. One that raises :class:`~mvitv2_det.errors.Unreadable` is
+            replaced: by any other, or by one of ``dataset.alternatives(index)``, a list of indices,
+            where it has such a method.
         batches: of pairs (position, index), from any batch on.
         collate: makes a batch of a list of samples.
         options: further keywords of ``DataLoader``.
@@ -93,8 +95,8 @@ class TrainLoader:
         if len(self.unreadable) > self.max_unreadable:
             more = ""
             if self.max_unreadable:
-                more = f"; {len(self.unreadable)} images were unreadable until then"
-            raise UserError(f"{line}{more}; train.max_unreadable_images allows more")
+                more = f"; {len(self.unreadable)} were unreadable until then"
+            raise UserError(f"{line}{more}; train.max_unreadable allows more")
         logger.warning("%s; replaced by another (number %d)", line, len(self.unreadable))
 
 
@@ -167,7 +169,7 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
 class _SeededSamples(Dataset[Any]):
     """Samples by (position, index), each with a randomness of its own.
 
-    An image that cannot be read is replaced by another, which the position determines.
+    One that cannot be read is replaced by another, which the position determines.
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:
@@ -180,17 +182,23 @@ class _SeededSamples(Dataset[Any]):
         for attempt in range(_TRIES):
             place_seed = derived_seed(self.seed, SAMPLE, position, attempt)
             if attempt:
-                index = place_seed % len(self.dataset)
+                others = self._alternatives(place[1])
+                index = others[place_seed % len(others)]
             try:
                 with seeded(place_seed):
                     sample = self.dataset[index]
-            except UnreadableImage as error:
+            except Unreadable as error:
                 unreadable.append(str(error))
                 continue
             if sample is not None:
                 return sample, unreadable
         # So the main process counts them, and names the first.
         raise UserError(unreadable[0] if unreadable else f"{_TRIES} samples in turn were empty")
+
+    def _alternatives(self, index: int) -> Sequence[int]:
+        if hasattr(self.dataset, "alternatives"):
+            return self.dataset.alternatives(index)
+        return range(len(self.dataset))
 
 
 def _stay_quiet_if_left(_: int) -> None:

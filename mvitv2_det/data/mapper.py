@@ -7,7 +7,7 @@ from typing import Any
 from detectron2 import data
 from detectron2.data.detection_utils import SizeMismatchError
 
-from ..errors import UnreadableImage
+from ..errors import Unreadable
 
 
 @contextmanager
@@ -15,15 +15,13 @@ def naming_unreadable_image(file: str) -> Iterator[None]:
     """Turns errors in reading an image into an error of one line that names the image.
 
     Raises:
-        UnreadableImage: the file is missing, truncated or not an image, or its size differs from
+        Unreadable: the file is missing, truncated or not an image, or its size differs from
             the one in its annotations.
     """
     try:
         yield
     except (OSError, SyntaxError, SizeMismatchError) as error:  # Pillow raises the first two.
-        raise UnreadableImage(
-            f"cannot read image {file}: {' '.join(str(error).split())}"
-        ) from error
+        raise Unreadable(f"cannot read image {file}: {' '.join(str(error).split())}") from error
 
 
 class DatasetMapper(data.DatasetMapper):
@@ -33,7 +31,7 @@ class DatasetMapper(data.DatasetMapper):
         """Turns a record in Detectron2's dataset format into an input of Detectron2's models.
 
         Raises:
-            UnreadableImage: the image cannot be read; see :func:`naming_unreadable_image`.
+            Unreadable: the image cannot be read; see :func:`naming_unreadable_image`.
         """
         with naming_unreadable_image(dataset_dict["file_name"]):
             return super().__call__(dataset_dict)

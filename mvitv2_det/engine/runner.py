@@ -9,7 +9,7 @@ A config for another task than detection may have, beside what all have:
 - ``train.best_metric``: model_best.pth is the checkpoint with the highest, such as ``bbox/AP``;
 - ``train.patience``: evaluations without a better one after which the run ends;
 - ``train.accumulate``, ``train.max_non_finite_steps``: see :class:`.trainer.Trainer`;
-- ``train.max_unreadable_images``: so many are replaced by others, in each process and start;
+- ``train.max_unreadable``: so many are replaced by others, in each process and start;
 - ``train.peer_timeout``: seconds in which each process must get to its next step;
 - ``train.checkpoint_parts``: further entries of each checkpoint, what Checkpointer takes;
 - ``train.hooks``: further hooks, after all others;
@@ -358,7 +358,7 @@ def _build_loader(cfg: DictConfig) -> Any:
     except (AssertionError, TypeError) as error:
         raise UserError(f"dataloader.train cannot be built: {_reason(error)}") from error
     if isinstance(loader, TrainLoader):
-        loader.max_unreadable = setting(cfg, "train.max_unreadable_images")
+        loader.max_unreadable = setting(cfg, "train.max_unreadable")
     return loader
 
 

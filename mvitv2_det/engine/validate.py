@@ -24,7 +24,7 @@ DEFAULTS: Mapping[str, Any] = {
     "train.accumulate": 1,
     "train.fsdp": False,
     "train.max_non_finite_steps": 0,
-    "train.max_unreadable_images": 0,
+    "train.max_unreadable": 0,
     "train.peer_timeout": 1800.0,
     "train.strict": False,
 }
@@ -98,7 +98,7 @@ _TRAINING = {
     "train.accumulate": _integer(1),
     "train.fsdp": _BOOLEAN,
     "train.max_non_finite_steps": _integer(0),
-    "train.max_unreadable_images": _integer(0),
+    "train.max_unreadable": _integer(0),
     "train.amp.enabled": _BOOLEAN,
     "dataloader.train.total_batch_size": _integer(1),
     "dataloader.train.num_workers": _integer(0),

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import UnreadableImage, UserError
+from ..errors import Unreadable, UserError
 
 _MOST_16_BIT = 65535
 
@@ -21,23 +21,21 @@ def read_rgb(file: str | Path) -> np.ndarray:
         (H, W, 3) RGB, uint8.
 
     Raises:
-        UnreadableImage: the file is missing, empty, cut off, no image, or of a kind whose white is
+        Unreadable: the file is missing, empty, cut off, no image, or of a kind whose white is
             not defined (32-bit integers and floats).
     """
     if not os.path.isfile(file):
-        raise UnreadableImage(f"cannot read image {file}: there is no such file")
+        raise Unreadable(f"cannot read image {file}: there is no such file")
     if os.path.getsize(file) == 0:
-        raise UnreadableImage(f"cannot read image {file}: the file is empty")
+        raise Unreadable(f"cannot read image {file}: the file is empty")
     try:
         with Image.open(file) as image:
             return _from_pillow(image)
     except UnidentifiedImageError as error:
-        raise UnreadableImage(
-            f"cannot read image {file}: it is no image that Pillow knows"
-        ) from error
+        raise Unreadable(f"cannot read image {file}: it is no image that Pillow knows") from error
     except Exception as error:  # damaged files make Pillow's decoders raise whatever they meet
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableImage(f"cannot read image {file}: {reason}") from error
+        raise Unreadable(f"cannot read image {file}: {reason}") from error
 
 
 def as_rgb(image: np.ndarray | Image.Image, channel_order: str) -> np.ndarray:

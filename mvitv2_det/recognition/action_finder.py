@@ -6,6 +6,7 @@ Axes: N persons at a time, C actions.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -68,6 +69,7 @@ class ActionFinder(Inference):
         view: str = "full",
         device: str | None = None,
         precision: str = "fp32",
+        batch_size: int = 8,
     ) -> None:
         """
         Args:
@@ -75,11 +77,12 @@ class ActionFinder(Inference):
             view: ``full`` sees all of the frame, ``center`` the square in its centre, as Table A.2.
             device: such as ``cpu`` or ``cuda:1``; by default a GPU if there is one.
             precision: ``fp32``, or ``fp16`` or ``bf16`` by autocast.
+            batch_size: clips that go through the network together, at most.
 
         Raises:
             UserError: an argument is wrong, or the weights are not those of such a network.
         """
-        super().__init__(device=device, precision=precision, batch_size=1)
+        super().__init__(device=device, precision=precision, batch_size=batch_size)
         if view not in VIEWS:
             raise UserError(f"view must be {' or '.join(VIEWS)}, got {view!r}")
         self.view = view
@@ -102,16 +105,23 @@ class ActionFinder(Inference):
         Raises:
             UserError: a frame cannot be decoded.
         """
-        for time, persons in zip(seconds, boxes, strict=True):
-            yield self._at(video, time, persons)
+        looks = zip(seconds, boxes, strict=True)
+        while batch := list(islice(looks, self.batch_size)):
+            yield from self._at(video, batch)
 
     @torch.no_grad()
-    def _at(self, video: Video, time: float, boxes: np.ndarray) -> np.ndarray:
-        if not len(boxes):
-            return np.zeros((0, len(self.classes)), np.float32)
-        input = self._input
-        frames = video.frames(key_frame_clip(video, time, input))
-        clip, placed = at_view(frames, boxes, input, self.view)
-        with self._running(1):
-            logits = self.model(clip[None].to(self.device), [placed.to(self.device)])
-        return logits.float().sigmoid().cpu().numpy()
+    def _at(self, video: Video, looks: Sequence[tuple[float, np.ndarray]]) -> Iterator[np.ndarray]:
+        input, clips, places = self._input, [], []
+        for time, boxes in looks:
+            if len(boxes):  # clips without persons need not be read
+                frames = video.frames(key_frame_clip(video, time, input))
+                clip, placed = at_view(frames, boxes, input, self.view)
+                clips.append(clip)
+                places.append(placed.to(self.device))
+        found = np.zeros((0, len(self.classes)), np.float32)
+        if clips:
+            with self._running(len(clips)):
+                logits = self.model(torch.stack(clips).to(self.device), places)
+            found = logits.float().sigmoid().cpu().numpy()
+        ends = np.cumsum([len(boxes) for _, boxes in looks])
+        yield from np.split(found, ends[:-1])

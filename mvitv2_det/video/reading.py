@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import Unreadable, UserError
 
 BACKENDS = ("av", "torchcodec", "opencv", "images")
 DEFAULT_FPS = 30.0
@@ -71,7 +71,7 @@ class Video(ABC):
         """Yields all frames.
 
         Raises:
-            UserError: one cannot be decoded.
+            Unreadable: one cannot be decoded.
         """
 
     @abstractmethod
@@ -109,7 +109,8 @@ class Video(ABC):
             (T, H, W, 3) RGB, uint8, upright; pixels are not made square.
 
         Raises:
-            UserError: there is no such frame, it cannot be decoded, or sizes differ.
+            UserError: there is no such frame.
+            Unreadable: a frame cannot be decoded, or sizes differ.
         """
         numbers = np.asarray(indices, dtype=np.int64)
         if numbers.ndim != 1 or not len(numbers):
@@ -120,7 +121,7 @@ class Video(ABC):
         unique, places = np.unique(numbers, return_inverse=True)
         pictures = self._read(unique)
         if len({picture.shape for picture in pictures}) > 1:
-            raise UserError(f"video {self.path} has frames of different sizes: expected one size")
+            raise Unreadable(f"video {self.path} has frames of different sizes: expected one size")
         return np.stack([pictures[place] for place in places])
 
     def at_seconds(self, seconds: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -158,7 +159,8 @@ def open_video(path: str | Path, backend: str | None = None, *, fps: float | Non
         fps: frames in a second of a folder, which does not tell, by default 30. Files tell.
 
     Raises:
-        UserError: it is missing, empty or no video, or the backend is unknown or not installed.
+        UserError: the backend is unknown, not installed, or not for such a path.
+        Unreadable: the video is missing, empty or no video.
     """
     path = Path(path)
     if backend is None:
@@ -173,9 +175,9 @@ def open_video(path: str | Path, backend: str | None = None, *, fps: float | Non
     elif path.is_dir():
         raise UserError(f"{path} is a folder: backend {backend!r} reads files; use 'images'")
     elif not path.is_file():
-        raise UserError(f"cannot read video {path}: there is no such file")
+        raise Unreadable(f"cannot read video {path}: there is no such file")
     elif not path.stat().st_size:
-        raise UserError(f"cannot read video {path}: the file is empty")
+        raise Unreadable(f"cannot read video {path}: the file is empty")
     if backend == "av":
         return _module("with_av").AvVideo(path)
     if backend == "torchcodec":
@@ -193,7 +195,7 @@ def read_stream(source: str | int) -> Iterator[Frame]:
             knows (``rtsp://…``, ``http://…``) or a file, by PyAV or else by OpenCV.
 
     Raises:
-        UserError: it cannot be opened, or gives no frame.
+        Unreadable: it cannot be opened, or gives no frame.
     """
     if isinstance(source, int) or source.isdecimal():
         return _module("with_opencv").camera_frames(int(source))

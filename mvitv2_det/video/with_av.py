@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import UserError
+from ..errors import Unreadable, UserError
 from .reading import DEFAULT_FPS, Frame, Video
 
 # Containers that store when each packet is shown; AVI and raw streams do not, MPEG-TS may not.
@@ -74,7 +74,7 @@ class AvVideo(Video):
         except _WrongIndex:
             _REPAIRED[self._file] = _count_frames(self.path)
             if indices[-1] >= len(self):
-                raise UserError(
+                raise Unreadable(
                     f"cannot read frame {indices[-1]} of video {self.path}: {len(self)} of its "
                     f"{len(index.seconds)} frames can be decoded"
                 ) from None
@@ -132,7 +132,7 @@ class AvVideo(Video):
                     found.append(_pixels(frame))
                 if len(found) == len(wanted):
                     return found
-        raise UserError(f"video {self.path} ended early: it has changed while it was read")
+        raise Unreadable(f"video {self.path} ended early: it has changed while it was read")
 
     def __iter__(self) -> Iterator[Frame]:
         """Yields all frames."""
@@ -151,18 +151,18 @@ def stream_frames(source: str | Path) -> Iterator[Frame]:
         for frame in container.decode(stream):
             yield Frame(clock.seconds(frame.pts), _pixels(frame))
     if not clock.count:
-        raise UserError(f"video {source} has no frame that can be decoded")
+        raise Unreadable(f"video {source} has no frame that can be decoded")
 
 
 @contextmanager
 def naming_broken(source: str | Path) -> Iterator[None]:
-    """Turns FFmpeg's errors into a :class:`UserError` that names the file."""
+    """Turns FFmpeg's errors into a :class:`Unreadable` that names the file."""
     av = require_av()
     try:
         yield
     except (av.FFmpegError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"cannot read video {source}: {reason}") from error
+        raise Unreadable(f"cannot read video {source}: {reason}") from error
 
 
 @functools.cache
@@ -214,7 +214,7 @@ def _open(source: str | Path) -> tuple[Any, Any]:
     streams = [each for each in container.streams.video if not each.disposition & cover]
     if not streams or streams[0].codec_context is None:
         container.close()
-        raise UserError(f"{source} has no video that FFmpeg can decode: expected a video file")
+        raise Unreadable(f"{source} has no video that FFmpeg can decode: expected a video file")
     stream = streams[0]
     # A worker of a data loader has one core; frames that are decoded side by side need memory.
     is_worker = torch.utils.data.get_worker_info() is not None
@@ -258,7 +258,7 @@ def _count_frames(path: str | Path) -> _Index:
     with container, naming_broken(path):
         seconds = [clock.seconds(frame.pts) for frame in container.decode(stream)]
     if not seconds:
-        raise UserError(f"video {path} has no frame that can be decoded")
+        raise Unreadable(f"video {path} has no frame that can be decoded")
     return _Index(None, np.empty(0, dtype=np.int64), np.array(seconds))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from timm.utils.misc import natural_key
 
-from ..errors import UserError
+from ..errors import Unreadable
 from ..predict.images import read_rgb
 from ..predict.inputs import IMAGE_ENDINGS
 from .reading import Frame, Video
@@ -27,11 +27,11 @@ class ImagesVideo(Video):
         try:
             names = [file.name for file in path.iterdir() if not file.name.startswith(".")]
         except OSError as error:
-            raise UserError(f"cannot read folder {path}: {error.strerror}") from error
+            raise Unreadable(f"cannot read folder {path}: {error.strerror}") from error
         images = [name for name in names if Path(name).suffix.lower() in IMAGE_ENDINGS]
         self._files = [path / name for name in sorted(images, key=natural_key)]
         if not images:
-            raise UserError(f"folder {path} holds no image: expected the frames of a video")
+            raise Unreadable(f"folder {path} holds no image: expected the frames of a video")
 
     @functools.cached_property
     def seconds(self) -> np.ndarray:

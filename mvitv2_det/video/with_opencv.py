@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..errors import UserError
+from ..errors import Unreadable
 from .reading import DEFAULT_FPS, Frame, Video
 
 
@@ -35,7 +35,7 @@ class OpencvVideo(Video):
         rate = capture.get(cv2.CAP_PROP_FPS)
         capture.release()
         if not found:
-            raise UserError(f"video {self.path} has no frame that can be decoded")
+            raise Unreadable(f"video {self.path} has no frame that can be decoded")
         seconds = np.array(found) - found[0]
         if (np.diff(seconds) <= 0).any():  # no times, or those of another order
             seconds = np.arange(len(found)) / (rate if 0 < rate < float("inf") else DEFAULT_FPS)
@@ -49,11 +49,11 @@ class OpencvVideo(Video):
         for index in indices.tolist():
             while self._next <= index:
                 if not self._capture.grab():
-                    raise UserError(f"cannot read frame {index} of video {self.path}")
+                    raise Unreadable(f"cannot read frame {index} of video {self.path}")
                 self._next += 1
             is_read, pixels = self._capture.retrieve()
             if not is_read:
-                raise UserError(f"cannot read frame {index} of video {self.path}")
+                raise Unreadable(f"cannot read frame {index} of video {self.path}")
             found.append(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
         return found
 
@@ -85,11 +85,11 @@ def camera_frames(source: str | int) -> Iterator[Frame]:
     finally:
         capture.release()
     if start is None:
-        raise UserError(f"{name} gives no frame")
+        raise Unreadable(f"{name} gives no frame")
 
 
 def _open(source: str | int, name: str) -> Any:
     capture = cv2.VideoCapture(source)
     if not capture.isOpened():
-        raise UserError(f"cannot read {name}: it is missing, or nothing that OpenCV can decode")
+        raise Unreadable(f"cannot read {name}: it is missing, or nothing that OpenCV can decode")
     return capture

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import UserError
+from ..errors import Unreadable, UserError
 from .reading import Frame, Video
 
 # Containers that store when frames are shown. Of an AVI with B-frames, torchcodec 0.17 gives frames
@@ -88,7 +88,7 @@ class TorchcodecVideo(Video):
             yield
         except (RuntimeError, ValueError, IndexError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(
+            raise Unreadable(
                 f"torchcodec cannot read video {self.path}: {reason}; backend 'av' may"
             ) from error
 

@@ -1,6 +1,6 @@
 """Counts and measures the rows of a table."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from omegaconf import DictConfig
@@ -29,6 +29,7 @@ class Measured:
             attention decides; weights and the optimizer outweigh it on small images.
         train, test: seconds of an iteration over a batch.
         backend: name of the attention backend that was asked for.
+        accuracies: in percent, of each seed that was trained here.
     """
 
     row: Row
@@ -38,6 +39,7 @@ class Measured:
     train: Timing | OutOfMemory | None = None
     test: Timing | OutOfMemory | None = None
     backend: str = ""
+    accuracies: Sequence[float] = ()
     workload: Workload | None = field(default=None, repr=False)
 
 
@@ -55,6 +57,7 @@ def measure(
     rounds: int,
     iterations: int | None = None,
     report: Report = print,
+    model_of: Callable[[Row, str], DictConfig] = model_of,
 ) -> list[Measured]:
     """Counts every row of a table and, with ``settings``, measures it.
 
@@ -62,6 +65,7 @@ def measure(
         rounds: number of turns of each row, for training and for inference.
         iterations: number of timed iterations in each turn; by default 1 on a CPU, 10 on a GPU.
         report: called with each line of progress.
+        model_of: makes the LazyCall of a row's network to measure, from the row and the task.
     """
     report(table.title)
     results = []
@@ -71,16 +75,18 @@ def measure(
         report(f"  counted  {row.name}: {cost.giga:.2f} G, {cost.million_parameters:.2f} M")
     if settings is not None:
         for result in results:
-            _measure_memory(result, table.task, settings, report)
+            _measure_memory(result, model_of(result.row, table.task), table.task, settings, report)
         _measure_times(results, settings, rounds, iterations, report)
         for result in results:
             result.workload = None
     return results
 
 
-def _measure_memory(result: Measured, task: str, settings: Settings, report: Report) -> None:
+def _measure_memory(
+    result: Measured, network: DictConfig, task: str, settings: Settings, report: Report
+) -> None:
     def run() -> int:
-        result.workload = Workload(model_of(result.row, task), task, settings)
+        result.workload = Workload(network, task, settings)
         model = result.workload.model
         result.backend = backend_of(model)
         held = [*model.parameters(), *model.buffers()]

@@ -41,13 +41,14 @@ class Costs:
 
     Attributes:
         name: of the row.
-        accuracy: the paper's, in percent, where it has one.
+        accuracy: in percent: mean and range of the seeds trained here, or the paper's, where it
+            has one.
         measured: this project's, median and quartiles; None where it did not fit.
         paper: the paper's, where it has one.
     """
 
     name: str
-    accuracy: float | None
+    accuracy: Spread | None
     measured: Spread | None
     paper: float | None
 
@@ -72,7 +73,10 @@ def draw(table: Table, results: Sequence[Measured], head: Mapping[str, str], fil
     figure.supxlabel(_wrapped(head, 28 * len(kinds)), fontsize=8, color="0.35")
     panels = figure.subplots(lines, len(kinds), squeeze=False)
     for column, (kind, rows) in enumerate(kinds.items()):
-        _draw_accuracy(panels[0, column], table, kind, rows)
+        source = "of the paper"
+        if results[0].accuracies:
+            source = f"measured, mean and range of {len(results[0].accuracies)} seeds"
+        _draw_accuracy(panels[0, column], f"{table.accuracy_name} {source}", kind, rows)
         if compared:
             _draw_agreement(panels[1, column], kind, rows)
     # Labels are placed in pixels: the panels must have their sizes before.
@@ -98,12 +102,20 @@ def costs(kind: str, results: Sequence[Measured]) -> list[Costs]:
         made.append(
             Costs(
                 result.row.name,
-                paper.get("accuracy"),
+                _accuracy(result),
                 measured if isinstance(measured, Spread) else None,
                 of_paper if isinstance(of_paper, float) else None,
             )
         )
     return made
+
+
+def _accuracy(result: Measured) -> Spread | None:
+    values = result.accuracies
+    if values:
+        return Spread(sum(values) / len(values), min(values), max(values))
+    paper = result.row.paper.get("accuracy")
+    return Spread(paper, paper, paper) if isinstance(paper, float) else None
 
 
 def _inverse(speed: Spread | float | str | None) -> Spread | float | str | None:
@@ -125,12 +137,12 @@ def _wrapped(head: Mapping[str, str], width: int) -> str:
     return "\n".join(lines)
 
 
-def _draw_accuracy(axes: Axes, table: Table, kind: str, rows: Sequence[Costs]) -> None:
+def _draw_accuracy(axes: Axes, label: str, kind: str, rows: Sequence[Costs]) -> None:
     _draw_points(axes, [(row, row.measured, row.accuracy) for row in rows])
     absent = [row.name for row in rows if row.measured is None]
     axes.set_title(f"out of memory: {', '.join(absent)}" if absent else "", fontsize=9)
     axes.set_xlabel(_label(kind, "counted" if kind == "giga" else "measured"))
-    axes.set_ylabel(f"{table.accuracy_name} of the paper")
+    axes.set_ylabel(label)
 
 
 def _draw_agreement(axes: Axes, kind: str, rows: Sequence[Costs]) -> None:
@@ -139,7 +151,7 @@ def _draw_agreement(axes: Axes, kind: str, rows: Sequence[Costs]) -> None:
         axes.text(0.5, 0.5, "not in the paper's table", ha="center", transform=axes.transAxes)
         axes.set_axis_off()
         return
-    _draw_points(axes, [(row, row.measured, row.paper) for row in both])
+    _draw_points(axes, [(row, row.measured, Spread.of([row.paper])) for row in both])
     numbers = [number for row in both for number in (row.measured.median, row.paper)]
     room = (max(numbers) / min(numbers)) ** 0.18 + 0.02
     limits = min(numbers) / room, max(numbers) * room
@@ -158,15 +170,15 @@ def _label(kind: str, source: str) -> str:
     return f"{_COST_NAMES[kind]}{unit}, {source}"
 
 
-def _draw_points(axes: Axes, points: list[tuple[Costs, Spread | None, float | None]]) -> None:
-    """Draws points with the quartiles of x; the name of each is its line's id."""
+def _draw_points(axes: Axes, points: list[tuple[Costs, Spread | None, Spread | None]]) -> None:
+    """Draws points with the spreads of both; the name of each is its line's id."""
     for row, x, y in points:
         if x is None or y is None:
             continue
         color = next(color for prefix, color in _COLORS.items() if row.name.startswith(prefix))
-        errors = [[x.median - x.lower], [x.upper - x.median]]
-        axes.errorbar(x.median, y, xerr=errors, color=color, linewidth=1, alpha=0.6, zorder=1)
-        axes.plot(x.median, y, "o", color=color, markersize=6, gid=row.name)
+        across, up = ([[s.median - s.lower], [s.upper - s.median]] for s in (x, y))
+        axes.errorbar(x.median, y.median, up, across, color=color, linewidth=1, alpha=0.6, zorder=1)
+        axes.plot(x.median, y.median, "o", color=color, markersize=6, gid=row.name)
     axes.margins(0.22, 0.16)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

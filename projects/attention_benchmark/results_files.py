@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from projects.attention_benchmark.measurement import Measured
 from projects.attention_benchmark.tables import OUT_OF_MEMORY, Row, Table
+from projects.attention_benchmark.training import differences
 from projects.common import results as files
 from projects.common.memory import GIB, OutOfMemory
 from projects.common.timing import Spread, Timing
@@ -68,6 +69,7 @@ def records(results: Sequence[Measured]) -> list[dict[str, Cell]]:
             "config": row.config,
             "attention_backend": result.backend,
             "paper_accuracy": row.paper.get("accuracy"),
+            "accuracies": " ".join(f"{value:.2f}" for value in result.accuracies) or None,
             "parameters_M": round(result.cost.million_parameters, 3),
             "paper_parameters_M": row.paper.get("params"),
             "multiply_adds_G": round(result.cost.giga, 3),
@@ -122,6 +124,7 @@ def markdown(table: Table, results: Sequence[Measured], head: Mapping[str, str])
             for result in results
         ],
         f"{table.accuracy_name}, paper": _shown(results, "accuracy", 1),
+        **_trained(table, results),
         "params (M)": [f"{result.cost.million_parameters:.1f}" for result in results],
         "paper (M)": _shown(results, "params", 0),
         "multiply-adds (G)": [f"{result.cost.giga:.2f}" for result in results],
@@ -142,18 +145,65 @@ def markdown(table: Table, results: Sequence[Measured], head: Mapping[str, str])
             columns[f"{kind}: paper ×"] = [_times(c.paper) for c in compared]
     columns["backend"] = [result.backend for result in results]
     columns = {name: cells for name, cells in columns.items() if any(cells)}
-    notes = [_explanation(table, columns)]
+    notes = [_explanation(table, columns), *_findings(table, results)]
     of_rows = [f"- {result.row.name}: {result.row.note}" for result in results if result.row.note]
     if of_rows:
         notes.append("\n".join(of_rows))
     return files.markdown(table.title, head, columns, notes)
 
 
-def _explanation(table: Table, columns: Mapping[str, list[str]]) -> str:
+def _trained(table: Table, results: Sequence[Measured]) -> dict[str, list[str]]:
+    """Columns of the accuracies that were measured here."""
+    accuracies = _accuracies(results)
+    if not accuracies:
+        return {}
+    compared = differences(accuracies, table.default.name)
+    return {
+        f"{table.accuracy_name}, trained here": [
+            f"{sum(values) / len(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+            for values in accuracies.values()
+        ],
+        f"less {table.default.name}": [
+            f"{compared[name].mean:+.1f} ± {compared[name].half_width:.1f}"
+            if name in compared
+            else ""
+            for name in accuracies
+        ],
+    }
+
+
+def _accuracies(results: Sequence[Measured]) -> dict[str, Sequence[float]]:
+    return {result.row.name: result.accuracies for result in results if result.accuracies}
+
+
+def _findings(table: Table, results: Sequence[Measured]) -> list[str]:
+    """What the accuracies that were measured here show, and what noise hides."""
+    accuracies = _accuracies(results)
+    if not accuracies:
+        return []
+    compared = differences(accuracies, table.default.name)
+    beyond = [name for name, difference in compared.items() if difference.is_beyond_noise]
+    hidden = [name for name in compared if name not in beyond]
+    seeds = len(accuracies[table.default.name])
     text = (
-        "Multiply-adds and parameters are counted at the paper's protocol; accuracies are the "
-        "paper's, none was measured here."
+        f"Trained here: mean and range of {seeds} seeds; differences from {table.default.name} are "
+        f"taken seed by seed, ± is their 95 % interval (Student's t). "
     )
+    if beyond:
+        text += f"Beyond noise differ: {', '.join(beyond)}. "
+    if hidden:
+        text += f"Noise hides whether these differ: {', '.join(hidden)}."
+    commands = "\n".join(
+        f"- {result.row.name}: `mvitv2-det train --config-file {result.row.config} --num-gpus 8`"
+        for result in results
+    )
+    return [text.strip(), f"At full scale, on COCO:\n\n{commands}"]
+
+
+def _explanation(table: Table, columns: Mapping[str, list[str]]) -> str:
+    text = "Multiply-adds and parameters are counted at the paper's protocol; accuracies are the "
+    trained = any("trained here" in name for name in columns)
+    text += "paper's but for those trained here." if trained else "paper's, none was measured here."
     if any("×" in name for name in columns):
         text += (
             f" × is over the row in bold, {table.default.name}: above 1 is faster, or more "

@@ -4,19 +4,23 @@
     python projects/attention_benchmark/run.py --table 4b --count-only
     python projects/attention_benchmark/run.py --table 4b --image-size 448 448
     python projects/attention_benchmark/run.py --all --device cuda --batch 2 --precision bf16
+    python projects/attention_benchmark/run.py --table 4b --train configs/demo.py --seeds 3
 
 Counts parameters and multiply-adds at the paper's protocol, and measures training iterations/s,
 test images/s and peak training memory of the rows in turns. Writes a CSV, a Markdown table and a
 picture for each table. A row that runs out of memory is reported so, and the others go on.
+--train also trains the rows, as small as a detector of one's own, and measures that network.
 """
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for projects and mvitv2_det
 
 import torch
+from omegaconf import DictConfig
 
 from mvitv2_det.detection.costs import IMAGE_SIZE
 from mvitv2_det.errors import UserError
@@ -24,7 +28,8 @@ from mvitv2_det.fused import BACKENDS
 from projects.attention_benchmark.measurement import CLASSIFICATION_SIZE, measure
 from projects.attention_benchmark.plots import draw
 from projects.attention_benchmark.results_files import markdown, records
-from projects.attention_benchmark.tables import Table, read_tables
+from projects.attention_benchmark.tables import Row, Table, model_of, read_tables
+from projects.attention_benchmark.training import Trainings
 from projects.attention_benchmark.workloads import Settings
 from projects.common import results as files
 from projects.common.memory import GIB, limited_memory
@@ -44,6 +49,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     which.add_argument("--all", action="store_true", help="every table")
     parser.add_argument("--task", choices=("detection", "classification"), help="one alone")
     parser.add_argument("--count-only", action="store_true", help="measure nothing, count alone")
+    parser.add_argument(
+        "--train", metavar="CONFIG",
+        help="of a small detector, a file or a name: train each row at its size, on its data",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=3, help="of each row (default: 3)")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at once (default: 1)")
+    parser.add_argument(
+        "opts", nargs="*", metavar="key=value", help="overrides of --train's config"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default=files.default_device())
     parser.add_argument("--batch", type=int, default=1, help="images (default: 1)")
     parser.add_argument(
@@ -77,7 +91,12 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         UserError: an option does not suit this machine or another option.
     """
-    counts = {name: getattr(args, name) for name in ("batch", "rounds", "iterations", "threads")}
+    names = ("batch", "rounds", "iterations", "threads", "seeds", "jobs")
+    counts = {name: getattr(args, name) for name in names}
+    if args.opts and not args.train:
+        raise UserError(f"{args.opts[0]} is an override of the config of --train, which is missing")
+    if args.train and args.count_only:
+        raise UserError("--train measures, and --count-only does not: give one of them")
     check_measurable(args.device, args.precision, **counts)
     if min(args.image_size) < 32:
         raise UserError(f"--image-size must be at least 32 32, got {args.image_size}")
@@ -85,11 +104,15 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--memory-limit must be positive, got {args.memory_limit}")
 
 
-def settings_of(args: argparse.Namespace, table: Table) -> Settings | None:
+def settings_of(
+    args: argparse.Namespace, table: Table, trainings: Trainings | None
+) -> Settings | None:
     """Chooses the settings of a table's measurement; None where it is only counted."""
     if args.count_only:
         return None
     size = CLASSIFICATION_SIZE if table.task == "classification" else tuple(args.image_size)
+    if trainings:
+        size = (trainings.side, trainings.side)
     return Settings(args.device, args.batch, size, args.precision, args.backend)
 
 
@@ -118,10 +141,17 @@ def run(args: argparse.Namespace, command: str) -> None:
     output.mkdir(parents=True, exist_ok=True)
     progress = Progress()
     limit = None if args.memory_limit is None else int(args.memory_limit * GIB)
+    trainings = trainings_of(args, output)
     for table in tables:
-        settings = settings_of(args, table)
+        settings, model = settings_of(args, table, trainings), model_of
+        if trainings:
+            accuracies = trainings.run(table, progress)
+            model = partial(_small_model, trainings, table)
         with limited_memory(args.device, limit):
-            results = measure(table, settings, args.rounds, args.iterations, progress)
+            results = measure(table, settings, args.rounds, args.iterations, progress, model)
+        if trainings:
+            for result in results:
+                result.accuracies = accuracies[result.row.name]
         head = head_of(settings, args, command)
         text = markdown(table, results, head)
         (output / f"{table.slug}.md").write_text(text, encoding="utf-8")
@@ -130,7 +160,21 @@ def run(args: argparse.Namespace, command: str) -> None:
         print(f"\n{text}\nwritten: {table.slug}.md, .csv and .png in {output}\n", flush=True)
 
 
+def trainings_of(args: argparse.Namespace, output: Path) -> Trainings | None:
+    """What is to be trained, if anything."""
+    if not args.train:
+        return None
+    folder = output / "runs"
+    return Trainings(args.train, tuple(args.opts), args.seeds, args.jobs, folder.resolve())
+
+
+def _small_model(trainings: Trainings, table: Table, row: Row, task: str) -> DictConfig:
+    return trainings.config_of(row, table).model
+
+
 def _kind(args: argparse.Namespace) -> str:
+    if args.train:
+        return f"trained_{Path(args.train).stem}"
     return "counts" if args.count_only else args.device
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mvitv2_det.data.loader import BatchOrder, TrainLoader
-from mvitv2_det.errors import UserError
+from mvitv2_det.errors import Unreadable, UserError
 from mvitv2_det.predict.inputs import VIDEO_ENDINGS
 from mvitv2_det.recognition.description import ClipInput
 from mvitv2_det.video import open_video
@@ -216,7 +216,7 @@ class KeyFrameClips(Dataset):
         with open_video(path, None if fps else self.dataset["backend"] or None, fps=fps) as video:
             seconds = key.second - self.dataset["start"]
             if not 0 <= seconds <= video.duration:
-                raise UserError(
+                raise Unreadable(
                     f"{path} of {video.duration:.1f} s has no second {key.second}, as videos start "
                     f"at second {self.dataset['start']} (dataset.start)"
                 )

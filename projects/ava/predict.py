@@ -88,14 +88,16 @@ def find_actions(
     Raises:
         UserError: a frame cannot be decoded.
     """
-    times = np.arange(every / 2, video.duration, every)
-    for seconds in times.tolist() or [video.duration / 2]:
-        frame = video.at_seconds([seconds])[0]
-        height, width = frame.shape[:2]
-        boxes, scores = detect(frame)
-        shares = boxes / [width, height, width, height]
-        (probabilities,) = finder(video, [seconds], [shares])
-        yield Doing(seconds, boxes, scores, probabilities)
+    times = np.arange(every / 2, video.duration, every).tolist() or [video.duration / 2]
+    height, width = video.size
+    for first in range(0, len(times), finder.batch_size):
+        some = times[first : first + finder.batch_size]
+        detected = [detect(video.at_seconds([seconds])[0]) for seconds in some]
+        shares = [boxes / [width, height, width, height] for boxes, _ in detected]
+        for seconds, found, actions in zip(
+            some, detected, finder(video, some, shares), strict=True
+        ):
+            yield Doing(seconds, *found, actions)
 
 
 def draw_actions(
@@ -159,7 +161,11 @@ def predict(args: argparse.Namespace) -> int:
         if not source.is_video:
             raise UserError(f"{source.path} is no video: what persons do is seen in videos alone")
     check_writable(args.output)
-    common = {"device": args.device, "precision": args.precision}
+    common = {
+        "device": args.device,
+        "precision": args.precision,
+        "batch_size": args.batch_size,
+    }
     finder = ActionFinder(args.actions, view=args.view, **common)
     predictor = Predictor(args.config, args.weights, score_threshold=args.score, **common)
     detect = person_detector(predictor, args.person)
@@ -205,6 +211,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--every", type=float, default=1.0, help="seconds from one look to the next (default: 1)"
     )
     parser.add_argument("--view", default="full", help=f"{' or '.join(VIEWS)} (default: full)")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help="frames or clips at once, at most (default: 8)"
+    )
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--precision", default="fp32", metavar="{fp32,fp16,bf16}")
     args = parser.parse_args(arguments)

@@ -1,12 +1,17 @@
 #!/usr/bin/env python3
-"""Measures how many clips a second the loader gives, by backend, and how many the network takes.
+"""Measures how fast clips are read, and what the network takes for longer and larger ones.
 
     python projects/video/benchmark.py --workers 2 --rounds 4
+    python projects/video/benchmark.py --parts frames side --rounds 3
 
-Videos are ten seconds of 340×256 at 30 frames a second in H.264, moving cut-outs of scikit-learn's
-photographs; --videos names a folder of your own. A clip is 16×4, augmented as in the recipe of
-Kinetics, or decoded alone. The network is MViTv2-S in inference and in a training step. Results:
-loading.csv and loading.md.
+Part loading: clips a second of the loader, by backend, and of the network. Videos are ten seconds
+of 340×256 at 30 frames a second in H.264, moving cut-outs of scikit-learn's photographs; --videos
+names a folder of your own. A clip is 16×4, augmented as in the recipe of Kinetics, or decoded
+alone. The network is MViTv2-S in inference and in a training step.
+
+Parts frames and side: time and peak memory of its inference against the number of frames (8 to 64,
+of 224²) and the side (112 to 448, of 16 frames), with exponents, by the fast path and the plain
+model. Results: a table of each part, NAME.csv and NAME.md.
 """
 
 import argparse
@@ -14,7 +19,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -27,16 +34,19 @@ from mvitv2_det.predict.inputs import VIDEO_ENDINGS
 from mvitv2_det.recognition.description import ClipInput
 from mvitv2_det.video import open_video
 from mvitv2_det.video.writing import write_video
+from projects.backbone_benchmark import scaling
 from projects.common import results as files
 from projects.common.sources import Sample
 from projects.common.timing import Timing, interleave, resident
 from projects.video.augment import ClipAugmentation
-from projects.video.data import Failures, TrainingClips
+from projects.video.data import TrainingClips
 
 RESULTS = Path(__file__).parent / "results"
 INPUT = ClipInput()
+VARIANT: Any = "S"
 RECIPE = {"auto_augment": "rand-m7-n4-mstd0.5-inc1", "scale": (0.08, 1.0), "re_prob": 0.25}
 FILE_BACKENDS = ("av", "torchcodec", "opencv")
+FRAMES, SIDES = (8, 16, 24, 32, 48, 64), (112, 160, 224, 288, 352, 448)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -44,6 +54,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=["loading"])
     parser.add_argument("--videos", type=Path, help="folder of videos (default: made ones)")
     parser.add_argument("--clips", type=int, default=16, help="of a turn (default: 16)")
     parser.add_argument("--workers", type=int, default=2, help="of the loader (default: 2)")
@@ -56,7 +67,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def run(args: argparse.Namespace, command: str) -> None:
     """Measures and writes the results."""
-    files.check_measurable(args.device, "fp32", clips=args.clips, batch=args.batch)
+    files.check_measurable(
+        args.device, "fp32", clips=args.clips, batch=args.batch, rounds=args.rounds
+    )
+    args.output.mkdir(parents=True, exist_ok=True)
+    head = {"command": command} | files.describe_machine(args.device)
+    head["batch of the network"] = str(args.batch)
+    for part in args.parts:
+        title, rows, notes = PARTS[part](args)
+        files.write_csv(args.output / f"{part}.csv", head, rows)
+        text = files.markdown(title, head, rows, notes)
+        (args.output / f"{part}.md").write_text(text, "utf-8")
+
+
+def loading(args: argparse.Namespace) -> tuple[str, files.Rows, list[str]]:
+    """Clips a second of the loader and of the network."""
     with videos_of(args.videos) as videos:
         chosen = [videos[index % len(videos)] for index in range(args.clips)]
         tasks: dict[str, Callable[[], None]] = {}
@@ -85,13 +110,43 @@ def run(args: argparse.Namespace, command: str) -> None:
             low, high = counts[name] / spread.upper, counts[name] / spread.lower
             rate = f"{counts[name] / spread.median:.2f} ({low:.2f} to {high:.2f})"
         rows.append({"what": name, "clips a second": rate})
-    head = {"command": command} | files.describe_machine(args.device)
-    head |= {"workers": str(args.workers), "batch of the network": str(args.batch)}
-    args.output.mkdir(parents=True, exist_ok=True)
-    files.write_csv(args.output / "loading.csv", head, rows)
-    notes = ["Medians over the rounds, with quartiles. Workers start anew in each turn."]
-    title = "Clips a second: the loader by backend, and MViTv2-S 16×4"
-    (args.output / "loading.md").write_text(files.markdown(title, head, rows, notes), "utf-8")
+    notes = [
+        "Medians over the rounds, with quartiles.",
+        f"{args.workers} workers, which start anew in each turn.",
+    ]
+    return "Clips a second: the loader by backend, and MViTv2-S 16×4", rows, notes
+
+
+def growth(
+    args: argparse.Namespace, sizes: Sequence[tuple[int, int]], of: str
+) -> tuple[str, files.Rows, list[str]]:
+    """Time and memory of inference on clips of (frames, side), of which one stays the same."""
+
+    def inputs() -> Iterator[tuple[str, float, dict[str, Callable[[], None]]]]:
+        for frames, side in sizes:
+            clips = torch.randn(args.batch, 3, frames, side, side, device=args.device)
+            steps = {}
+            for name, backend in (("ours", "auto"), ("plain model", "reference")):
+                network = Recognizer.video(
+                    VARIANT, frames, image_size=side, attention_backend=backend
+                ).eval()
+                steps[name] = partial(torch.no_grad()(network.to(args.device)), clips)
+            yield f"{frames}×{side}²", frames if of == "frames" else side, steps
+
+    points = scaling.measure_inputs(inputs(), args.rounds, args.device, files.Progress())
+    middle = sorted(point.size for point in points)[len(points) // 3]
+    notes = [
+        "Medians over the rounds, with quartiles.",
+        scaling.exponents(points, of, smallest=middle),
+    ]
+    return f"MViTv2-S on clips: inference against the {of}", scaling.table(points), notes
+
+
+PARTS = {
+    "loading": loading,
+    "frames": partial(growth, sizes=[(frames, 224) for frames in FRAMES], of="frames"),
+    "side": partial(growth, sizes=[(16, side) for side in SIDES], of="side"),
+}
 
 
 def passing(
@@ -101,7 +156,7 @@ def passing(
     samples = [Sample(path, "a") for path in videos]
     node = {"backend": backend, "fps": 30}
     augment = ClipAugmentation(INPUT, **augmentation)
-    clips = TrainingClips(samples, ["a"], node, augment, 1, Failures(0))
+    clips = TrainingClips(samples, ["a"], node, augment, 1)
     loader = DataLoader(clips, batch_size=2, num_workers=workers)
 
     def step() -> None:
@@ -113,7 +168,7 @@ def passing(
 
 def network_steps(batch: int, device: str) -> dict[str, Callable[[], None]]:
     """MViTv2-S in inference and in a training step."""
-    network = Recognizer.video("S", INPUT.frames, drop_path_rate=0.0).to(device)
+    network = Recognizer.video(VARIANT, INPUT.frames, drop_path_rate=0.0).to(device)
     clips = torch.randn(batch, 3, INPUT.frames, INPUT.size, INPUT.size, device=device)
 
     def infer() -> None:

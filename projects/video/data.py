@@ -100,44 +100,6 @@ def read_split(dataset: Mapping[str, Any], split: str) -> list[Sample]:
     return samples
 
 
-class Failures:
-    """Counts videos that could not be decoded, in all workers of a process.
-
-    Args:
-        most: that are replaced in a run.
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self._count = torch.multiprocessing.get_context().Value("i", 0)
-
-    @property
-    def count(self) -> int:
-        """Videos that could not be decoded, until now."""
-        return self._count.value
-
-    def add(self, error: UserError) -> None:
-        """Counts one, and says which.
-
-        Raises:
-            UserError: it is one too many.
-        """
-        with self._count.get_lock():
-            self._count.value += 1
-            count = self._count.value
-        if count > self.most:
-            raise UserError(
-                f"{count} videos could not be decoded, the last: {error}; dataset.most_failures "
-                f"is {self.most} in this process"
-            ) from error
-        logger.warning(
-            "%s; another video of its class takes its place (%d of at most %d)",
-            error,
-            count,
-            self.most,
-        )
-
-
 class TrainingClips(Dataset):
     """Random clips of videos.
 
@@ -149,7 +111,6 @@ class TrainingClips(Dataset):
         dataset: the config's node ``dataset``.
         augmentation: of the frames.
         repeats: inputs that are made of a clip (repeated augmentation).
-        failures: counts videos that do not decode; another of the class takes the place of each.
     """
 
     def __init__(
@@ -159,13 +120,11 @@ class TrainingClips(Dataset):
         dataset: Mapping[str, Any],
         augmentation: ClipAugmentation,
         repeats: int,
-        failures: Failures,
     ) -> None:
         self.samples = list(samples)
         self.dataset = dataset
         self.augmentation = augmentation
         self.repeats = repeats
-        self.failures = failures
         numbers = {name: index for index, name in enumerate(classes)}
         self._labels = [numbers[sample.label] for sample in samples]
         self._of_class: dict[int, list[int]] = {}
@@ -179,25 +138,14 @@ class TrainingClips(Dataset):
         """Inputs of a random clip, and its label for each."""
         # The loader seeds NumPy for each sample.
         rng = np.random.default_rng(np.random.randint(2**31))
-        label = self._labels[index]
-        frames, left = None, list(self._of_class[label])
-        while frames is None:
-            try:
-                frames = self._read(index, rng)
-            except UserError as error:
-                self.failures.add(error)
-                left.remove(index)
-                if not left:
-                    raise UserError(
-                        f"no video of class {self.samples[index].label!r} can be decoded: {error}"
-                    ) from error
-                index = int(rng.choice(left))
-        inputs = torch.stack([self.augmentation(frames) for _ in range(self.repeats)])
-        return inputs, torch.full((self.repeats,), label)
-
-    def _read(self, index: int, rng: np.random.Generator) -> np.ndarray:
         with _open(self.samples[index], self.dataset) as video:
-            return video.frames(self.augmentation.input.random_clip(video, rng))
+            frames = video.frames(self.augmentation.input.random_clip(video, rng))
+        inputs = torch.stack([self.augmentation(frames) for _ in range(self.repeats)])
+        return inputs, torch.full((self.repeats,), self._labels[index])
+
+    def alternatives(self, index: int) -> list[int]:
+        """Videos of the same class: one takes the place of a video that does not decode."""
+        return self._of_class[self._labels[index]]
 
 
 class TestClips(Dataset):
@@ -279,7 +227,6 @@ def train_loader(
         dataset,
         ClipAugmentation(input, **augmentation),
         repeats,
-        Failures(dataset["most_failures"] // processes),
     )
     return TrainLoader(
         clips,

@@ -14,7 +14,7 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 
 from mvitv2_det.data.loader import BatchOrder, build_train_loader
-from mvitv2_det.errors import UnreadableImage, UserError
+from mvitv2_det.errors import Unreadable, UserError
 from mvitv2_det.stop_signals import STOP_SIGNALS
 
 RECORDS = [
@@ -32,7 +32,7 @@ def mapper(record):
 def take(count, start=0, *, seed=3, workers=0, unreadable=(), limit=0, **options):
     def read(record):
         if record["number"] in unreadable:
-            raise UnreadableImage(f"cannot read image {record['file_name']}: it is broken")
+            raise Unreadable(f"cannot read image {record['file_name']}: it is broken")
         return mapper(record)
 
     options = {"total_batch_size": 4, "aspect_ratio_grouping": False} | options
@@ -126,9 +126,9 @@ def test_unreadable_images_are_replaced_and_counted(caplog):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_unreadable_images(workers):
-    with pytest.raises(UserError, match=r"cannot read image \d+\.png.*max_unreadable_images"):
+    with pytest.raises(UserError, match=r"cannot read image \d+\.png.*max_unreadable"):
         take(12, unreadable=(4,), limit=1, workers=workers)
-    with pytest.raises(UserError, match="4 images were unreadable"):
+    with pytest.raises(UserError, match="4 were unreadable"):
         take(12, unreadable=(4, 5, 6), limit=3)
     with pytest.raises(Exception, match=r"cannot read image \d+\.png"):
         take(1, unreadable=range(11), limit=99, workers=workers)

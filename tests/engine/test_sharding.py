@@ -95,7 +95,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-# Tolerance of these tests: float32, two or four steps of AdamW, sums in another order; losses of about 2.
+# Tolerance: float32, two or four steps of AdamW, sums in another order; losses of about 2.
 WEIGHTS, LOSSES = dict(rtol=1e-3, atol=1e-4), 1e-4
 
 

@@ -10,20 +10,22 @@ from detectron2.config import LazyCall, instantiate
 from matplotlib.text import Text
 from models import TINY
 from omegaconf import OmegaConf
-from scripts import load_script
+from scripts import ROOT, load_script
 
-from mvitv2_det import Recognizer, Variant, get_config
+from mvitv2_det import Recognizer, UserError, Variant, get_config
 from mvitv2_det.costs import Cost
 from projects.attention_benchmark import measurement, plots
 from projects.attention_benchmark.measurement import Measured, backend_of, measure
 from projects.attention_benchmark.plots import costs, draw
 from projects.attention_benchmark.results_files import markdown, ratio, records
 from projects.attention_benchmark.tables import NUMBERS, Row, Table, classifier_of, read_tables
+from projects.attention_benchmark.training import Trainings
 from projects.attention_benchmark.workloads import Settings, Workload
 from projects.common.memory import GIB, OutOfMemory
 from projects.common.results import write_csv
 from projects.common.timing import Timing
 
+ENDINGS = (("json", ".json"), ("images", ""))
 NUMBERS_OF_TABLES = ["4a", "4b", "5a", "6", "7", "8", "9", "A.4"]
 
 
@@ -244,6 +246,22 @@ def test_markdown(table, results):
     assert "- ViT other: a guess" in text
 
 
+def test_markdown_of_what_was_trained(table, results):
+    """Student's t of three seeds is 4.303: 9.9 ± 2.4 is a difference, 1.3 ± 3.8 is none."""
+    accuracies = [(40.0, 41.0, 42.0), (30.0, 32.1, 31.2), (41.0, 41.0, 45.0)]
+    for result, values in zip(results, accuracies, strict=True):
+        result.accuracies = values
+    text = markdown(table, results, {})
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if "|" in line}
+    assert "41.0 (40.0 to 42.0)" in lines["**S default**"] and "±" not in lines["**S default**"]
+    assert "-9.9 ± 2.4" in lines["ViT other"] and "+1.3 ± 3.8" in lines["Swin"]
+    assert "Beyond noise differ: ViT other. Noise hides whether these differ: Swin." in text
+    assert "--config-file mask_rcnn_mvitv2_t_3x --num-gpus 8" in text
+    assert records(results)[0]["accuracies"] == "40.00 41.00 42.00"
+    drawn = costs("train", results)[0].accuracy
+    assert (drawn.lower, drawn.median, drawn.upper) == (40.0, 41.0, 42.0)
+
+
 def test_csv(table, results, tmp_path):
     file = tmp_path / "table.csv"
     write_csv(file, {"command": "python run.py"}, records(results))
@@ -294,6 +312,61 @@ def test_picture_has_no_labels_over_each_other(table, results, tmp_path, monkeyp
     for labels in boxes.values():
         for index, box in enumerate(labels):
             assert not any(box.overlaps(other) for other in labels[index + 1 :])
+
+
+# Training of the rows.
+
+
+def trainings(folder=None, *overrides, seeds=1):
+    return Trainings(str(ROOT / "configs" / "demo.py"), overrides, seeds, 2, folder)
+
+
+@pytest.mark.parametrize("number", ["4b", "6", "7", "A.4"])
+def test_rows_are_small_and_differ_as_the_papers_do(number):
+    (table,) = read_tables(number, "detection")
+    configs = {row.name: trainings().config_of(row, table) for row in table.rows}
+    backbones = {name: instantiate(cfg.model.backbone) for name, cfg in configs.items()}
+    sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in backbones.items()}
+    assert max(sizes.values()) < 3 * sizes[table.default.name] < 6e6
+    nodes = [OmegaConf.to_yaml(cfg.model) for cfg in configs.values()]
+    assert len(set(nodes)) == len(nodes)
+    base = OmegaConf.to_yaml(trainings().base.model)
+    assert OmegaConf.to_yaml(configs[table.default.name].model) == base
+    if number == "4b":
+        blocks = backbones["ViT-B Hwin"].bottom_up.bottom_up.blocks
+        assert {block.attn.spec.window_size for block in blocks} == {0, 4}
+        assert backbones["S pooling"].bottom_up.blocks[0].attn.spec.window_size == 0
+
+
+def test_rows_of_other_sizes_are_refused():
+    (table,) = read_tables("5a", "detection")
+    with pytest.raises(UserError, match=r"table 5a, MViTv1-T: --train compares attention of"):
+        trainings().config_of(table.rows[0], table)
+    (table,) = read_tables("7", "classification")
+    with pytest.raises(UserError, match="--train trains detectors"):
+        trainings().config_of(table.rows[0], table)
+
+
+@pytest.mark.long
+def test_trains_what_is_not_trained_yet(tmp_path, capsys):
+    """Two rows in two trainings at once; the second time nothing is left to do."""
+    digits = tmp_path / "digits"
+    assert load_script("tools/make_digits.py").main(
+        ["--output", str(digits), "--train-images", "8", "--val-images", "4"]
+    ) in (0, None)
+    data = [f"dataset.{s}_{k}={digits}/{s}{e}" for s in ("train", "val") for k, e in ENDINGS]
+    (whole,) = read_tables("7", "detection")
+    table = Table("7", "detection", whole.rows[1:3])
+    small = [*data, "train.max_iter=2", "dataloader.train.total_batch_size=2"]
+    training = trainings(tmp_path / "runs", *small)
+    found = training.run(table)
+    assert {name: len(values) for name, values in found.items()} == {r.name: 1 for r in table.rows}
+    assert training.run(table) == found
+    assert "trained  (2) residual, seed 1: box AP" in capsys.readouterr().out
+    with pytest.raises(UserError, match="is a training with other settings"):
+        trainings(tmp_path / "runs", *small, "optimizer.lr=1").run(table)
+    with pytest.raises(UserError, match=r"training has failed: .*nowhere"):
+        trainings(tmp_path / "other", *small, "dataset.val_json=nowhere").run(table)
 
 
 # The command.

@@ -3,6 +3,8 @@
 import csv
 import json
 import random
+import shutil
+from itertools import chain, islice
 
 import numpy as np
 import pytest
@@ -341,6 +343,22 @@ def test_what_does_not_fit_is_named(digits_folder, tmp_path, message):
         begin()
 
 
+def test_a_clip_that_cannot_be_read_is_replaced_in_training(digits_folder, tmp_path):
+    videos = tmp_path / "videos"
+    shutil.copytree(digits_folder / "videos", videos)
+    for number in (3, 5):
+        for frame in (videos / f"train{number:03d}").iterdir():
+            frame.write_bytes(b"no image")
+    cfg = small_config(digits_folder, tmp_path)
+    cfg.dataset.videos = str(videos)
+    prepare_datasets(cfg, training=True)
+    loader = instantiate(cfg.dataloader.train)
+    loader.max_unreadable = 9
+    samples = list(chain(*islice(loader, 4)))
+    assert len(samples) == 64 and not {3, 5} & {sample.index for sample in samples}
+    assert any("train003" in line for line in loader.unreadable)
+
+
 def test_actions_that_the_network_does_not_have_are_named(digits_folder, tmp_path):
     cfg = small_config(digits_folder, tmp_path)
     cfg.model.num_classes = 3
@@ -379,6 +397,20 @@ def test_finds_in_a_video_what_evaluation_does(clip, trained):
     rows = [row for row in csv.reader(text.splitlines()) if row[0] == "val000"]
     expected = np.array([float(row[7]) for row in rows]).reshape(2, 4)
     np.testing.assert_allclose(found[0].probabilities, expected, atol=1e-3)
+
+
+def test_times_go_through_the_network_together(clip, trained):
+    """The same as one by one, to 1e-6 (float32); there may be no person at a time."""
+    path, boxes = clip
+    seconds, persons = [0.3, 0.8, 1.0, 1.4], [boxes, boxes[:0], boxes[:1], boxes]
+    found = []
+    for batch_size in (1, 3):
+        finder = ActionFinder(trained / "model_final.pth", device="cpu", batch_size=batch_size)
+        with open_video(path) as video:
+            found.append(list(finder(video, seconds, persons)))
+    assert [each.shape for each in found[1]] == [(2, 4), (0, 4), (1, 4), (2, 4)]
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def test_one_command_draws_a_video(clip, trained, tmp_path, capsys):

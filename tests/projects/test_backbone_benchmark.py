@@ -290,15 +290,20 @@ def test_compilation_over_sizes(tmp_path, monkeypatch):
 
 
 def test_exponent_of_a_power_law():
-    points = [Point("ours", side, None, round(1000 * side**2.5)) for side in (448, 640, 1024)]
+    points = [
+        Point("ours", f"{side}×{side}", side**2, None, round(1000 * side**2.5))
+        for side in (448, 640, 1024)
+    ]
     assert scaling.exponent(points, "ours", "peak") == pytest.approx(1.25, abs=1e-3)
 
 
 def test_scaling_measures_both_networks():
     points = scaling.measure(SMALL, 1, sides=(32, 64), report=lambda line: None)
-    assert [(p.network, p.side) for p in points] == [
-        ("Detectron2", 32), ("ours", 32), ("Detectron2", 64), ("ours", 64)
-    ]  # fmt: skip
+    assert [(p.network, p.label, p.size) for p in points] == [
+        (network, label, size)
+        for label, size in (("32×32", 1024), ("64×64", 4096))
+        for network in ("Detectron2", "ours")
+    ]
     assert all(point.peak > 0 and point.seconds.spread.median > 0 for point in points)
 
 
@@ -340,6 +345,7 @@ def test_on_a_gpu(tmp_path):
     assert "triton ms" in (tmp_path / "cuda_bf16_batch1-2" / "kernels.csv").read_text()
 
 
+@pytest.mark.long
 def test_two_checkouts_take_turns(tmp_path, monkeypatch):
     """Of a copy of the package whose backbone sleeps: it is that copy which is slower."""
     other = tmp_path / "other"

@@ -137,6 +137,7 @@ def test_trains_resumes_evaluates_draws(overrides, photos, capfd):
     assert (output / "mistakes.png").is_file()
 
 
+@pytest.mark.long
 def test_two_processes_train_and_evaluate_each_image_once(overrides, photos):
     (photos / "val" / "light" / "1.png").unlink()
     url = f"file://{photos.parent}/rendezvous"

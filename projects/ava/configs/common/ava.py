@@ -126,6 +126,8 @@ lr_multiplier = warmed_up_cosine(start=2e-4, end=0.0)
 
 train.update(
     run_settings("actions/mAP"),
+    # Clips that do not decode are replaced by those of other key frames; then the run stops.
+    max_unreadable=100,
     amp=dict(enabled=True, dtype="float16"),
     # How an image network becomes one of clips: section 4.3.
     load=dict(classes="all", inflate="centre", tables="as_is"),

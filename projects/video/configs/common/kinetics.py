@@ -44,8 +44,6 @@ dataset = dict(
     backend="",
     # Frames in a second of folders of frames, which do not tell.
     fps=30,
-    # Videos that do not decode: so many are replaced by others of their class, then the run stops.
-    most_failures=100,
     prepare="projects.video.data.prepare_datasets",
 )
 
@@ -145,6 +143,8 @@ lr_multiplier = warmed_up_cosine(start=0.01, end=0.01)
 
 train.update(
     run_settings("classification/top1"),
+    # Videos that do not decode are replaced by others of their class; then the run stops.
+    max_unreadable=100,
     amp=dict(enabled=True, dtype="float16"),
     # How an image network becomes one of clips: section 4.3.
     load=dict(classes="all", inflate="centre", tables="as_is"),
