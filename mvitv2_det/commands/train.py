@@ -147,7 +147,8 @@ def _run_process(args: argparse.Namespace, cfg: "DictConfig") -> None:
     logging.raiseExceptions = False
     # The processes do not share Detectron2's catalogs of data sets.
     _prepare(cfg)(cfg, training=not args.eval_only, check=False)
-    with nullcontext() if args.eval_only else only_run_in(cfg.train.output_dir):
+    alone = nullcontext() if args.eval_only else only_run_in(cfg.train.output_dir)
+    with alone, naming_faults():
         default_setup(cfg, args)
         setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mvitv2_det")
         peers = None

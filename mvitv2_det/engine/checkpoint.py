@@ -33,6 +33,7 @@ except ImportError:  # Windows, where a second run in a folder is not noticed
 logger = logging.getLogger(__name__)
 
 _POINTER, _LOCK = "last_checkpoint", ".lock"
+_WRITTEN_AT_START = ("config.yaml", "log.txt", "metrics.json", "run.json")
 _NAME = re.compile(r"model_(?:(\d+)|final|best)\.pth")
 
 
@@ -259,6 +260,9 @@ def only_run_in(folder: str | Path) -> Iterator[None]:
                 f"train.output_dir {folder} is in use by {who}: wait for its end, or name another "
                 f"folder"
             ) from error
+        for name in _WRITTEN_AT_START:
+            if (folder / name).is_dir():
+                raise UserError(f"{folder / name} is a folder, not the file that a run writes")
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
