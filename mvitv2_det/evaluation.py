@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import io
 import logging
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -52,7 +53,8 @@ class COCOEvaluator(evaluation.COCOEvaluator):
 
         logger.info("faster-coco-eval is what counts")
         # Detectron2 takes its class from its module, and from nowhere else.
-        with mock.patch.object(coco_evaluation, "COCOeval", COCOeval_faster):
+        counting = partial(COCOeval_faster, print_function=print)  # as pycocotools prints
+        with mock.patch.object(coco_evaluation, "COCOeval", counting):
             super()._eval_predictions(predictions, img_ids)
 
 
