@@ -75,6 +75,8 @@ _NAMES = frozenset(
         "detectron2.data.build.build_detection_train_loader",
         "detectron2.data.build.get_detection_dataset_dicts",
         "detectron2.data.dataset_mapper.DatasetMapper",
+        "detectron2.data.samplers.distributed_sampler.RepeatFactorTrainingSampler"
+        ".repeat_factors_from_category_frequency",
         "detectron2.layers.shape_spec.ShapeSpec",
         "detectron2.modeling.backbone.resnet.ResNet.make_default_stages",
         "detectron2.modeling.backbone.vit.get_vit_lr_decay_rate",
@@ -84,7 +86,9 @@ _NAMES = frozenset(
         "detectron2.modeling.matcher.Matcher",
         "detectron2.solver.build.get_default_optimizer_params",
         "mvitv2_det.data.datasets.prepare_datasets",
+        "mvitv2_det.data.lvis.FederatedLossWeights",
         "mvitv2_det.data.mapper.DatasetMapper",
+        "mvitv2_det.engine.layer_decay.LayerDecay",
         "mvitv2_det.engine.schedule.warmup_fraction",
         "mvitv2_det.recognition.actions.ActionRecognizer.video",
         "mvitv2_det.recognition.description.ClipInput",

@@ -1,8 +1,7 @@
 """Finding, loading and overriding LazyConfigs."""
 
-import difflib
 import inspect
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 from detectron2.config import LazyConfig
@@ -13,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .errors import UserError
+from .suggestions import did_you_mean
 from .yaml_config import read_yaml_config
 
 _PACKAGE = Path(__file__).parent
@@ -42,7 +42,7 @@ def get_config(name: str) -> DictConfig:
     """
     files = config_files()
     if name not in files:
-        raise UserError(f"there is no config {name!r}{_did_you_mean(name, files)}")
+        raise UserError(f"there is no config {name!r}{did_you_mean(name, files)}")
     return load_config(str(files[name]))
 
 
@@ -115,7 +115,7 @@ def _check_override(cfg: DictConfig, text: str) -> None:
         _check_kind(text, parent[leaf], override.value())
     elif not (isinstance(parent, DictConfig) and leaf in _arguments(parent)):
         raise UserError(
-            f"override {text!r} names no key of the config{_did_you_mean(key, _keys(cfg))}; "
+            f"override {text!r} names no key of the config{did_you_mean(key, _keys(cfg))}; "
             f"+{text} would add it"
         )
 
@@ -150,8 +150,3 @@ def _keys(node: DictConfig | ListConfig, prefix: str = "") -> list[str]:
         if not child._is_none() and not child._is_interpolation():
             keys += _keys(child, f"{prefix}{name}.")
     return keys
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -36,7 +36,9 @@ PARTS = ("backbone", "detector", "classifier")
 FORMATS = ("torch_export", "onnx", "torchscript")
 TOLERANCE = 1e-4  # float32, of the largest value
 
+_TRACED_SIZE = (256, 320)  # pixels: more than one window, and quick
 _LEAST_DYNAMIC_SIDE = 64  # pixels: one token along a side would be taken for the rule
+_SOFT_NMS = "SoftNMSOutputLayers"  # by name: Detectron2, which its module needs, may be missing
 _ONNX_OPSET = 17  # of the tracing exporter; 16 is the first with Detectron2's RoIAlign
 _ONE_ONNX_FILE = 1_500_000_000  # bytes of weights; the format ends at 2 GB
 Runner = Callable[[Tensor], Tensor | Sequence[Tensor]]
@@ -134,9 +136,9 @@ def export_model(
     with _in_evaluation(model), warnings.catch_warnings(), torch.no_grad():
         # Tracers warn of what may go wrong; the comparison finds out whether it did.
         warnings.simplefilter("ignore")
-        example = _noise(image_size, seed=0)
+        example = noise(image_size, seed=0)
         images = list(check_images) or [
-            _noise(size, seed=index + 1) for index, size in enumerate(_sizes(image_size, dynamic))
+            noise(size, seed=index + 1) for index, size in enumerate(_sizes(image_size, dynamic))
         ]
         if part == "detector":
             from .detection.traceable import Detections  # which needs Detectron2
@@ -160,14 +162,12 @@ def export_model(
                 images.append(torch.cat((first, first.flip(-1), first.flip(-2))))
         exported.eval()
         try:
-            _WRITERS[part, format](exported, example, file, axes, metadata or {})
-            run = _READERS[format](file)
-        except Exception as error:  # exporters raise whatever they meet
+            with _naming_failures(part, format):
+                _WRITERS[part, format](exported, example, file, axes, metadata or {})
+                run = _READERS[format](file)
+        except UserError:
             _remove(file)
-            reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
-            raise UserError(
-                f"the {part} cannot be exported as {format}: {type(error).__name__}: {reason}"
-            ) from error
+            raise
         comparison = _compare(run, exported, images, part, len(image_size))
     if not comparison.error <= TOLERANCE:
         _remove(file)
@@ -177,6 +177,28 @@ def export_model(
             + ("export it without dynamic sizes" if dynamic else "use another format")
         )
     return comparison
+
+
+def write_detector(model: nn.Module, file: Path) -> None:
+    """Writes a detector as ONNX for one image of any size; the caller compares it with the model.
+
+    See :class:`mvitv2_det.detection.traceable.Detections` for what it takes and gives.
+
+    Args:
+        model: a detector on the CPU, in float32.
+        file: to write.
+
+    Raises:
+        UserError: it cannot be exported so.
+    """
+    _check_model(model, "detector", _TRACED_SIZE, dynamic=True)
+    with _in_evaluation(model), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        from .detection.traceable import Detections
+
+        example = noise(_TRACED_SIZE, seed=0)
+        with _naming_failures("detector", "onnx"):
+            _write_detector_onnx(Detections(model, example).eval(), example, file, (0, 2, 3), {})
 
 
 def check_part_and_format(part: str, format: str) -> None:
@@ -212,6 +234,10 @@ def _check_request(
     model: nn.Module, part: str, format: str, image_size: tuple[int, ...], dynamic: bool
 ) -> None:
     check_part_and_format(part, format)
+    _check_model(model, part, image_size, dynamic)
+
+
+def _check_model(model: nn.Module, part: str, image_size: tuple[int, ...], dynamic: bool) -> None:
     if (part == "classifier") != isinstance(model, Recognizer):
         raise UserError(f"the {part} of a {type(model).__name__} cannot be exported")
     axes = model.axes if isinstance(model, Recognizer) else 2
@@ -222,6 +248,11 @@ def _check_request(
         raise UserError(
             f"the config's model is a {type(model).__name__} without box heads: export "
             f"--part backbone"
+        )
+    if part == "detector" and any(type(m).__name__ == _SOFT_NMS for m in model.modules()):
+        raise UserError(
+            "Soft-NMS cannot be exported: the image decides how many steps it takes; use the hard "
+            "NMS of Detectron2's FastRCNNOutputLayers"
         )
     least = _LEAST_DYNAMIC_SIDE if dynamic else 1
     if min(image_size[-2:]) < least:
@@ -250,7 +281,19 @@ def _in_evaluation(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def _noise(size: tuple[int, ...], seed: int) -> Tensor:
+@contextmanager
+def _naming_failures(part: str, format: str) -> Iterator[None]:
+    """Turns whatever exporters raise into a :class:`UserError`."""
+    try:
+        yield
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        raise UserError(
+            f"the {part} cannot be exported as {format}: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def noise(size: tuple[int, ...], seed: int) -> Tensor:
     """Makes an image (3, H, W) or a clip (3, T, H, W), 0 to 255, of noise coarse enough to find."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.zeros(1, 3, *size)

@@ -9,8 +9,7 @@ from torch import nn
 from .config import apply_overrides, get_config, load_config
 from .engine import build_model
 from .errors import UserError
-from .weights import LoadReport, load_weights
-from .weights.report import shortened
+from .weights import load_weights
 
 
 def read_config(
@@ -40,14 +39,12 @@ def read_trained(
 ) -> nn.Module:
     """Builds a config's model, in evaluation mode, and loads trained weights into it.
 
-    Every tensor must come from the weights: what a random layer predicts looks like a result.
+    Every tensor must come from the weights; see :meth:`.LoadReport.check_complete`.
 
     Args:
         cfg: its ``train.device`` is set to ``device``.
         weights: see :func:`mvitv2_det.load_weights`.
-        part: the beginning of the names of the parameters that must be among the weights, such as
-            ``backbone.``; the others may stay random. By default the whole model, and then nothing
-            may be left over of the weights, either.
+        part: of the model, such as ``backbone.``; by default all of it.
         device: where the model is put.
 
     Raises:
@@ -55,29 +52,5 @@ def read_trained(
     """
     cfg.train = {**cfg.get("train", {}), "device": device}
     model = build_model(cfg).eval()
-    _check_complete(load_weights(model, weights), part)
+    load_weights(model, weights).check_complete(part)
     return model
-
-
-def _check_complete(report: LoadReport, part: str) -> None:
-    for misfit in report.misfits:
-        if misfit.name.startswith(part) and misfit.name.endswith("cls_score.weight"):
-            raise UserError(
-                f"weights {report.source} know {misfit.old[0] - 1} classes, the config's model "
-                f"{misfit.new[0] - 1}: use the config.yaml that their training has saved, or set "
-                f"model.roi_heads.num_classes"
-            )
-    missing = [
-        name
-        for name in report.initialised
-        if name.startswith(part) and not name.endswith("num_batches_tracked")
-    ]
-    # Weights may hold more than a part of the model, but not more than the whole.
-    wrong = list(dict.fromkeys((*missing, *(report.unexpected if not part else ()))))
-    if wrong:
-        raise UserError(
-            f"weights {report.source} are not those of the config's model: {len(wrong)} of the "
-            f"tensors are in one of them alone or of another shape ("
-            f"{', '.join(shortened(wrong)[:3])}, …); use weights of this model after its training, "
-            f"with the config.yaml that training has saved"
-        )

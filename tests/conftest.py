@@ -144,6 +144,8 @@ def tiny_overrides(cfg) -> list[str]:
         "model.backbone.bottom_up.last_block_indexes=[0,1,2,3]",
     ]
     overrides += ["dataloader.test.mapper.augmentations.0.short_edge_length=48"]
+    if cfg.model.backbone.get("square_pad"):
+        overrides.append("model.backbone.square_pad=64")
     for index, augmentation in enumerate(augmentations):
         prefix = f"dataloader.train.mapper.augmentations.{index}"
         if "short_edge_length" in augmentation:

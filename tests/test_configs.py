@@ -36,13 +36,22 @@ EXPECTED = {
     "cascade_mask_rcnn_mvitv2_h_3x": "H",
     "cascade_mask_rcnn_mvitv2_h_in21k_lsj_3x": "H",
 }
+# ViTDet's recipe: size, iterations and learning rate, from Detectron2's projects/ViTDet.
+VITDET = {
+    "cascade_mask_rcnn_mvitv2_b_in21k_100ep": ("B", 184375, 8e-5),
+    "cascade_mask_rcnn_mvitv2_l_in21k_50ep": ("L", 92187, 8e-5),
+    "cascade_mask_rcnn_mvitv2_h_in21k_36ep": ("H", 67500, 1.6e-4),
+    "lvis_cascade_mask_rcnn_mvitv2_b_in21k_100ep": ("B", 156250, 1e-4),
+    "lvis_cascade_mask_rcnn_mvitv2_l_in21k_50ep": ("L", 78125, 4e-5),
+    "lvis_cascade_mask_rcnn_mvitv2_h_in21k_50ep": ("H", 78125, 2e-5),
+}
 
 
 def test_there_is_one_for_each_row():
-    assert set(PUBLISHED) == set(EXPECTED)
+    assert set(PUBLISHED) == set(EXPECTED) | set(VITDET)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", EXPECTED)
 def test_size_and_recipe(name):
     cfg = get_config(name)
     variant = EXPECTED[name]
@@ -58,6 +67,30 @@ def test_size_and_recipe(name):
     assert cfg.train.max_iter == (92187 if "50ep" in name else 67500)
     assert cfg.dataloader.train.total_batch_size == 64
     assert ("recompute_boxes" in cfg.dataloader.train.mapper) == ("lsj" in name)
+
+
+@pytest.mark.parametrize("name", VITDET)
+def test_vitdets_recipe(name):
+    """Beside Detectron2's files, where they are at hand: test_detectron2_configs.py."""
+    cfg = get_config(name)
+    variant, iterations, rate = VITDET[name]
+    for key, value in VARIANTS[variant].backbone_arguments().items():
+        assert cfg.model.backbone.bottom_up[key] == value
+    assert cfg.train.init_checkpoint.endswith(f"MViTv2_{variant}_in21k.pyth")
+    assert (cfg.train.max_iter, cfg.optimizer.lr) == (iterations, rate)
+    assert cfg.dataloader.train.total_batch_size == 64
+    assert cfg.model.backbone.norm == "LN" and cfg.model.backbone.square_pad == 1024
+    heads = cfg.model.roi_heads
+    assert {head.conv_norm for head in (*heads.box_heads, heads.mask_head)} == {"LN"}
+    assert cfg.model.proposal_generator.head.conv_dims == [-1, -1]
+    assert cfg.dataloader.train.mapper.augmentations[2].pad is False
+    assert cfg.optimizer.params.overrides == {"pos_embed": {"weight_decay": 0.0}}
+    is_lvis = name.startswith("lvis")
+    assert heads.num_classes == (1203 if is_lvis else 80)
+    assert ("sampler" in cfg.dataloader.train) is is_lvis
+    for predictor in heads.box_predictors:
+        assert predictor.get("use_sigmoid_ce", False) is is_lvis
+        assert predictor.get("use_fed_loss", False) is is_lvis
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -24,13 +24,17 @@ KINDS = {
     "shifted, masked": {"window_size": 4, "shift": 2, "mask_window_padding": True},
     "joint": {"rel_pos_kind": "joint"},
     "keys' positions": {"rel_pos_terms": ("q", "k"), "window_size": 4},
+    "windows without pooling": {"window_size": 4, "pool_q": False, "pool_kv": False},
     "no positions": {"use_rel_pos": False, "pool_q": False, "pool_kv": False},
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_probabilities_give_the_modules_output(kind):
-    """Float64: probabilities × values, plus the query (Eq. 5), projected; 6×9 tokens, 2 heads."""
+    """Float64: probabilities × values, plus the query (Eq. 5), projected; 6×9 tokens, 2 heads.
+
+    What is left of the probability lies on padding, whose value is 0 or the projection's bias.
+    """
     spec = AttentionSpec(8, 16, 2, table_size=8, **KINDS[kind])
     module = randomize(MultiScaleAttention(spec)).double().eval()
     x = torch.randn(1, 6, 9, 8, dtype=torch.float64)
@@ -40,6 +44,9 @@ def test_probabilities_give_the_modules_output(kind):
         for row, column in [(0, 0), (2, 4), (expected.shape[1] - 1, expected.shape[2] - 1)]:
             found = query_attention(module, x, (row, column))
             z = torch.einsum("hyx,hyxd->hd", found.probabilities, v) + q[:, row, column]
+            if kind == "windows without pooling":
+                on_padding = 1 - found.probabilities.sum(dim=(1, 2))
+                z = z + on_padding[:, None] * module.qkv.bias.reshape(3, 2, 8)[2]
             actual = module.proj(z.flatten())
             torch.testing.assert_close(actual, expected[0, row, column], rtol=0, atol=1e-6)
 

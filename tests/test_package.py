@@ -69,6 +69,7 @@ def test_wheel_carries_the_configs(installed, tmp_path):
     ).stdout.split()
     package = installed / "mvitv2_det"
     assert answer == [str(package / "__init__.py"), str(package / "configs"), "67500"]
+    assert (package / "weights" / "released.csv").is_file()
 
 
 def test_version_is_in_the_changelog():

@@ -10,6 +10,8 @@ from scripts import load_script
 
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements" / "lock.txt"
+# What is not installed for tests: of services with accounts, and lvis, which brings another OpenCV.
+NOT_LOCKED = ("wandb", "mlflow-skinny", "lvis")
 
 
 @pytest.fixture
@@ -48,6 +50,8 @@ def test_lock_holds_every_package_with_hashes_and_no_address(tool):
     for lines in lock.values():
         assert all("--hash=sha256:" in line for line in lines)
     for requirement in declared():
+        if requirement.name in NOT_LOCKED:
+            continue
         versions = [line.split()[0].split("==")[1] for line in lock[requirement.name.lower()]]
         assert all(requirement.specifier.contains(version) for version in versions)
 

@@ -3,8 +3,8 @@
 The paper's appendix B.3 mentions only the multi-scale resizing. The public recipe, which is
 followed here, also crops half of the images, and draws the short side from eleven sizes.
 
-To train on other data in COCO's format, set the four paths of ``dataset``. The classes and their
-names are read from the json files.
+To train on other data, set ``dataset.train``, or the four paths of json files in COCO's format and
+of their images. The classes and their names are read from the data.
 """
 
 import detectron2.data.transforms as T
@@ -21,11 +21,19 @@ from mvitv2_det.evaluation import COCOEvaluator
 
 # Paths of your own data. Empty paths select COCO 2017 in $DETECTRON2_DATASETS.
 dataset = dict(
+    # A folder or file in any known format, in place of the paths below; and another for validation,
+    # unless the first has such a split, or a share of its images is to be that.
+    train=None,
+    val=None,
+    format=None,  # found out by default
+    val_share=0.2,
+    split_seed=0,
     train_json="",
     train_images="",
     val_json="",
     val_images="",
-    # Annotations that are odd, such as boxes partly outside of their images: repair, drop, refuse.
+    # Annotations that are odd, such as boxes partly outside of their images: repair, drop, which
+    # leaves out what is wrong as well, or refuse.
     odd_annotations="repair",
 )
 

@@ -129,6 +129,21 @@ class MultiScaleAttention(nn.Module):
             WindowGrid((key_height, key_width), window // stride_kv, shift // stride_kv),
         )
 
+    def fill_windows(self, keys: WindowGrid, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Completes the windows of keys and values (N, H, W, D), if zeros are not to do it."""
+        if (fill := self.window_fill) is None:
+            return k, v
+        fill = fill.reshape(2, self.spec.num_heads, 1, 1, -1)
+        fill = fill.repeat(1, k.shape[0] // self.spec.num_heads, 1, 1, 1)
+        return keys.filled(k, fill[0]), keys.filled(v, fill[1])
+
+    @property
+    def window_fill(self) -> Tensor | None:
+        """What completes windows of k and of v, (2, C): the projection's bias; None for zeros."""
+        if not self.spec.window_fill_is_projected:
+            return None
+        return self.qkv.bias.unflatten(0, (3, -1))[1:]
+
     def position_tables(self, term: str) -> tuple[Tensor, ...]:
         """The tables of a term, in the order of ``spec.tables``; empty without them."""
         if term not in self.spec.position_terms:
@@ -174,6 +189,7 @@ class MultiScaleAttention(nn.Module):
         if not self.spec.window_size:
             return self._attend(q, k, v)
         queries, keys = self.window_grids(q.shape[1:3], k.shape[1:3])
+        k, v = self.fill_windows(keys, k, v)
         q, k, v = queries.partition(q), keys.partition(k), keys.partition(v)
         masks = mask_terms(queries, keys, q, mask_padding=self.spec.mask_window_padding)
         return queries.unpartition(self._attend(q, k, v, masks))

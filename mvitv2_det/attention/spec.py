@@ -33,8 +33,8 @@ class AttentionSpec:
         window_size: side of the windows in incoming tokens; 0 attends over the whole map. Windows
             are cut from images alone, with the same strides along both axes.
         shift: incoming tokens by which the windows are shifted (Swin); 0 leaves them in place.
-        mask_window_padding: whether the zeros that complete windows are hidden from the queries
-            of the map. Detectron2's MViT, and so every released weight, lets them be seen.
+        mask_window_padding: whether what completes windows is hidden from the queries of the map.
+            Detectron2's MViT and ViT, and so all released weights, let it be seen.
         use_rel_pos: whether there are relative position tables.
         rel_pos_kind: ``"decomposed"``, one table per axis (Eq. 4), or ``"joint"``, one table for
             all axes (Table 6). Clips have three more (Table A.6): ``"joint_space"``, a table for
@@ -110,6 +110,13 @@ class AttentionSpec:
     def head_dim(self) -> int:
         """Channels of one head, D."""
         return self.dim_out // self.num_heads
+
+    @property
+    def window_fill_is_projected(self) -> bool:
+        """Whether what completes windows is the projection's bias: of zeros, padded before it."""
+        pooled = self.pool_q or self.pool_kv
+        hidden = self.mask_window_padding
+        return bool(self.window_size and self.qkv_bias) and not pooled and not hidden
 
     @property
     def scale(self) -> float:

@@ -3,9 +3,11 @@
 Axes: N = batch × heads, H × W tokens, D channels per head, n = rows × columns windows per
 map, w tokens along a window's side; Q_a queries and K_a keys along axis a of a window.
 
-Maps that are no whole number of windows are padded with zeros below and to the right. As in
-Detectron2's MViT the padded tokens are not masked by default: a padded key has a content logit
-of 0, its position logits, and a value of 0. Released weights were trained so.
+Maps that are no whole number of windows are padded below and to the right, and the padded tokens
+are not masked by default: released weights were trained so. Where attention pools, the pooled maps
+are padded with zeros, as in Detectron2's MViT: a padded key has a content logit of 0, its position
+logits, and a value of 0. Without pooling, zeros are padded before q, k and v are projected, as in
+Detectron2's ViT and in Swin: padded keys and values are then the projection's bias.
 
 Shifted windows (Swin, Liu et al. 2021, section 3.2) are laid over the padded map after it was
 rolled up and to the left by the shift. The last window of an axis then holds two regions that are
@@ -39,6 +41,11 @@ class WindowGrid:
     window: int
     shift: int = 0
 
+    @classmethod
+    def over(cls, maps: Tensor, window: int) -> "WindowGrid":
+        """Windows that are not shifted, over maps (N, H, W, D)."""
+        return cls((maps.shape[1], maps.shape[2]), window)
+
     @property
     def counts(self) -> tuple[int, int]:
         """Rows and columns of windows."""
@@ -54,15 +61,38 @@ class WindowGrid:
         return (self.shift if rows > 1 else 0, self.shift if columns > 1 else 0)
 
     def partition(self, x: Tensor) -> Tensor:
-        """Cuts maps into windows: (N, H, W, D) to (N·n, w, w, D), row-major within each map."""
-        (height, width), (rows, columns), w = self.size, self.counts, self.window
-        pad_h, pad_w = rows * w - height, columns * w - width
-        if not surely_equal((pad_h, pad_w), (0, 0)):
-            x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
+        """Cuts maps into windows: (N, H, W, D) to (N·n, w, w, D), row-major within each map.
+
+        Maps may be whole numbers of windows already, as from :meth:`filled`.
+        """
+        (rows, columns), w = self.counts, self.window
+        x = self._padded(x)
         if any(self.shifts):
             x = x.roll([-shift for shift in self.shifts], dims=(1, 2))
         x = x.reshape(x.shape[0], rows, w, columns, w, x.shape[-1])
         return x.transpose(2, 3).flatten(0, 2)
+
+    def filled(self, x: Tensor, fill: Tensor) -> Tensor:
+        """Completes the windows of maps (N, H, W, D) with ``fill``, which is broadcast to them."""
+        if self._is_whole(x):
+            return x
+        padded = self._padded(x)
+        height, width = (
+            torch.arange(side, device=x.device) < own
+            for side, own in zip(padded.shape[1:3], self.size, strict=True)
+        )
+        inside = height[:, None, None] & width[:, None]
+        return torch.where(inside, padded, fill.to(x.dtype))
+
+    def _padded(self, x: Tensor) -> Tensor:
+        if self._is_whole(x):
+            return x
+        (rows, columns), w = self.counts, self.window
+        return F.pad(x, (0, 0, 0, columns * w - x.shape[2], 0, rows * w - x.shape[1]))
+
+    def _is_whole(self, x: Tensor) -> bool:
+        (rows, columns), w = self.counts, self.window
+        return surely_equal((rows * w - x.shape[1], columns * w - x.shape[2]), (0, 0))
 
     def unpartition(self, windows: Tensor) -> Tensor:
         """Puts windows back into maps and drops the padding: the inverse of :meth:`partition`."""

@@ -28,6 +28,7 @@ class FeatureTrunk(Trunk, Backbone):
         out_features: names of the feature maps to return.
         freeze_at: number of stages to freeze.
         attention_backend: what computes the blocks, one of :data:`mvitv2_det.fused.BACKENDS`.
+        output_norms: normalise each feature map.
 
     Raises:
         ValueError: there is no such backend.
@@ -47,6 +48,7 @@ class FeatureTrunk(Trunk, Backbone):
         out_features: Sequence[str],
         freeze_at: int = 0,
         attention_backend: str = "auto",
+        output_norms: bool = True,
     ) -> None:
         stride = patch_embed.proj.stride[0]
         super().__init__(
@@ -70,7 +72,9 @@ class FeatureTrunk(Trunk, Backbone):
                 self._feature_after_block[index] = name
                 self._out_feature_channels[name] = spec.dim_out
                 self._out_feature_strides[name] = stride * 2 ** (spec.stage - schedule[0].stage)
-                self.add_module(f"{name}_norm", norm_layer(spec.dim_out))
+                if output_norms:
+                    self.add_module(f"{name}_norm", norm_layer(spec.dim_out))
+        self.has_output_norms = output_norms
         self._freeze(num_blocks=sum(spec.stage <= freeze_at for spec in schedule))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -92,7 +96,8 @@ class FeatureTrunk(Trunk, Backbone):
         for index in range(max(self._feature_after_block) + 1):
             x, _ = self.run_block(index, x)
             if name := self._feature_after_block.get(index):
-                features[name] = getattr(self, f"{name}_norm")(x).permute(0, 3, 1, 2)
+                normed = getattr(self, f"{name}_norm")(x) if self.has_output_norms else x
+                features[name] = normed.permute(0, 3, 1, 2)
         return features
 
     def train(self, mode: bool = True) -> "FeatureTrunk":

@@ -13,6 +13,8 @@ were trained with it:
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from ..attention.spec import AttentionSpec, per_axis
 from ..attention.windows import largest_shift
 from ..variants import NUM_STAGES
@@ -103,6 +105,7 @@ def build_schedule(
     _check_windows(adaptive_window_size)
     global_blocks = _global_blocks(window_layout, global_block_indexes, last[1:], depth)
     grid = per_axis("table_size", table_size, attention.axes)
+    drop_path_rates = _drop_path_rates(drop_path_rate, depth)
 
     schedule = []
     for index in range(depth):
@@ -136,7 +139,7 @@ def build_schedule(
             ),
             dim_out=2 * width if widens_next else width,
             mlp_ratio=mlp_ratio,
-            drop_path=drop_path_rate * index / max(depth - 1, 1),
+            drop_path=drop_path_rates[index],
             ends_stage=index in last,
         )
         _check_window(index, spec)
@@ -188,6 +191,7 @@ def build_plain_schedule(
         raise ValueError(f"kv_stride = {kv_stride} needs pooling=True")
     quarters = [round((quarter + 1) * depth / 4) - 1 for quarter in range(4)]
     global_blocks = _global_blocks(window_layout, global_block_indexes, quarters, depth)
+    drop_path_rates = _drop_path_rates(drop_path_rate, depth)
 
     schedule = []
     for index in range(depth):
@@ -210,12 +214,22 @@ def build_plain_schedule(
             ),
             dim_out=embed_dim,
             mlp_ratio=mlp_ratio,
-            drop_path=drop_path_rate * index / max(depth - 1, 1),
+            drop_path=drop_path_rates[index],
             ends_stage=index == depth - 1,
         )
         _check_window(index, spec)
         schedule.append(spec)
     return schedule
+
+
+def _drop_path_rates(last: float, depth: int) -> list[float]:
+    """Rates from 0 to that of the last block, in equal steps of float32.
+
+    Detectron2, PySlowFast and timm round them so: a path that is kept is divided by its rate, and
+    seeded trainings coincide to the last bit only if the rates do.
+    """
+    steps: list[float] = torch.linspace(0, last, depth, device="cpu").tolist()
+    return steps
 
 
 def _stage_of(index: int, last_block_indexes: Sequence[int]) -> int:

@@ -17,8 +17,9 @@ from .trunk import PatchEmbed
 class ViT(FeatureTrunk):
     """Plain ViT with any of the attention kinds that the paper compares on ViT-B.
 
-    One scale from beginning to end. Without windows and pooling its outputs and parameter names
-    are those of ``detectron2.modeling.ViT``, but for the norm of the feature map, ``scale4_norm``.
+    One scale from beginning to end. Without pooling its outputs and parameter names are those of
+    ``detectron2.modeling.ViT``, but for the norm of the feature map, ``scale4_norm``: ViTDet's
+    released weights are loaded with ``output_norm=False``.
 
     Args:
         img_size: side of the images that the relative position tables are made for.
@@ -33,7 +34,8 @@ class ViT(FeatureTrunk):
         window_size: side of the windows in tokens; 0: every block is global.
         window_layout: ``"hybrid"``: all blocks have windows but those that end a quarter of the
             depth; ``"fixed"``: all; ``"shifted"``: all, every other block's shifted by half (Swin).
-        global_block_indexes: other blocks to be global in the hybrid layout.
+        global_block_indexes: other blocks to be global in the hybrid layout; ViTDet names those
+            that have windows instead, ``window_block_indexes``.
         mask_window_padding: hide the zeros that fill incomplete windows from the image's queries.
         pooling: pool queries, keys and values as MViTv2 does, queries with stride 1, and add the
             pooled query (Eq. 5).
@@ -45,6 +47,7 @@ class ViT(FeatureTrunk):
         use_act_checkpoint: recompute each block in backward instead of keeping its activations.
         pretrain_img_size: side of the images that the absolute positions are made for.
         pretrain_use_cls_token: whether the absolute positions have one for a class token in front.
+        output_norm: normalise the feature map; ViTDet does not.
 
     Raises:
         ValueError: a size does not fit another; the message has both numbers.
@@ -78,6 +81,7 @@ class ViT(FeatureTrunk):
         use_act_checkpoint: bool = False,
         pretrain_img_size: int = 224,
         pretrain_use_cls_token: bool = True,
+        output_norm: bool = True,
         attention_backend: str = "auto",
     ) -> None:
         _check_patches(patch_size, img_size, pretrain_img_size)
@@ -118,6 +122,7 @@ class ViT(FeatureTrunk):
             use_act_checkpoint=use_act_checkpoint,
             out_features=(f"scale{stage}",),
             attention_backend=attention_backend,
+            output_norms=output_norm,
         )
 
     @property

@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "inputs", nargs="*", metavar="INPUT", help="image or video, folder, quoted pattern"
     )
     parser.add_argument(
-        "--weights", required=True, help="of a classifier: a path, a URL, detectron2://…, timm://…"
+        "--weights",
+        required=True,
+        help="of a classifier: a name of mvitv2-det models, a path, a URL, detectron2://…, timm://…",
     )
     parser.add_argument("--output", required=True, type=Path, help="folder, made if missing")
     parser.add_argument("--top", type=int, default=5, help="classes of each (default: 5)")

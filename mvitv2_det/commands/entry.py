@@ -16,7 +16,19 @@ from .. import __version__
 from ..errors import one_line
 from ..third_party_warnings import silence_third_party_warnings
 
-COMMANDS = ("train", "predict", "classify", "export", "convert", "count", "draw", "look-inside")
+COMMANDS = (
+    "train",
+    "predict",
+    "classify",
+    "export",
+    "convert",
+    "check",
+    "convert-data",
+    "count",
+    "models",
+    "draw",
+    "look-inside",
+)
 
 _INTERRUPTED = 130  # what a shell gives for a process that Ctrl-C ended: 128 + SIGINT
 _BROKEN_PIPE = 141  # the same for SIGPIPE
@@ -105,6 +117,21 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="function or class, such as mypackage.MyHead, that a YAML config may call although "
         "it is none of those that it may by itself; any number",
+    )
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what says how data are read: their format, and what is done with what is odd."""
+    parser.add_argument(
+        "--format",
+        help="coco (LVIS as well), panoptic, yolo, voc, labelme or cvat; found out by default",
+    )
+    parser.add_argument(
+        "--odd",
+        default="repair",
+        metavar="{repair,drop,refuse}",
+        help="what is done with annotations that are odd: put right or else left out (the "
+        "default); left out, as well as those that are wrong; or taken as wrong",
     )
 
 

@@ -38,7 +38,11 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     parser.add_argument("--config", help="file or name of a LazyConfig; not of a classifier")
-    parser.add_argument("--weights", required=True, help="a path, a URL, detectron2://…, timm://…")
+    parser.add_argument(
+        "--weights",
+        required=True,
+        help="a name of mvitv2-det models, a path, a URL, detectron2://…, timm://…",
+    )
     parser.add_argument("--part", required=True, metavar="{backbone,detector,classifier}")
     parser.add_argument("--format", required=True, metavar="{torch_export,onnx,torchscript}")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE")

@@ -32,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the image and the options."""
     parser.add_argument("image", type=Path, metavar="IMAGE", help="or a video, see above")
     parser.add_argument("--config", help="file or name of a LazyConfig; not of a classifier")
-    parser.add_argument("--weights", required=True, help="a path, a URL, detectron2://…, timm://…")
+    parser.add_argument(
+        "--weights",
+        required=True,
+        help="a name of mvitv2-det models, a path, a URL, detectron2://…, timm://…",
+    )
     parser.add_argument(
         "--position",
         nargs=2,

@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--config", required=True, help="file or name of a LazyConfig")
     parser.add_argument(
-        "--weights", required=True, help="of a trained detector: a path, a URL, detectron2://…"
+        "--weights",
+        required=True,
+        help="of a trained detector: a name of mvitv2-det models, a path, a URL, detectron2://…",
     )
     parser.add_argument("--output", required=True, type=Path, help="folder, made if missing")
     parser.add_argument(
@@ -52,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="fp32",
         metavar="{fp32,fp16,bf16}",
         help="fp16 and bf16 are by autocast (default: fp32)",
+    )
+    parser.add_argument(
+        "--runtime",
+        default="torch",
+        metavar="{torch,openvino,onnxruntime}",
+        help="what computes; the others than torch run on a CPU, after the detector has been "
+        "exported once, which is kept beside the weights (default: torch)",
     )
     parser.add_argument(
         "--cuda-graphs",
@@ -87,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
         score_threshold=args.score_threshold,
         batch_size=args.batch_size,
         cuda_graphs=args.cuda_graphs,
+        runtime=args.runtime,
     )
     return exit_status(process, args.output)
 
@@ -95,5 +105,7 @@ def _quieten_libraries() -> None:
     """Silences reports about weights and videos: this command says in one line what is wrong."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("mvitv2_det.weights").setLevel(logging.ERROR)
+    logging.getLogger("mvitv2_det.runtimes").setLevel(logging.INFO)
+    logging.getLogger("torch").setLevel(logging.ERROR)  # exporters log what they do
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")

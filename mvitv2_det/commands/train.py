@@ -4,11 +4,12 @@
     mvitv2-det train --config-file CONFIG --eval-only train.init_checkpoint=model.pth
     mvitv2-det train --config-file CONFIG --resume train.device=cpu train.max_iter=100
 
-CONFIG is a file, or the name of a config of this project. Everything of the form key=value is an
-override of the config, in Hydra's syntax. Your own data in COCO's format need four:
+CONFIG is a file, or the name of a config of this project; train.init_checkpoint takes the names of
+released weights, too: 'mvitv2-det models' lists both. Everything of the form key=value is an
+override of the config, in Hydra's syntax. Your own data need one, the path of a file or folder in
+COCO's format, YOLO's, Pascal VOC's, LabelMe's or CVAT's:
 
-    dataset.train_json=train.json dataset.train_images=train/
-    dataset.val_json=val.json dataset.val_images=val/
+    dataset.train=my_data/
 """
 
 import argparse
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of Detectron2's own training script, and ``--strict``."""
     parser.add_argument(
-        "--config-file", default="", metavar="CONFIG", help="file or name of a LazyConfig"
+        "--config-file",
+        "--config",
+        default="",
+        metavar="CONFIG",
+        help="file or name of a LazyConfig",
     )
     parser.add_argument(
         "--resume",
@@ -95,7 +100,8 @@ def _read_config(args: argparse.Namespace) -> "DictConfig":
     from ..config import config_files
     from ..engine import check_run
     from ..engine.checkpoint import check_fresh
-    from ..engine.validate import check_processes, check_settings
+    from ..engine.schedule import collecting_notes, set_schedule
+    from ..engine.validate import check_processes, check_settings, setting
     from ..trained import read_config
 
     cfg = read_config(args.config_file, args.opts, args.trust)
@@ -105,9 +111,12 @@ def _read_config(args: argparse.Namespace) -> "DictConfig":
         OmegaConf.update(cfg, "train.strict", True, force_add=True)
     training = not args.eval_only
     check_run(cfg, training=training, complete=False)
-    if training and not args.resume:
+    if training and not args.resume and not setting(cfg, "train.dry_run"):
         check_fresh(cfg.train.output_dir)
-    _prepare(cfg)(cfg, training=training)
+    with collecting_notes() as args.notes:
+        _prepare(cfg)(cfg, training=training)
+        if training:
+            set_schedule(cfg)
     check_settings(cfg, training=training)
     check_processes(
         cfg,
@@ -138,6 +147,7 @@ def _run_process(args: argparse.Namespace, cfg: "DictConfig") -> None:
 
     from ..engine import evaluate_checkpoint, train
     from ..engine.checkpoint import only_run_in
+    from ..engine.dry_run import dry_run, shortened
     from ..engine.faults import naming_faults
     from ..engine.launch import meeting_host
     from ..engine.peers import PeerWatch
@@ -149,14 +159,22 @@ def _run_process(args: argparse.Namespace, cfg: "DictConfig") -> None:
     _prepare(cfg)(cfg, training=not args.eval_only, check=False)
     alone = nullcontext() if args.eval_only else only_run_in(cfg.train.output_dir)
     with alone, naming_faults():
+        whole = cfg
+        is_dry = not args.eval_only and setting(cfg, "train.dry_run")
+        if is_dry:
+            cfg = shortened(cfg)
         default_setup(cfg, args)
         setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mvitv2_det")
+        for note in args.notes:
+            logging.getLogger(__name__).info(note)
         peers = None
         if comm.get_world_size() > 1:
             peers = PeerWatch(meeting_host(args.dist_url), setting(cfg, "train.peer_timeout"))
         with naming_faults(peers=peers):
             if args.eval_only:
                 evaluate_checkpoint(cfg, peers)
+            elif is_dry:
+                dry_run(whole, cfg, peers)
             else:
                 train(cfg, resume=args.resume, peers=peers)
         if peers:

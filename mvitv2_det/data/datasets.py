@@ -1,19 +1,22 @@
-"""Selection of a run's data: the user's own in COCO's format, or a data set of Detectron2."""
+"""Selection of a run's data: the user's own, or a data set of Detectron2."""
 
-import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from omegaconf import DictConfig, OmegaConf
 
-from ..errors import UserError, naming_unwritable
-from ..whole_files import written_whole
-from .coco_format import CocoSummary, check_coco_data, check_same_categories
+from ..errors import UserError
+from .categories import with_categories_of, without_unused_parents
+from .coco_format import CocoSummary, check_coco_data
+from .sources import use_sources, write_coco
 
 logger = logging.getLogger(__name__)
+
+_FEDERATED_CLASSES = 50  # Detectron2's default
 
 
 def prepare_datasets(cfg: DictConfig, *, training: bool, check: bool = True) -> None:
@@ -31,6 +34,8 @@ def prepare_datasets(cfg: DictConfig, *, training: bool, check: bool = True) -> 
         UserError: data are missing or wrong; see :mod:`mvitv2_det.data.coco_format`.
     """
     splits = ("train", "val") if training else ("val",)
+    if check:
+        use_sources(cfg, training=training)
     own = cfg.get("dataset") or {}
     paths = [f"{split}_{kind}" for split in ("train", "val") for kind in ("json", "images")]
     given = [key for key in paths if own.get(key)]
@@ -44,6 +49,9 @@ def prepare_datasets(cfg: DictConfig, *, training: bool, check: bool = True) -> 
                 raise UserError(f"dataset.{key} is missing: {', '.join(given)} need it beside them")
     if check:
         summaries = {split: _check_own(cfg, split) for split in splits}
+        for split, found in _with_same_categories(cfg, summaries).items():
+            _use(cfg, split, found)
+            summaries[split] = found
         _adapt(cfg, summaries)
     for split in splits:
         name = _register(own[f"{split}_json"], own[f"{split}_images"])
@@ -71,33 +79,59 @@ def _check_known(name: str) -> None:
 
 
 def _check_own(cfg: DictConfig, split: str) -> CocoSummary:
-    """Checks a split; a copy beside the run's results replaces a file with odd annotations."""
-    key = f"{split}_json"
-    odd = cfg.dataset.get("odd_annotations", "repair")
-    found = check_coco_data(cfg.dataset[key], cfg.dataset[f"{split}_images"], odd)
+    """Checks a split."""
+    own = cfg.dataset
+    masks = OmegaConf.select(cfg, "dataloader.train.mapper.use_instance_mask", default=True)
+    found = check_coco_data(
+        own[f"{split}_json"],
+        own[f"{split}_images"],
+        own.get("odd_annotations", "repair"),
+        masks=bool(masks),
+    )
     for line in found.odd:
         logger.warning("%s", line)
-    if found.repaired is not None:
-        copy = Path(cfg.train.output_dir) / f"{split}_annotations.json"
-        with naming_unwritable(copy):
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(copy) as unfinished:
-                unfinished.write_text(json.dumps(found.repaired), encoding="utf-8")
-        logger.warning("%s is what is used", copy)
-        cfg.dataset[key] = str(copy)
     return found
+
+
+def _with_same_categories(
+    cfg: DictConfig, summaries: dict[str, CocoSummary]
+) -> dict[str, CocoSummary]:
+    """Gives all splits the categories of the training, which are those of an evaluated run, too."""
+    kept, lines = without_unused_parents(list(summaries.values()))
+    summaries = dict(zip(summaries, kept, strict=True))
+    categories: list[dict[str, Any]]
+    if train := summaries.get("train"):
+        categories, source = train.content["categories"], train.json_file
+    else:
+        names = cfg.dataset.get("categories") or {}
+        categories = [{"id": one, "name": names[one]} for one in names]
+        source = "dataset.categories, those of the training"
+    if categories:
+        summaries["val"], more = with_categories_of(summaries["val"], categories, source)
+        lines += more
+    for line in lines:
+        logger.warning("%s", line)
+    return summaries
+
+
+def _use(cfg: DictConfig, split: str, found: CocoSummary) -> None:
+    """Uses a copy beside the run's results in place of a file that had to be changed."""
+    if found.repaired is None:
+        return
+    copy = Path(cfg.train.output_dir) / f"{split}_annotations.json"
+    write_coco(copy, found.repaired)
+    logger.warning("%s is what is used", copy)
+    cfg.dataset[f"{split}_json"] = str(copy)
 
 
 def _adapt(cfg: DictConfig, summaries: dict[str, CocoSummary]) -> None:
     """Sets the values of the config that depend on the data, before the model is built."""
-    val = summaries["val"]
     if "train" in summaries:
         train = summaries["train"]
-        check_same_categories(cfg.dataset.train_json, train, cfg.dataset.val_json, val)
         mapper = cfg.dataloader.train.mapper
         if mapper.get("use_instance_mask") and not train.has_masks:
             raise UserError(
-                f"{cfg.dataset.train_json} has instances without 'segmentation'; to train boxes "
+                f"{train.json_file} has instances without 'segmentation'; to train boxes "
                 f"alone add model.roi_heads.mask_in_features=null "
                 f"dataloader.train.mapper.use_instance_mask=false"
             )
@@ -105,15 +139,19 @@ def _adapt(cfg: DictConfig, summaries: dict[str, CocoSummary]) -> None:
             mapper.instance_mask_format = "bitmask"
     tasks = OmegaConf.select(cfg, "dataloader.evaluator.tasks")
     finds_masks = OmegaConf.select(cfg, "model.roi_heads.mask_in_features") is not None
-    if finds_masks and not val.has_masks and (tasks is None or "segm" in tasks):
+    if finds_masks and not summaries["val"].has_masks and (tasks is None or "segm" in tasks):
         raise UserError(
             f"{cfg.dataset.val_json} has instances without 'segmentation', by which masks are "
             f"scored; to score boxes alone add +dataloader.evaluator.tasks=[bbox]"
         )
     # Saved with the run, so that prediction can name the classes without the json file.
-    cfg.dataset.categories = dict(val.categories)
+    categories = summaries["val"].categories
+    cfg.dataset.categories = categories
     if OmegaConf.select(cfg, "model.roi_heads.num_classes") is not None:
-        cfg.model.roi_heads.num_classes = len(val.categories)
+        cfg.model.roi_heads.num_classes = len(categories)
+        for predictor in cfg.model.roi_heads.get("box_predictors") or []:
+            if predictor.get("use_fed_loss"):  # it draws no more classes than there are
+                predictor.fed_loss_num_classes = min(_FEDERATED_CLASSES, len(categories))
 
 
 def _register(json_file: str, image_folder: str) -> str:

@@ -65,7 +65,7 @@ class RunCheckpointer(DetectionCheckpointer):
         try:
             with written_whole(path) as unfinished, unfinished.open("wb") as file:
                 torch.save(content | kwargs, file)
-            if name != "model_best":
+            if _NAME.fullmatch(path.name) and name != "model_best":
                 self.tag_last_checkpoint(path.name)
         # torch says so in an error of its own if the disk is full.
         except (OSError, RuntimeError) as error:
@@ -103,6 +103,12 @@ class RunCheckpointer(DetectionCheckpointer):
         """
         logger.info("Going on from %s", file)
         weights, others = read_checkpoint(file)
+        for key in self.checkpointables:
+            if key not in others:
+                raise UserError(
+                    f"checkpoint {file} has no {key}, with which the run is to go on: use the "
+                    f"config that it was trained with, or name another train.output_dir"
+                )
         try:
             load_model(self.model, weights)
             for key, part in self.checkpointables.items():

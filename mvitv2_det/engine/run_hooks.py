@@ -93,14 +93,16 @@ class SignsOfLife(HookBase):
 
 
 class LenientWriter(EventWriter):
-    """A writer of logs that does not end a training where the disk is full.
+    """A writer of logs that does not end a training where the disk is full or a service fails.
 
     Args:
-        writer: one of Detectron2's.
+        writer: one of Detectron2's, or of :mod:`.loggers`.
+        errors: what is survived.
     """
 
-    def __init__(self, writer: EventWriter) -> None:
+    def __init__(self, writer: EventWriter, errors: type[Exception] = OSError) -> None:
         self.writer = writer
+        self.errors = errors
         self._failed = False
 
     def write(self) -> None:
@@ -114,10 +116,10 @@ class LenientWriter(EventWriter):
     def _try(self, action: Callable[[], None]) -> None:
         try:
             action()
-        except OSError as error:
+        except self.errors as error:
             if not self._failed:
-                name = type(self.writer).__name__
-                logger.warning("%s cannot write (%s): training goes on without", name, error)
+                name, reason = type(self.writer).__name__, " ".join(str(error).split())[:300]
+                logger.warning("%s cannot write (%s): training goes on without", name, reason)
             self._failed = True
 
 

@@ -8,13 +8,23 @@ A config for another task than detection may have, beside what all have:
 - ``train.load``: keywords of :func:`mvitv2_det.load_weights`;
 - ``train.best_metric``: model_best.pth is the checkpoint with the highest, such as ``bbox/AP``;
 - ``train.patience``: evaluations without a better one after which the run ends;
-- ``train.accumulate``, ``train.max_non_finite_steps``: see :class:`.trainer.Trainer`;
+- ``train.model_ema``: ``enabled``, ``decay`` and ``warmup`` of an average of the weights, which is
+  evaluated beside them and saved at the end as model_ema.pth; see :mod:`.averages`;
+- ``train.epochs``, ``train.eval_epochs``, ``train.reference_batch``: see
+  :func:`.schedule.set_schedule`;
+- ``train.compile``: whether blocks run compiled; see :func:`mvitv2_det.fused.compile_blocks`;
+- ``train.accumulate``, ``train.clip_norm``, ``train.max_non_finite_steps``: see
+  :class:`.trainer.Trainer`;
 - ``train.max_unreadable``: so many are replaced by others, in each process and start;
 - ``train.peer_timeout``: seconds in which each process must get to its next step;
+- ``train.dry_run``: see :mod:`.dry_run`;
+- ``train.loggers``: further writers of metrics, names in :data:`.loggers.LOGGERS`;
 - ``train.checkpoint_parts``: further entries of each checkpoint, what Checkpointer takes;
 - ``train.hooks``: further hooks, after all others;
 - ``train.cuda_graphs``: whether evaluation replays the backbone, or the whole network of another
-  task, as CUDA graphs; see :func:`mvitv2_det.replay_graphs`.
+  task, as CUDA graphs; see :func:`mvitv2_det.replay_graphs`;
+- ``train.runtime``, ``train.runtime_precision``: what computes the detector in evaluation alone;
+  see :mod:`mvitv2_det.runtimes`.
 """
 
 import logging
@@ -32,17 +42,23 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import JSONWriter
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from ..backbone.trunk import Trunk
 from ..data.loader import TrainLoader, build_train_loader
+from ..data.lvis import check_lvis_package
 from ..errors import UserError, naming_unwritable
+from ..fused import compile_blocks
 from ..graphs import replay_graphs
 from ..randomness import MODEL, derived_seed, draw_seed, seed_all
+from ..runtimes import TORCH, run_exported
 from ..stop_signals import unheard_by_children
-from ..weights import load_weights
+from ..weights import LoadReport, load_weights
 from ..weights.files import read_checkpoint
+from ..weights.sources import check_source
+from .averages import AVERAGE, Averaging, WeightAverage
 from .checkpoint import (
     PeriodicCheckpointer,
     RunCheckpointer,
@@ -50,6 +66,7 @@ from .checkpoint import (
     find_newest,
 )
 from .faults import describe_fault, naming_faults
+from .loggers import open_loggers
 from .peers import PeerWatch
 from .provenance import note_start
 from .run_hooks import (
@@ -83,9 +100,12 @@ def check_run(cfg: DictConfig, *, training: bool, complete: bool = True) -> None
         UserError: a setting is wrong, or the device or the checkpoint does not exist.
     """
     check_settings(cfg, training=training, complete=complete)
+    evaluator = OmegaConf.select(cfg, "dataloader.evaluator._target_")
+    if "lvisevaluator" in str(evaluator).lower():  # a name or a class, ours or Detectron2's
+        check_lvis_package()
     checkpoint = cfg.train.init_checkpoint
-    if checkpoint and "://" not in checkpoint and not os.path.isfile(checkpoint):
-        raise UserError(f"train.init_checkpoint: there is no file {checkpoint!r}")
+    if checkpoint:
+        check_source(checkpoint)
     if not checkpoint and not training:
         raise UserError("train.init_checkpoint is empty: evaluation needs trained weights")
 
@@ -106,19 +126,23 @@ def build_model(cfg: DictConfig) -> nn.Module:
     return model.to(cfg.train.device)
 
 
-def load_checkpoint(cfg: DictConfig, model: nn.Module) -> None:
+def load_checkpoint(cfg: DictConfig, model: nn.Module) -> LoadReport | None:
     """Loads ``train.init_checkpoint``, if there is one, into a model.
+
+    Returns:
+        the report on it.
 
     Raises:
         UserError: as :func:`mvitv2_det.load_weights` does, strictly where ``train.strict`` is set.
     """
-    if cfg.train.init_checkpoint:
-        load_weights(
-            model,
-            cfg.train.init_checkpoint,
-            strict=cfg.train.get("strict", False),
-            **cfg.train.get("load", {}),
-        )
+    if not cfg.train.init_checkpoint:
+        return None
+    return load_weights(
+        model,
+        cfg.train.init_checkpoint,
+        strict=cfg.train.get("strict", False),
+        **cfg.train.get("load", {}),
+    )
 
 
 def evaluate(
@@ -151,19 +175,40 @@ def evaluate_checkpoint(
     """Evaluates the weights in ``train.init_checkpoint``; see :func:`evaluate`.
 
     If the config has a ``multi_scale_test``, that is evaluated, with the model inside.
+
+    Raises:
+        UserError: the weights are not those of the whole model.
     """
     advance = peers.advance if peers else None
     model = build_model(cfg)
-    load_checkpoint(cfg, model)
+    if report := load_checkpoint(cfg, model):
+        report.check_complete()
+    _compile(cfg, model)
     if cfg.train.get("cuda_graphs", False):
         replay_graphs(getattr(model, "backbone", model))
+    runtime = setting(cfg, "train.runtime")
+    if runtime != TORCH:
+        exported = run_exported(
+            model,
+            cfg.model,
+            cfg.train.init_checkpoint,
+            runtime=runtime,
+            precision=setting(cfg, "train.runtime_precision"),
+        )
+        return evaluate(cfg, exported, advance)
     if cfg.get("multi_scale_test"):
         cfg.multi_scale_test.model = model
         model = instantiate(cfg.multi_scale_test)
     return evaluate(cfg, _with_task(cfg, create_ddp_model(model, **_ddp_options(cfg))), advance)
 
 
-def train(cfg: DictConfig, *, resume: bool = False, peers: PeerWatch | None = None) -> nn.Module:
+def train(
+    cfg: DictConfig,
+    *,
+    resume: bool = False,
+    peers: PeerWatch | None = None,
+    timer: hooks.HookBase | None = None,
+) -> nn.Module:
     """Trains the config's model, evaluating and saving as it goes.
 
     A run that is left, in whatever way, and resumed is the run that was never left: on a CPU bit
@@ -173,6 +218,7 @@ def train(cfg: DictConfig, *, resume: bool = False, peers: PeerWatch | None = No
         cfg: with ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier`` and ``train``.
         resume: go on from the newest checkpoint in ``train.output_dir``, if there is one.
         peers: what other processes see of this one.
+        timer: a hook that comes before all others, so that steps alone are between its calls.
 
     Returns:
         the trained model.
@@ -198,6 +244,8 @@ def train(cfg: DictConfig, *, resume: bool = False, peers: PeerWatch | None = No
                 load_checkpoint(cfg, model)
             model = shard(model)
         cfg.optimizer.params.model = model
+        plain, average = model, _build_average(cfg, model)
+        _compile(cfg, model)
         optimizer = _with_plain_settings(instantiate(cfg.optimizer))
         if not sharded:
             model = create_ddp_model(model, **_ddp_options(cfg))
@@ -209,17 +257,27 @@ def train(cfg: DictConfig, *, resume: bool = False, peers: PeerWatch | None = No
             seed=state.seed,
             precision=_precision(cfg),
             accumulate=setting(cfg, "train.accumulate"),
+            clip_norm=setting(cfg, "train.clip_norm"),
             max_non_finite=setting(cfg, "train.max_non_finite_steps"),
         )
         parts = {k: instantiate(v) for k, v in cfg.train.get("checkpoint_parts", {}).items()}
-        checkpointer = RunCheckpointer(model, folder, trainer=trainer, run=state, **parts)
+        averages = {AVERAGE: average} if average else {}
+        checkpointer = RunCheckpointer(
+            model, folder, trainer=trainer, run=state, **averages, **parts
+        )
         checkpoints = PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
         preemption = Preemption(signals, checkpoints)
-        trainer.register_hooks(_hooks(cfg, trainer.model, checkpoints, preemption, peers))
+        trainer.register_hooks([timer, Averaging(average, plain) if average else None])
+        evaluation = _evaluation(cfg, trainer.model, average, preemption, peers)
+        trainer.register_hooks(
+            _hooks(cfg, evaluation, checkpoints, preemption, peers, resumed=state.start > 0)
+        )
         if newest:
             checkpointer.resume(newest)
         elif not sharded:
             load_checkpoint(cfg, model)
+            if average:
+                average.start(plain)
         if state.start > cfg.train.max_iter:
             raise UserError(
                 f"{newest} has {state.start} iterations already, more than train.max_iter, which "
@@ -237,6 +295,8 @@ def train(cfg: DictConfig, *, resume: bool = False, peers: PeerWatch | None = No
         finally:
             if isinstance(loader, TrainLoader):
                 loader.close()
+        if average:
+            average.save(folder, parts)
     return model
 
 
@@ -391,6 +451,33 @@ def _with_task(cfg: DictConfig, model: nn.Module) -> nn.Module:
     return instantiate(cfg.task)
 
 
+def _compile(cfg: DictConfig, model: nn.Module) -> None:
+    """Compiles the blocks, where the config asks for it; names of weights stay as they are."""
+    if not setting(cfg, "train.compile"):
+        return
+    for trunk in model.modules():
+        if isinstance(trunk, Trunk) and (trunk.axes != 2 or trunk.cls_token is not None):
+            raise UserError(
+                "train.compile is for networks of images without a class token: set it to false"
+            )
+    try:
+        compile_blocks(model)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"train.compile: {error}; set it to false") from error
+
+
+def _build_average(cfg: DictConfig, model: nn.Module) -> WeightAverage | None:
+    if not setting(cfg, "train.model_ema.enabled"):
+        return None
+    return WeightAverage(
+        model,
+        decay=setting(cfg, "train.model_ema.decay"),
+        warmup=setting(cfg, "train.model_ema.warmup"),
+    )
+
+
 def _with_plain_settings(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Replaces the config's lists in an optimizer's settings, such as AdamW's betas, by tuples.
 
@@ -422,27 +509,51 @@ def _ddp_options(cfg: DictConfig) -> dict[str, Any]:
     return options
 
 
-def _hooks(
+def _evaluation(
     cfg: DictConfig,
     model: nn.Module,
-    checkpoints: PeriodicCheckpointer,
+    average: WeightAverage | None,
     preemption: Preemption,
     peers: PeerWatch | None,
-) -> list[hooks.HookBase | None]:
-    schedule = instantiate(cfg.lr_multiplier)
-    max_iter, writes = cfg.train.max_iter, comm.is_main_process()
-    logger.info("Learning rate over %d iterations: %s", max_iter, _describe(schedule, max_iter))
+) -> Evaluation:
+    """The hook that evaluates the weights and, beside them, their average."""
 
     def between_batches() -> None:
         preemption.stop_evaluation()
         if peers:
             peers.advance()
 
-    evaluation = Evaluation(cfg.train.eval_period, lambda: evaluate(cfg, model, between_batches))
+    def evaluate_all() -> dict[str, Any]:
+        averaged: dict[str, Any] = {}
+        if average:
+            logger.info("Evaluating the averaged weights, then the others")
+            averaged_model = _with_task(cfg, average.model)
+            averaged = {AVERAGE: evaluate(cfg, averaged_model, between_batches)}
+        # Last, as what is drawn of the last predictions belongs to the weights in "model".
+        return {**evaluate(cfg, model, between_batches), **averaged}
+
+    return Evaluation(cfg.train.eval_period, evaluate_all)
+
+
+def _hooks(
+    cfg: DictConfig,
+    evaluation: Evaluation,
+    checkpoints: PeriodicCheckpointer,
+    preemption: Preemption,
+    peers: PeerWatch | None,
+    *,
+    resumed: bool,
+) -> list[hooks.HookBase | None]:
+    schedule = instantiate(cfg.lr_multiplier)
+    max_iter, writes = cfg.train.max_iter, comm.is_main_process()
+    logger.info("Learning rate over %d iterations: %s", max_iter, _describe(schedule, max_iter))
     best = setting(cfg, "train.best_metric")
     patience = setting(cfg, "train.patience")
     writers = default_writers(cfg.train.output_dir, max_iter) if writes else []
     writers = [LenientWriter(writer) for writer in writers]
+    if writes:
+        services = open_loggers(setting(cfg, "train.loggers"), cfg, resumed=resumed)
+        writers += [LenientWriter(writer, errors=Exception) for writer in services]
     period = cfg.train.log_period
     return [
         hooks.IterationTimer(),

@@ -34,6 +34,7 @@ class Trainer(SimpleTrainer):
         accumulate: parts into which a batch is cut; their gradients are summed. A mean over the
             images so stays what it is; batch norm, and losses that are means over something else,
             see the parts.
+        clip_norm: the largest L2 norm of all gradients of a batch together; None does not limit it.
         max_non_finite: steps in a row that are skipped because the loss is not finite.
     """
 
@@ -46,12 +47,14 @@ class Trainer(SimpleTrainer):
         seed: int,
         precision: torch.dtype | None = None,
         accumulate: int = 1,
+        clip_norm: float | None = None,
         max_non_finite: int = 0,
     ) -> None:
         super().__init__(model, loader, optimizer)
         self.seed = seed
         self.precision = precision
         self.accumulate = accumulate
+        self.clip_norm = clip_norm
         self.max_non_finite = max_non_finite
         self.grad_scaler = torch.amp.GradScaler(enabled=precision == torch.float16)
         self.non_finite = 0  # steps in a row, until now
@@ -89,6 +92,9 @@ class Trainer(SimpleTrainer):
         self.non_finite = 0
         self._write_metrics(losses, data_time)
         self.complete = None
+        if self.clip_norm is not None:
+            self.grad_scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self._trained_parameters(), self.clip_norm)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
@@ -145,6 +151,9 @@ class Trainer(SimpleTrainer):
         if is_last or not isinstance(wrapped, nn.parallel.DistributedDataParallel):
             return nullcontext()
         return wrapped.no_sync()
+
+    def _trained_parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision is None:

@@ -12,6 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 from ..errors import UserError
 from ..evaluation import check_fast_evaluation
 from ..randomness import LARGEST_SEED
+from ..runtimes import TORCH, check_runtime
+from .loggers import LOGGERS, check_loggers
 
 AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -21,12 +23,24 @@ DEFAULTS: Mapping[str, Any] = {
     "train.amp.dtype": "float16",
     "train.best_metric": None,
     "train.patience": None,
+    "train.epochs": None,
+    "train.eval_epochs": None,
+    "train.reference_batch": None,
+    "train.clip_norm": None,
     "train.accumulate": 1,
     "train.fsdp": False,
+    "train.compile": False,
+    "train.dry_run": False,
+    "train.loggers": (),
+    "train.model_ema.enabled": False,
+    "train.model_ema.decay": 0.9999,
+    "train.model_ema.warmup": False,
     "train.max_non_finite_steps": 0,
     "train.max_unreadable": 0,
     "train.peer_timeout": 1800.0,
     "train.strict": False,
+    "train.runtime": TORCH,
+    "train.runtime_precision": "fp32",
 }
 
 
@@ -62,7 +76,9 @@ _BOOLEAN = _Kind("true or false", lambda value: isinstance(value, bool))
 _TEXT = _Kind("a text that is not empty", lambda value: isinstance(value, str) and value != "")
 _NOT_NEGATIVE = _Kind("a number of at least 0", lambda value: _is_number(value) and value >= 0)
 _POSITIVE = _Kind("a number above 0", lambda value: _is_number(value) and value > 0)
+_POSITIVE_OR_NULL = _Kind("a number above 0 or null", _POSITIVE.fits, may_be_null=True)
 _SHARE = _Kind("a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1)
+_DECAY = _Kind("a number above 0, at most 1", lambda value: _is_number(value) and 0 < value <= 1)
 _BETAS = _Kind(
     "two numbers in [0, 1)",
     lambda value: (
@@ -77,6 +93,9 @@ _EVALUATION = {
     "train.strict": _BOOLEAN,
     "train.amp.dtype": _Kind(" or ".join(AMP_DTYPES), lambda value: value in AMP_DTYPES),
     "train.peer_timeout": _POSITIVE,
+    "train.runtime": _TEXT,
+    "train.runtime_precision": _TEXT,
+    "train.compile": _BOOLEAN,
     "train.seed": _Kind(
         f"an integer from -1, which draws one, to {LARGEST_SEED}",
         lambda value: _is_integer(value) and -1 <= value <= LARGEST_SEED,
@@ -89,14 +108,26 @@ _EVALUATION = {
 }
 _TRAINING = {
     "train.max_iter": _integer(1),
+    "train.epochs": _POSITIVE_OR_NULL,
+    "train.eval_epochs": _POSITIVE_OR_NULL,
+    "train.reference_batch": _integer(1, null=True),
+    "train.clip_norm": _POSITIVE_OR_NULL,
     "train.eval_period": _integer(0),
     "train.log_period": _integer(1),
+    "train.dry_run": _BOOLEAN,
+    "train.loggers": _Kind(
+        f"a list of {' and '.join(LOGGERS)}, or empty",
+        lambda value: isinstance(value, list | tuple) and set(map(str, value)) <= set(LOGGERS),
+    ),
     "train.checkpointer.period": _integer(1),
     "train.checkpointer.max_to_keep": _integer(1, null=True),
     "train.best_metric": _Kind("a text or null", lambda value: isinstance(value, str), True),
     "train.patience": _integer(1, null=True),
     "train.accumulate": _integer(1),
     "train.fsdp": _BOOLEAN,
+    "train.model_ema.enabled": _BOOLEAN,
+    "train.model_ema.decay": _SHARE,
+    "train.model_ema.warmup": _BOOLEAN,
     "train.max_non_finite_steps": _integer(0),
     "train.max_unreadable": _integer(0),
     "train.amp.enabled": _BOOLEAN,
@@ -107,6 +138,8 @@ _TRAINING = {
     "optimizer.momentum": _SHARE,
     "optimizer.eps": _POSITIVE,
     "optimizer.betas": _BETAS,
+    "optimizer.params.layer_decay": _DECAY,
+    "optimizer.params.lr_factor_func.rate": _DECAY,
 }
 # A config without one of these is not a config of a run.
 _NEEDED_TO_EVALUATE = ("model", "train.device", "train.output_dir", "dataloader.test")
@@ -147,6 +180,10 @@ def check_settings(cfg: DictConfig, *, training: bool, complete: bool = True) ->
         check_fast_evaluation()
     if training and setting(cfg, "train.fsdp"):
         _check_sharding(cfg)
+    if training:
+        check_loggers(setting(cfg, "train.loggers"))
+    else:
+        _check_runtime(cfg)
     if training and setting(cfg, "train.patience") and not setting(cfg, "train.best_metric"):
         raise UserError("train.patience needs train.best_metric, such as bbox/AP")
 
@@ -158,8 +195,24 @@ def _check_sharding(cfg: DictConfig) -> None:
             "train.fsdp needs train.amp.dtype=bfloat16 or train.amp.enabled=false: the scaler of "
             "float16 does not know the parts of the others"
         )
-    if _select(cfg, "train.model_ema.enabled"):
-        raise UserError("train.fsdp and train.model_ema.enabled do not go together: take one")
+    for key in ("train.model_ema.enabled", "train.compile"):
+        if setting(cfg, key):
+            raise UserError(f"train.fsdp and {key} do not go together: take one")
+
+
+def _check_runtime(cfg: DictConfig) -> None:
+    """Checks what is to compute in evaluation.
+
+    Raises:
+        UserError: there is no such runtime, or it cannot evaluate this config.
+    """
+    runtime, precision = (setting(cfg, f"train.{key}") for key in ("runtime", "runtime_precision"))
+    check_runtime(runtime, precision, cfg.train.device)
+    if runtime == TORCH and precision != "fp32":
+        raise UserError(f"train.runtime_precision is of other runtimes than torch, got {precision}")
+    for key in ("multi_scale_test", "task", "train.cuda_graphs"):
+        if runtime != TORCH and _select(cfg, key):
+            raise UserError(f"train.runtime={runtime} cannot evaluate with {key}: choose torch")
 
 
 def check_device(cfg: DictConfig) -> None:

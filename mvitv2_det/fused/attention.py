@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..attention.multiscale import MultiScaleAttention
 from ..attention.position import relative_embedding
+from ..attention.windows import WindowGrid
+from ..sizes import cropped
 from .cpu.folded_pooling import folded_projection, folding_saves_work
 from .cpu.rows import attention_row_by_row
 from .cpu.tiled import pool_and_attend
@@ -93,7 +95,8 @@ def tiled(
     qkv = attention.qkv
     if beside.is_nothing and not torch.is_grad_enabled():
         proj = attention.proj
-        return attention_row_by_row(x, norm, qkv, pools, embeddings, shape, proj, skip), None
+        fill = attention.window_fill
+        return attention_row_by_row(x, norm, qkv, pools, embeddings, shape, proj, skip, fill), None
     if folding_saves_work(pools[1:]):
         channels = qkv.out_features // 3
         weight_q, weight_kv = qkv.weight.split([channels, 2 * channels])
@@ -104,7 +107,7 @@ def tiled(
         maps = [q, *folded_projection(x, norm, weight_kv, bias_kv, pools[1:])]
         pools = (pools[0], pools[1].without_convolution(), pools[2].without_convolution())
     else:
-        maps = norm_linear(x, norm, qkv, kernels, parts=3)
+        maps = _windows_filled(attention, norm_linear(x, norm, qkv, kernels, parts=3))
     token = None if beside.token is None else attention.project_token(beside.token)
     z, of_token = pool_and_attend(maps, pools, embeddings, shape, token)
     attended = linear_and_skip(z, attention.proj, skip)
@@ -127,7 +130,12 @@ def triton(
     pools, shape = pools_and_shape(attention, x)
     embeddings = relative_embeddings(attention, shape)
     (qkv,) = norm_linear(x, norm, attention.qkv, kernels)
+    fills = attention.spec.window_fill_is_projected
+    if fills:
+        grid = WindowGrid.over(qkv, attention.spec.window_size)
+        qkv = grid.filled(qkv, attention.qkv.bias)
     z = triton_attention(qkv, pools, embeddings, shape)
+    z = cropped(z, *x.shape[1:3]) if fills else z
     return linear_and_skip(z, attention.proj, skip), None
 
 
@@ -161,6 +169,7 @@ def _pool_and_sdpa(
     """
     pools, shape = pools_and_shape(attention, x, beside.frames)
     embeddings = relative_embeddings(attention, shape, beside.frames)
+    maps = _windows_filled(attention, maps)
     token = () if beside.token is None else attention.project_token(beside.token)
 
     def attend(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -180,6 +189,15 @@ def _pool_and_sdpa(
     if not token:
         return found[0], None
     return found[0], _projected_token(attention, found[1], token[0])
+
+
+def _windows_filled(attention: MultiScaleAttention, maps: Sequence[Tensor]) -> list[Tensor]:
+    """Completes the windows of k and v, (B, H, W, C), which are not pooled, if zeros are not to."""
+    q, k, v = maps
+    if (fill := attention.window_fill) is None:
+        return [q, k, v]
+    grid = WindowGrid.over(k, attention.spec.window_size)
+    return [q, grid.filled(k, fill[0]), grid.filled(v, fill[1])]
 
 
 def _token_sdpa(token: Sequence[Tensor], k: Tensor, v: Tensor, shape: AttentionShape) -> Tensor:

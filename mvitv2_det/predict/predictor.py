@@ -16,6 +16,7 @@ from torch import nn
 from ..config import apply_overrides
 from ..errors import UserError
 from ..graphs import replay_graphs
+from ..runtimes import TORCH, check_runtime, run_exported
 from ..trained import read_config, read_trained
 from .classes import known_classes, own_classes
 from .image_predictor import CHANNEL_ORDERS, ImageLike, ImagePredictor
@@ -27,6 +28,7 @@ class Predictor(ImagePredictor[dict[str, Any], Instances]):
     Images are resized by the config's test augmentations, or seen at several scales where the
     config has a ``multi_scale_test``. Those of a batch that are of one size go through the model
     together; others are never padded to each other, which would change what is found in them.
+    Another runtime than ``torch`` computes each image by itself, several at a time.
 
     Attributes:
         model: in evaluation mode, on its device.
@@ -47,6 +49,7 @@ class Predictor(ImagePredictor[dict[str, Any], Instances]):
         batch_size: int = 8,
         channel_order: str = "RGB",
         cuda_graphs: bool = False,
+        runtime: str = TORCH,
     ) -> None:
         """
         Args:
@@ -57,19 +60,24 @@ class Predictor(ImagePredictor[dict[str, Any], Instances]):
             trust: functions and classes that a YAML config may call beside those that it may by
                 itself (:mod:`mvitv2_det.allowed_names`).
             device: such as ``cpu`` or ``cuda:1``; by default a GPU if there is one.
-            precision: ``fp32``, or ``fp16`` or ``bf16`` by autocast.
+            precision: ``fp32``, or ``fp16`` or ``bf16`` by autocast; that of another runtime is one
+                of :data:`mvitv2_det.runtimes.PRECISIONS`.
             score_threshold: instances must score higher, in [0, 1]; by default the config's.
             batch_size: images that go through the model together, at most.
             channel_order: order of colours in arrays: ``RGB``, or ``BGR`` as ``cv2.imread`` gives.
             cuda_graphs: replay the backbone as CUDA graphs; see :func:`mvitv2_det.replay_graphs`.
+            runtime: what computes: ``torch``; or on a CPU ``openvino`` or ``onnxruntime``, for
+                which the detector is exported once: :func:`mvitv2_det.runtimes.run_exported`.
 
         Raises:
             UserError: an argument is wrong, the device is not there, or the weights are not those
                 of the config's model.
         """
+        check_runtime(runtime, precision, device)
+        self._is_exported = runtime != TORCH
         super().__init__(
-            device=device,
-            precision=precision,
+            device="cpu" if self._is_exported else device,
+            precision="fp32" if self._is_exported else precision,
             batch_size=batch_size,
             channel_order=channel_order,
             cuda_graphs=cuda_graphs,
@@ -88,6 +96,13 @@ class Predictor(ImagePredictor[dict[str, Any], Instances]):
         self.classes = classes or known_classes(cfg, count)
         if score_threshold is not None:
             set_score_threshold(self.model, score_threshold)
+        if self._is_exported:
+            if cfg.get("multi_scale_test"):
+                raise UserError(f"{runtime} has no multi-scale testing: choose the runtime torch")
+            settings = [cfg.model, score_threshold]
+            self.model = run_exported(
+                self.model, settings, weights, runtime=runtime, precision=precision
+            )
         if cfg.get("multi_scale_test"):
             # It resizes by itself.
             self._resize = T.AugmentationList([])
@@ -129,7 +144,9 @@ class Predictor(ImagePredictor[dict[str, Any], Instances]):
         """
         same_size: dict[torch.Size, list[int]] = {}
         for index, one in enumerate(inputs):
-            same_size.setdefault(one["image"].shape, []).append(index)
+            # Other runtimes compute each image by itself, several at a time.
+            size = torch.Size() if self._is_exported else one["image"].shape
+            same_size.setdefault(size, []).append(index)
         found: dict[int, Instances] = {}
         for indexes in same_size.values():
             with self._running(len(indexes)):

@@ -185,6 +185,7 @@ def _from_place(
     masks = []
     if spec.window_size:
         queries, keys = attention.window_grids(*sizes)
+        k, _ = attention.fill_windows(keys, k, k)
         q, k = queries.partition(q), keys.partition(k)
         masks = mask_terms(queries, keys, q, mask_padding=spec.mask_window_padding)
         query_places, key_places = queries.partition(query_places), keys.partition(key_places)

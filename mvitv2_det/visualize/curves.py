@@ -35,14 +35,20 @@ _VALIDATION_CURVES = {
     "segm/AP": ("mask AP", "#d55e00", "-"),
     "classification/top5": ("top-5", "#0072b2", "--"),
     "classification/top1": ("top-1", "#0072b2", "-"),
+    "model_ema/bbox/AP": ("box AP, averaged weights", "#56b4e9", "-"),
+    "model_ema/segm/AP": ("mask AP, averaged weights", "#e69f00", "-"),
+    "model_ema/classification/top1": ("top-1, averaged weights", "#d55e00", "-"),
 }
+# What the metrics of a run's weights, and of their moving average, begin with.
+_WEIGHTS = {"": "", "model_ema/": "averaged weights"}
 ACCURACIES = {"classification/top1": "top-1", "classification/top5": "top-5"}
 
 
 def ap_table(records: list[dict[str, float]]) -> str:
     """Formats the last evaluation as a table in percent.
 
-    It has a row for boxes and one for masks, or a row of accuracies.
+    It has a row for boxes and one for masks, or a row of accuracies; of a run that averages its
+    weights, the same again for the average.
 
     Args:
         records: the records of :func:`read_metrics`.
@@ -57,14 +63,21 @@ def ap_table(records: list[dict[str, float]]) -> str:
     headers, rows = (
         ["", *AP_NAMES],
         [
-            [name] + [_percent(last.get(f"{task}/{ap}", math.nan)) for ap in AP_NAMES]
+            [f"{name}, {of}" if of else name]
+            + [_percent(last.get(f"{prefix}{task}/{ap}", math.nan)) for ap in AP_NAMES]
+            for prefix, of in _WEIGHTS.items()
             for task, name in TASKS.items()
-            if f"{task}/AP" in last
+            if f"{prefix}{task}/AP" in last
         ],
     )
     if not rows:
-        headers = [name for key, name in ACCURACIES.items() if key in last]
-        rows = [[_percent(last[key]) for key in ACCURACIES if key in last]]
+        keys = [key for key in ACCURACIES if key in last]
+        rows = [
+            [_percent(last[prefix + key]) for key in keys] + ([of] if of else [])
+            for prefix, of in _WEIGHTS.items()
+            if prefix + keys[0] in last
+        ]
+        headers = [ACCURACIES[key] for key in keys] + ([""] if len(rows) > 1 else [])
     return tabulate(
         rows, headers=headers, disable_numparse=True, stralign="right", tablefmt="simple"
     )

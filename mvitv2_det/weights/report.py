@@ -86,6 +86,41 @@ class LoadReport:
         rows = [(kind, number, readable(which)) for kind, number, which in rows]
         return f"{readable(title)}\n{tabulate(rows, ('', 'tensors', 'which'))}"
 
+    def check_complete(self, part: str = "") -> None:
+        """Checks that the weights are those of the whole model, after its training.
+
+        What a random layer finds looks like a result.
+
+        Args:
+            part: the beginning of the names of the parameters that must be among the weights, such
+                as ``backbone.``; the others may stay random. By default the whole model, and then
+                nothing may be left over of the weights, either.
+
+        Raises:
+            UserError: they are not; where the numbers of classes differ, it names them.
+        """
+        for misfit in self.misfits:
+            if misfit.name.startswith(part) and misfit.name.endswith("cls_score.weight"):
+                raise UserError(
+                    f"weights {self.source} know {misfit.old[0] - 1} classes, the config's model "
+                    f"{misfit.new[0] - 1}: use the config.yaml that their training has saved, or "
+                    f"set model.roi_heads.num_classes"
+                )
+        missing = [
+            name
+            for name in self.initialised
+            if name.startswith(part) and not name.endswith("num_batches_tracked")
+        ]
+        # Weights may hold more than a part of the model, but not more than the whole.
+        wrong = list(dict.fromkeys((*missing, *(self.unexpected if not part else ()))))
+        if wrong:
+            raise UserError(
+                f"weights {self.source} are not those of the config's model: {len(wrong)} of the "
+                f"tensors are in one of them alone or of another shape ("
+                f"{', '.join(shortened(wrong)[:3])}, …); use weights of this model after its "
+                f"training, with the config.yaml that training has saved"
+            )
+
     def check_strict(self) -> None:
         """Checks that no tensor is unexpected.
 

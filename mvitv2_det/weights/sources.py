@@ -1,5 +1,6 @@
 """Reading weights of any source, and renaming them to the names of a detector.
 
+Released weights have names, which :mod:`.released` lists.
 Importing this module adds ``timm://NAME`` to the addresses that Detectron2's path manager knows,
 where Detectron2 is installed; otherwise files and URLs are found by a path manager of iopath.
 """
@@ -22,6 +23,7 @@ from iopath.common.file_io import (
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..suggestions import did_you_mean
 from .files import other_entries, read_checkpoint, select_weights, write_weights
 from .key_maps import (
     CLASSIFICATION_FORMATS,
@@ -35,6 +37,7 @@ from .key_maps import (
     without_prefix,
 )
 from .layout import PATCHES, Layout
+from .released import fetch, find_released, released_weights
 
 try:
     from detectron2.utils.file_io import PathManager
@@ -109,8 +112,8 @@ def read_source(source: Source) -> Checkpoint:
     """Reads weights and finds out which network they belong to.
 
     Args:
-        source: a path, a URL, ``detectron2://…``, ``timm://NAME``, a mapping from names to
-            tensors, or a module; what has been read already is returned.
+        source: a name of released weights, a path, a URL, ``detectron2://…``, ``timm://NAME``, a
+            mapping from names to tensors, or a module; what has been read already is returned.
 
     Raises:
         UserError: the weights cannot be read, or belong neither to an MViT nor to a detector.
@@ -132,19 +135,31 @@ def read_source(source: Source) -> Checkpoint:
 
 
 def _local_path(source: str) -> str:
-    try:
-        path: str = PathManager.get_local_path(source)
-    except UserError:
-        raise
-    except Exception as error:  # Networks, hubs and disks raise exceptions of many types.
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"checkpoint {source!r} cannot be fetched: {reason}") from error
+    check_source(source)
+    path = fetch(source, PathManager.get_local_path)
     if "://" in path:
         raise UserError(
             f"checkpoint {source!r} is no address that is known: use a path, a URL, "
             f"detectron2://… (if Detectron2 is installed) or timm://NAME"
         )
     return path
+
+
+def check_source(source: str) -> None:
+    """Checks, without a network, that a source may be there.
+
+    Raises:
+        UserError: it is no address, and there is neither a file nor weights of this name.
+    """
+    if "://" in source or Path(source).is_file() or find_released(source):
+        return
+    names = released_weights()
+    if source.isidentifier():
+        suggestion = did_you_mean(source, names) or "; mvitv2-det models lists them"
+        raise UserError(f"there is neither a file nor released weights {source!r}{suggestion}")
+    name = Path(source).stem.lower()  # as released files are called
+    suggestion = f"; did you mean {name!r}?" if name in names else ""
+    raise UserError(f"there is no checkpoint file {source!r}{suggestion}")
 
 
 def _identify(source: str, weights: dict[str, Tensor]) -> Checkpoint:

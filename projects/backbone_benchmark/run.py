@@ -3,6 +3,7 @@
 
     python projects/backbone_benchmark/run.py
     python projects/backbone_benchmark/run.py --preset gpu
+    python projects/backbone_benchmark/run.py --preset cpu_runtimes
     python projects/backbone_benchmark/run.py --device cuda --precision bf16 --batch 1 8
     python projects/backbone_benchmark/run.py --parts scaling stages --variants T
     python projects/backbone_benchmark/run.py --sizes 800x1088 --against ../other-checkout
@@ -17,6 +18,9 @@ Parts:
   scaling            time and memory against image area
   compile            torch.compile over COCO's sizes
   detector           the whole Mask R-CNN
+  cpu_runtimes       backbone and Mask R-CNN by PyTorch, OpenVINO and ONNX Runtime
+  counters           inference by PyTorch and by OpenVINO, kind of operation by kind
+  wing               what each file of mvitv2_det/fused gains on a CPU
   loss               the same training with both backbones
 
 Each part writes its table as CSV and Markdown after every setting, so that an interrupted call
@@ -44,6 +48,8 @@ from mvitv2_det.errors import UserError
 from mvitv2_det.fused import BACKENDS
 from projects.backbone_benchmark import (
     compiling,
+    counters,
+    cpu_runtimes,
     detector,
     kernels,
     loss_curves,
@@ -53,6 +59,7 @@ from projects.backbone_benchmark import (
     speed,
     stages,
     warming,
+    wing,
 )
 from projects.backbone_benchmark.networks import Setting
 from projects.backbone_benchmark.rates import measure_rates
@@ -81,7 +88,13 @@ TABLES = {
     "stages": ("Time of each stage over its roofline", stages.measure),
     "saved_activations": ("Activations that each block saves", saved_activations.measure),
     "detector": ("The whole Mask R-CNN", detector.measure),
+    "cpu_runtimes": ("Runtimes on a CPU", cpu_runtimes.measure),
+    "counters": ("Where inference spends its time", counters.measure),
+    "wing": ("What each file of the wing gains", wing.measure),
 }
+NOTES = {"kernels": KERNELS_NOTE, "counters": counters.NOTE}
+_CPU_NOTE = "Seconds in which the one thread computes: others may use the machine."
+_CLOCKED = ("cpu_runtimes", "wing")
 PARTS = ("speed", *TABLES, "scaling", "compile", "loss")
 
 
@@ -116,6 +129,16 @@ def gpu_steps() -> list[Step]:
         Step("detector", "detector", first, 0.15),
         Step("speed", "speed_fp32", settings(SIZES[:1], (1,), "fp32"), 0.08),
         Step("kernels", "kernels", low, 0.07),
+    ]
+
+
+def cpu_steps(sizes: Sequence[str], precisions: Sequence[str]) -> list[Step]:
+    """Plans what a CPU's runtimes are compared by: T and B, and operations of T."""
+    settings = tuple(_settings(("T", "B"), sizes, (1,), precisions, "cpu"))
+    small = tuple(setting for setting in settings if setting.variant == "T")
+    return [
+        Step("cpu_runtimes", "cpu_runtimes", settings, 0.8),
+        Step("counters", "counters", small, 0.2),
     ]
 
 
@@ -154,12 +177,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="of the whole call: no setting is begun after a part's share (default: no limit)",
     )  # fmt: skip
     parser.add_argument(
-        "--preset", choices=("gpu",),
-        help="all that is wanted of a GPU, most important first; replaces parts and settings",
+        "--preset", choices=("gpu", "cpu_runtimes"),
+        help="all that is wanted of a GPU, or of runtimes on a CPU; replaces parts and settings",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args(arguments)
-    if args.preset:
+    if args.preset == "cpu_runtimes":
+        args.device = "cpu"
+    if args.preset == "gpu":
         args.device, args.backends = "cuda", ["auto", "sdpa"]
         args.minutes = args.minutes or GPU_MINUTES
     return args
@@ -205,8 +230,10 @@ def check(args: argparse.Namespace) -> None:
 
 def plan(args: argparse.Namespace) -> list[Step]:
     """Lists what is measured, in order; without a preset each part has the same share of time."""
-    if args.preset:
+    if args.preset == "gpu":
         return gpu_steps()
+    if args.preset == "cpu_runtimes":
+        return cpu_steps(args.sizes or SIZES[:1], args.precision)
     settings = _settings(
         args.variants, args.sizes or SIZES, args.batch, args.precision, args.device
     )
@@ -249,7 +276,7 @@ class Run:
 
     def run(self, steps: Sequence[Step]) -> None:
         """Runs all steps, one after the other."""
-        if self.args.preset:
+        if self.args.device == "cuda" and self.args.preset:
             warming.warm([setting for step in steps for setting in step.settings], self.progress)
         share = 0.0
         for step in steps:
@@ -318,8 +345,12 @@ class Run:
         """Measures a part of :data:`TABLES`."""
         title, measure = TABLES[step.part]
         notes = [self._rates(step)] if step.part in ("kernels", "stages") else []
-        if step.part == "kernels":
-            notes.append(KERNELS_NOTE)
+        if step.part in NOTES:
+            notes.append(NOTES[step.part])
+        if step.part in _CLOCKED and torch.get_num_threads() == 1:
+            notes.append(
+                "Of one thread: seconds in which it computes, on a machine that is shared."
+            )
         self.collect(
             step, end, lambda s: measure(s, self.args.rounds, self.progress), title, *notes
         )

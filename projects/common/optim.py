@@ -1,9 +1,8 @@
 """The optimiser of the recipe, as facebookresearch/mvit has it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
@@ -36,23 +35,3 @@ def parameter_groups(
     )
     # Schedulers of timm apply lr_scale; that of Detectron2 multiplies each group's own rate.
     return [{**group, "lr": base_lr * group.pop("lr_scale")} for group in groups]
-
-
-class ClippedAdamW(torch.optim.AdamW):
-    """AdamW that limits the norm of all gradients together.
-
-    Args:
-        params: as for AdamW.
-        max_norm: the largest L2 norm.
-        options: further keywords of AdamW.
-    """
-
-    def __init__(self, params: Iterable[Any], max_norm: float, **options: Any) -> None:
-        super().__init__(params, **options)
-        self.max_norm = max_norm
-
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step. Mixed precision has unscaled the gradients by then."""
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, self.max_norm)
-        return super().step(closure)

@@ -10,6 +10,7 @@ from typing import Any
 from detectron2.config import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from mvitv2_det.engine import epoch_length, scaled_rate
 from mvitv2_det.errors import UserError
 from mvitv2_det.recognition.description import ENTRY, Description
 from mvitv2_det.weights.files import read_checkpoint
@@ -111,14 +112,10 @@ def set_schedule(cfg: DictConfig, count: int, what: str) -> None:
     """
     batch, recipe = cfg.dataloader.train.total_batch_size, cfg.recipe
     check_pairs(cfg, processes=1)
-    if batch > count:
-        raise UserError(
-            f"dataloader.train.total_batch_size is {batch}, but there are {count} {what} to "
-            f"train on: make it smaller"
-        )
-    epoch = count // batch
+    epoch = epoch_length(count, batch, what)
+    if cfg.optimizer.lr is None:
+        cfg.optimizer.lr = scaled_rate(recipe.lr_per_256, batch, 256)
     defaults = {
-        "optimizer.lr": recipe.lr_per_256 * batch / 256,
         "train.max_iter": recipe.epochs * epoch,
         "train.eval_period": recipe.eval_epochs * epoch,
         "train.checkpointer.period": recipe.eval_epochs * epoch,

@@ -17,6 +17,7 @@ from mvitv2_det.errors import UserError
 from projects.common.memory import OutOfMemory, attempt, synchronize
 
 Step = Callable[[], Any]
+Clock = Callable[[], float]
 # Opens a context for one turn, which gives the step to be timed and cleans up at its end.
 Task = Callable[[], AbstractContextManager[Step]]
 
@@ -57,6 +58,14 @@ def resident(step: Step) -> Task:
     return lambda: nullcontext(step)
 
 
+def cpu_clock() -> Clock:
+    """Of one thread, the time that it computes, so that a machine may be shared; else the wall's.
+
+    Threads that wait for each other compute, too, as far as the system knows.
+    """
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
 def interleave(
     tasks: Mapping[str, Task],
     *,
@@ -64,6 +73,7 @@ def interleave(
     iterations: int = 1,
     warmup: int = 1,
     device: torch.device | str = "cpu",
+    clock: Clock = time.perf_counter,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Timing | OutOfMemory]:
     """Times tasks in turns: in each round every task has one turn.
@@ -75,6 +85,7 @@ def interleave(
         iterations: number of timed steps in each turn; their mean is the time of the round.
         warmup: number of steps before those in each turn, which are not timed.
         device: its queue of work is awaited before the clock is read.
+        clock: gives seconds since any time.
         progress: called with a line of text after each turn.
 
     Returns:
@@ -94,7 +105,7 @@ def interleave(
         for name, task in tasks.items():
             if name in failures:
                 continue
-            result = attempt(lambda task=task: _take_turn(task, warmup, iterations, device))
+            result = attempt(lambda task=task: _take_turn(task, warmup, iterations, device, clock))
             if isinstance(result, OutOfMemory):
                 failures[name] = result
                 progress(f"round {number}/{rounds}  {name}: out of memory")
@@ -104,14 +115,16 @@ def interleave(
     return {name: failures.get(name) or Timing(tuple(seconds[name])) for name in tasks}
 
 
-def _take_turn(task: Task, warmup: int, iterations: int, device: torch.device | str) -> float:
+def _take_turn(
+    task: Task, warmup: int, iterations: int, device: torch.device | str, clock: Clock
+) -> float:
     """Measures the mean seconds of an iteration."""
     with task() as step:
         for _ in range(warmup):
             step()
         synchronize(device)
-        start = time.perf_counter()
+        start = clock()
         for _ in range(iterations):
             step()
         synchronize(device)
-        return (time.perf_counter() - start) / iterations
+        return (clock() - start) / iterations

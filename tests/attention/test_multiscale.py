@@ -5,6 +5,7 @@ import torch
 from detectron2.modeling.backbone.swin import BasicLayer
 from models import randomize
 from reference.attention import Axis, seen_keys, slow_attention
+from torchvision.models.swin_transformer import shifted_window_attention
 
 from mvitv2_det.attention.multiscale import MultiScaleAttention
 from mvitv2_det.attention.spec import AttentionSpec
@@ -17,6 +18,7 @@ STRIDED = {"stride_q": 2, "stride_kv": 4}
 KINDS = {
     "full": PLAIN,
     "fixed windows": PLAIN | WINDOWS,
+    "fixed windows, no bias": PLAIN | WINDOWS | {"qkv_bias": False},
     "shifted windows": PLAIN | WINDOWS | {"shift": 2},
     "shifted windows, masked padding": PLAIN | WINDOWS | {"shift": 2, "mask_window_padding": True},
     "pooling": {"stride_kv": 2},
@@ -149,11 +151,13 @@ def test_padding_alone_in_a_window_makes_no_nan():
     assert all(weight.grad.isfinite().all() for weight in attention.parameters())
 
 
-def test_shifted_windows_equal_those_of_detectron2s_swin():
-    """Without positions, on maps of whole windows: Swin pads before its projection."""
+@pytest.mark.parametrize("size", [(8, 12), (9, 13), (5, 8)])
+def test_shifted_windows_equal_those_of_detectron2s_swin(size):
+    """Without positions, on maps of whole windows and of others; float64, within 1e-9."""
+    height, width = size
     torch.manual_seed(0)
     layer = randomize(BasicLayer(dim=8, depth=2, num_heads=2, window_size=4)).double()
-    x = torch.randn(2, 8 * 12, 8, dtype=torch.float64)
+    x = torch.randn(2, height * width, 8, dtype=torch.float64)
     expected = {}
     for name, block in zip(("fixed", "shifted"), layer.blocks, strict=True):
         block.attn.relative_position_bias_table.data.zero_()
@@ -164,7 +168,7 @@ def test_shifted_windows_equal_those_of_detectron2s_swin():
         )
     for block in layer.blocks:
         block.drop_path.__class__ = torch.nn.Identity
-    layer(x, 8, 12)
+    layer(x, *size)
     for name, block in zip(("fixed", "shifted"), layer.blocks, strict=True):
         shift = 2 if name == "shifted" else 0
         spec = AttentionSpec(8, 8, 2, window_size=4, shift=shift, use_rel_pos=False, **PLAIN)
@@ -172,8 +176,33 @@ def test_shifted_windows_equal_those_of_detectron2s_swin():
         weights = block.attn.state_dict()
         attention.load_state_dict({key: weights[key] for key in attention.state_dict()})
         normed, attended = expected[name]
-        actual = attention(normed.reshape(2, 8, 12, 8))
+        actual = attention(normed.reshape(2, *size, 8))
         torch.testing.assert_close(actual, attended.reshape(actual.shape), rtol=1e-9, atol=1e-9)
+
+
+# Whole windows, more, fewer, and one window along an axis, which then is not shifted.
+@pytest.mark.parametrize("size", [(8, 12), (9, 14), (7, 11), (3, 10), (4, 5)])
+@pytest.mark.parametrize("shift", [0, 2])
+def test_windows_equal_those_of_torchvisions_swin(size, shift):
+    """Without positions, outputs and gradients; float64, within 1e-9."""
+    attention = build(dim=6, **PLAIN, **WINDOWS, shift=shift, use_rel_pos=False)
+    x = torch.randn(2, *size, 6, dtype=torch.float64, requires_grad=True)
+    actual = attention(x)
+    expected = shifted_window_attention(
+        x,
+        attention.qkv.weight,
+        attention.proj.weight,
+        relative_position_bias=torch.zeros(1, 1, dtype=torch.float64),
+        window_size=[4, 4],
+        num_heads=2,
+        shift_size=[shift, shift],
+        qkv_bias=attention.qkv.bias,
+        proj_bias=attention.proj.bias,
+    )
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+    inputs, seed = [x, *attention.parameters()], torch.randn_like(actual)
+    found = [torch.autograd.grad(out, inputs, seed) for out in (actual, expected)]
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(

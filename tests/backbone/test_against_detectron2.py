@@ -74,6 +74,29 @@ def test_gradients(variant, size):
     assert_same_gradients(*pair(narrow(variant)), size)
 
 
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_seeded_trainings_coincide(backend):
+    """The same paths are dropped, and those kept are divided by the same rates."""
+    arguments = narrow("T", depth=5, last_block_indexes=(0, 1, 3, 4), adaptive_window_size=8)
+    arguments["drop_path_rate"] = 0.4
+    reference = randomize(ReferenceMViT(**arguments)).double()
+    ours = MViT(**arguments, attention_backend=backend).double()
+    ours.load_state_dict(reference.state_dict())
+    images = torch.randn(4, 3, 32, 48, dtype=torch.float64)
+    features, gradients = [], []
+    for model in (reference, ours):
+        torch.manual_seed(7)
+        features.append(model.train()(images))
+        sum(feature.square().mean() for feature in features[-1].values()).backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters()})
+    torch.testing.assert_close(*features, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+    # Some path of each image was dropped: evaluation, which drops none, gives something else.
+    with torch.no_grad():
+        evaluated = ours.eval()(images)["scale5"]
+    assert (evaluated - features[1]["scale5"]).abs().amax((1, 2, 3)).min() > 1e-3
+
+
 @pytest.mark.parametrize("size", DETECTION_SIZES)
 def test_gradients_of_detection_sizes(size):
     assert_same_gradients(*pair(narrow("T")), size, batch=1)

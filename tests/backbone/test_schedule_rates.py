@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from detectron2.modeling import MViT as Detectron2MViT
+from detectron2.modeling import ViT as Detectron2ViT
 
 from mvitv2_det import VARIANTS, MViT, ViT
 
@@ -33,11 +35,21 @@ def test_drop_path_rates_of_a_plain_transformer_rise_linearly():
     assert drop_path_rates(vit(1, drop_path_rate=0.4)) == [0]
 
 
-@pytest.mark.parametrize("blocks", [(1, 1, 1, 1), (2, 1, 3, 2)])
-def test_drop_path_rates_rise_over_all_stages(blocks):
-    depth = sum(blocks)
-    expected = [0.4 * index / (depth - 1) for index in range(depth)]
-    assert drop_path_rates(mvit(blocks, drop_path_rate=0.4)) == pytest.approx(expected)
+# With the rates that its configs train with: of each size to the last bit.
+@pytest.mark.usefixtures("without_memory")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_drop_path_rates_are_detectron2s_to_the_last_bit(variant):
+    arguments = VARIANTS[variant].backbone_arguments()
+    assert arguments["drop_path_rate"] > 0
+    ours, theirs = MViT(**arguments), Detectron2MViT(**arguments)
+    assert drop_path_rates(ours) == drop_path_rates(theirs)
+
+
+@pytest.mark.usefixtures("without_memory")
+@pytest.mark.parametrize(("depth", "rate"), [(1, 0.3), (12, 0.1), (24, 0.4), (32, 0.5)])
+def test_drop_path_rates_of_a_plain_transformer_are_detectron2s_to_the_last_bit(depth, rate):
+    sizes = {"embed_dim": 8, "depth": depth, "num_heads": 1, "drop_path_rate": rate}
+    assert drop_path_rates(ViT(**sizes)) == drop_path_rates(Detectron2ViT(**sizes))
 
 
 # Stages that start at blocks of even and of odd index.

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from detectron2.modeling import SimpleFeaturePyramid
 from detectron2.modeling import ViT as Detectron2ViT
 from models import randomize, relative_error
 from torch import nn
@@ -18,42 +19,74 @@ NARROW = {
 }
 
 
-def reference(**options) -> nn.Module:
-    """Detectron2's; its feature map has no norm."""
-    return randomize(Detectron2ViT(img_size=224, out_feature="scale4", **NARROW, **options).eval())
+WINDOWS = {"use_rel_pos": True, "window_size": 7}
 
 
-def ours(weights: nn.Module, **options) -> ViT:
-    model = ViT(**NARROW, **options).eval()
-    model.scale4_norm = nn.Identity()
-    model.load_state_dict(weights.state_dict())
-    return model
+def pair(dtype: torch.dtype, windowed: tuple[int, ...] = (), **options) -> tuple[nn.Module, ViT]:
+    """Detectron2's and ours with the same random weights."""
+    expected = Detectron2ViT(
+        img_size=224, out_feature="scale4", window_block_indexes=windowed, **NARROW, **options
+    )
+    if windowed:
+        options["global_block_indexes"] = tuple({*range(NARROW["depth"])} - {*windowed})
+    actual = ViT(**NARROW, **options, output_norm=False)
+    actual.load_state_dict(randomize(expected).state_dict())
+    return expected.to(dtype), actual.to(dtype)
+
+
+def assert_same(expected_model: nn.Module, model: nn.Module, size, tolerance: float) -> None:
+    """Outputs and gradients, within a part of the largest value."""
+    dtype = next(model.parameters()).dtype
+    images = torch.randn(2, 3, *size, dtype=dtype)
+    found = []
+    for network in (expected_model, model):
+        features = list(network(images).values())
+        sum(feature.square().mean() for feature in features).backward()
+        found.append((features, {name: w.grad for name, w in network.named_parameters()}))
+    (expected, expected_gradients), (actual, gradients) = found
+    for one, other in zip(actual, expected, strict=True):
+        assert relative_error(one, other) < tolerance
+    assert gradients.keys() == expected_gradients.keys()
+    largest = max(gradient.abs().max() for gradient in expected_gradients.values())
+    for name, gradient in expected_gradients.items():
+        assert (gradients[name] - gradient).abs().max() < tolerance * largest, name
 
 
 @pytest.mark.parametrize("size", [(224, 224), (96, 160)])
 @pytest.mark.parametrize("use_rel_pos", [False, True])
 def test_equals_detectron2(size, use_rel_pos):
-    """Outputs and gradients, float32, within 1e-4 of the largest value."""
-    expected_model = reference(use_rel_pos=use_rel_pos)
-    model = ours(expected_model, use_rel_pos=use_rel_pos)
-    images = torch.randn(2, 3, *size)
-    expected, actual = expected_model(images)["scale4"], model(images)["scale4"]
-    assert relative_error(actual, expected) < 1e-4
-    expected.square().mean().backward()
-    actual.square().mean().backward()
-    gradients = {name: weight.grad for name, weight in model.named_parameters()}
-    largest = max(gradient.abs().max() for gradient in gradients.values())
-    for name, weight in expected_model.named_parameters():
-        assert (gradients[name] - weight.grad).abs().max() < 1e-4 * largest, name
+    assert_same(*pair(torch.float32, use_rel_pos=use_rel_pos), size, tolerance=1e-4)
 
 
-def test_windows_equal_detectron2s_where_none_is_padded():
-    """Its padding comes before the projection, whose bias padded keys then have."""
-    options = {"use_rel_pos": True, "window_size": 7}
-    expected_model = reference(**options, window_block_indexes=(0, 2))
-    model = ours(expected_model, **options, global_block_indexes=(1, 3))
-    images = torch.randn(1, 3, 224, 224)
-    assert relative_error(model(images)["scale4"], expected_model(images)["scale4"]) < 1e-4
+# Whole windows; windows that reach over the map along one axis, along both; one that covers it.
+SIZES = [(224, 224), (224, 240), (256, 304), (48, 80), (16, 16)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-9)], ids=str
+)
+def test_windows_equal_detectron2s(size, dtype, tolerance):
+    """It pads before the projection, whose bias padded keys and values then are."""
+    expected, actual = pair(dtype, windowed=(0, 2), **WINDOWS)
+    assert_same(expected, actual, size, tolerance)
+    with torch.no_grad():  # on the CPU, computed in another way
+        images = torch.randn(1, 3, *size, dtype=dtype)
+        for one, other in zip(actual(images).values(), expected(images).values(), strict=True):
+            assert relative_error(one, other) < tolerance
+
+
+def test_a_pyramid_of_vitdet_takes_either():
+    """Detectron2's pyramid on ours: the same maps, and weights that load strictly both ways."""
+    pyramids = [
+        SimpleFeaturePyramid(net, "scale4", 16, (4.0, 2.0, 1.0, 0.5), square_pad=128)
+        for net in pair(torch.float64, windowed=(0, 1, 3), **WINDOWS)
+    ]
+    expected, actual = (randomize(pyramid.double(), seed=1) for pyramid in pyramids)
+    assert list(actual.state_dict()) == list(expected.state_dict())
+    expected.load_state_dict(actual.state_dict())
+    assert actual.padding_constraints == expected.padding_constraints
+    assert_same(expected, actual, (128, 96), tolerance=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,13 @@ def test_trains_evaluates_resumes(overrides, coco_folder, capfd):
     assert "copypaste: Task: segm" in capfd.readouterr().out
     assert (output / "inference" / "coco_instances_results.json").exists()
 
+    # Data of another number of classes would be evaluated with random heads.
+    val = json.loads((coco_folder / "val.json").read_text())
+    val["categories"].append({"id": 99, "name": "spoon"})
+    (coco_folder / "val.json").write_text(json.dumps(val))
+    assert call("--eval-only", *overrides, final) == 2
+    assert "model_final.pth know 2 classes, the config's model 3: use" in one_error(capfd)
+
 
 def test_two_processes_on_cpu_with_synchronised_batch_norm(overrides, coco_folder):
     """Cascade heads, whose SyncBN must see both workers' regions; and evaluation at the end."""
@@ -127,7 +134,7 @@ def test_bad_data(case, overrides, coco_folder, capfd):
     ("override", "words"),
     [
         ("train.max_iters=3", "did you mean 'train.max_iter'"),
-        ("train.init_checkpoint=none.pth", "there is no file 'none.pth'"),
+        ("train.init_checkpoint=none.pth", "there is no checkpoint file 'none.pth'"),
         ("train.amp.dtype=float8", "must be float16 or bfloat16, got 'float8'"),
         ("model.backbone.bottom_up.depth=7", "depth - 1 = 6, got 3"),
         ("model.backbone.bottom_up.out_features=[scale9]", "got 'scale9'"),

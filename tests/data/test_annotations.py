@@ -49,9 +49,7 @@ WRONG = {
     "dict as id": (ids("annotations", {}), r"of annotations\[0\] is a dict"),
     "float as id": (ids("annotations", 1.0), "is a float: ids must be whole numbers"),
     "truth as id": (ids("categories", True), r"the id True of categories\[0\]"),
-    "mixed ids": (ids("images", "one"), r"the id 2 of images\[1\] is a int"),
     "large id": (ids("annotations", 2**60), "is too large"),
-    "text as id": (ids("annotations", "1"), "ids must be whole numbers$"),
     "image as list": (annotation(image_id=[1]), r"annotation 1 is of image \[1\], which"),
     "image as truth": (annotation(image_id=True), "annotation 1 is of image True"),
     "category as float": (annotation(category_id=3.0), "annotation 1 is of category 3.0"),
@@ -74,6 +72,9 @@ WRONG = {
     "polygon of texts": (annotation(segmentation=[["1"] * 6]), "no list of polygons"),
     "odd polygon": (annotation(segmentation=[[1] * 7]), "odd number of coordinates, 7"),
     "NaN polygon": (annotation(segmentation=[[math.nan] * 6]), "no list of polygons"),
+    "far polygon": (annotation(segmentation=[[1, 1, 9, 1, 9, 1e9]]), "leads far outside"),
+    "file above": (image(file_name="../1.png"), r"image 1 is '\.\./1\.png', which leads out of"),
+    "file elsewhere": (image(file_name="/etc/passwd"), "which leads out of"),
     "size": (annotation(segmentation={"size": [64, 48], "counts": [3072]}), r"\[48, 64\] high"),
     "no size": (annotation(segmentation={"counts": [3072]}), "of the size None"),
     "runs": (annotation(segmentation={"size": [48, 64], "counts": [3000]}), "of 3000 pixels"),
@@ -124,12 +125,9 @@ ODD = {
         dict(segmentation=[POLYGON]),
         "fewer than three points",
     ),
-    "crowd without mask": (
-        dict(iscrowd=1, segmentation=None),
-        dict(segmentation=[[20, 10, 50, 10, 50, 30, 20, 30]]),
-        "no 'segmentation', for which the box stands",
-    ),
     "two points alone": (dict(segmentation=[[1, 2, 3, 4]]), None, "fewer than three points alone"),
+    "no mask": (dict(segmentation=None), None, "no mask, although others have one"),
+    "empty mask": (dict(segmentation=[]), None, "an empty 'segmentation'"),
 }
 
 
@@ -156,15 +154,65 @@ def test_what_coco_itself_has_is_not_odd(data):
     content, check = data
     content["annotations"][0].update(bbox=[-0.5, 10, 65, 38.7])
     found = check("refuse")
-    assert found.repaired is None and found.odd == ()
+    assert found.repaired is None and found.odd == []
 
 
-def test_crowds_without_mask_are_not_odd_where_nothing_has_one(data):
+def test_area_and_iscrowd_have_defaults(data):
     content, check = data
-    for annotation in content["annotations"]:
-        del annotation["segmentation"]
-    content["annotations"][0]["iscrowd"] = 1
-    assert check("refuse").odd == ()
+    del content["annotations"][0]["area"], content["annotations"][1]["iscrowd"]
+    found = check("refuse")
+    assert found.odd == [] and found.changed
+    assert [(one["area"], one["iscrowd"]) for one in found.content["annotations"]] == [(600, 0)] * 2
+
+
+def test_without_masks_instances_need_none(tmp_path, data):
+    content, _ = data
+    content["annotations"][0]["segmentation"] = [[1, 2, 3, 4]]
+    content["annotations"][1]["segmentation"] = []
+    for one in content["annotations"]:
+        del one["area"]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    found = check_coco_data(str(tmp_path / "train.json"), str(tmp_path / "train"), masks=False)
+    assert len(found.instances) == 2 and not found.has_masks
+    assert all("segmentation" not in one and one["area"] == 600 for one in found.instances)
+
+
+def test_ids_may_be_texts(data):
+    content, check = data
+    for key in ("images", "categories", "annotations"):
+        for one in content[key]:
+            one["id"] = str(one["id"])
+    content["annotations"][0].update(image_id="1", category_id=3)
+    content["annotations"][1].update(image_id=2, category_id="7")
+    found = check("refuse")
+    assert found.categories == {3: "box", 7: "plate"}
+    assert [
+        (one["id"], one["image_id"], one["category_id"]) for one in found.content["annotations"]
+    ] == [(1, "1", 3), (2, "2", 7)]
+
+
+def test_ids_that_are_words_or_of_both_kinds(data):
+    content, check = data
+    content["images"][0]["id"] = content["annotations"][0]["image_id"] = "one"
+    content["categories"][0]["id"] = content["annotations"][0]["category_id"] = "box"
+    found = check()
+    assert [image["id"] for image in found.content["images"]] == ["one", "2"]
+    assert found.categories == {1: "box", 2: "plate"}
+    assert [(one["image_id"], one["category_id"]) for one in found.content["annotations"]] == [
+        ("one", 1),
+        ("2", 2),
+    ]
+
+
+@pytest.mark.parametrize("own", [0, None, 2], ids=["zero", "none", "twice"])
+def test_annotations_are_numbered_where_pycocotools_would_miscount(data, own):
+    content, check = data
+    content["annotations"][0]["id"] = own
+    if own is None:
+        del content["annotations"][0]["id"]
+    found = check()
+    assert [one["id"] for one in found.content["annotations"]] == [1, 2]
+    assert len(found.odd) == 1 and "1 annotations have ids that are" in found.odd[0]
 
 
 def test_a_repaired_copy_is_what_the_run_uses(coco_folder):

@@ -12,10 +12,13 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultPredictor, DefaultTrainer
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
+from models import randomize
 from scripts import load_script
 
 from mvitv2_det import VARIANTS, MViT, MViTFPN, add_mvitv2_config
 from mvitv2_det.config import config_folder
+from mvitv2_det.errors import UserError
+from mvitv2_det.weights import convert_weights
 
 YAML = config_folder() / "yacs" / "mask_rcnn_mvitv2_t_3x.yaml"
 
@@ -131,3 +134,30 @@ def test_two_iterations_and_a_prediction(tiny_cfg, adamw):
     predicted = DefaultPredictor(tiny_cfg)(np.full((50, 70, 3), 127, np.uint8))["instances"]
     assert predicted.image_size == (50, 70)
     assert predicted.pred_masks.shape[1:] == (50, 70)
+
+
+def test_weights_of_any_source_go_through_the_projects_loader(tiny_cfg, tmp_path):
+    """Those of timm's names, of which Detectron2's own loader would load next to nothing."""
+    script = load_script("projects/yacs/train_net.py")
+    backbone = build_backbone(tiny_cfg).bottom_up
+    convert_weights(randomize(backbone), tmp_path / "timm.pth", to="timm")
+    tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "timm.pth")
+    trainer = script.Trainer(tiny_cfg)
+    trainer.resume_or_load(resume=False)
+    loaded = trainer.model.backbone.bottom_up.state_dict()
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(loaded[name], value) is not name.startswith("scale"), name
+    tiny_cfg.MODEL.WEIGHTS = "mvitv2_t_in22k"
+    with pytest.raises(UserError, match="did you mean 'mvitv2_t_in1k'"):
+        trainer.resume_or_load(resume=False)
+
+
+def test_a_yacs_run_of_other_classes_is_not_evaluated(tiny_cfg, tmp_path):
+    script = load_script("projects/yacs/train_net.py")
+    with torch.no_grad():
+        torch.save({"model": script.Trainer.build_model(tiny_cfg).state_dict()}, tmp_path / "m.pth")
+    tiny_cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "m.pth")
+    report = script.load(tiny_cfg, script.Trainer.build_model(tiny_cfg))
+    with pytest.raises(UserError, match=r"m.pth know 2 classes, the config's model 3"):
+        report.check_complete()

@@ -21,7 +21,12 @@ from mvitv2_det.engine.signals import Preempted
 
 
 def train_detector(folder, name, *, seed=3, resume=False, leave=False):
-    cfg = detection_config(folder, f"train.output_dir={folder}/{name}", f"train.seed={seed}")
+    cfg = detection_config(
+        folder,
+        f"train.output_dir={folder}/{name}",
+        f"train.seed={seed}",
+        "train.model_ema.enabled=true",
+    )
     os.makedirs(cfg.train.output_dir, exist_ok=True)
     if leave:
         # One process alone gets the signal; all must stop after the same step.
@@ -49,8 +54,9 @@ def test_two_processes_are_left_and_resumed_bit_for_bit(coco_folder):
         for name in ("whole", "left")
     )
     assert whole["run"] == left["run"] and whole["run"]["processes"] == 2
-    for name, weight in whole["model"].items():
-        assert torch.equal(weight, left["model"][name]), name
+    for part in ("model", "model_ema"):
+        for name, weight in whole[part].items():
+            assert torch.equal(weight, left[part][name]), name
     optimizers = [content["trainer"]["optimizer"]["state"] for content in (whole, left)]
     for number, state in optimizers[0].items():
         assert torch.equal(state["exp_avg_sq"], optimizers[1][number]["exp_avg_sq"])

@@ -32,6 +32,8 @@ def call(folder, name, *arguments):
         "dataloader.train.num_workers=2",
         "model.backbone.bottom_up.drop_path_rate=0.3",
         "optimizer.lr=1e-2",
+        "train.model_ema.enabled=true",
+        "train.model_ema.decay=0.5",
     ]
     return main(["train", "--config-file", NAME, *overrides, *arguments])
 
@@ -87,6 +89,7 @@ def test_a_signal_saves_the_step_and_the_run_goes_on(coco_folder, capfd, monkeyp
 
     assert call(coco_folder, "left", "train.seed=5", "--resume") == 0
     assert same(final(coco_folder, "whole"), final(coco_folder, "left"))
+    assert "model_ema" in final(coco_folder, "left")
     assert losses(coco_folder, "whole") == losses(coco_folder, "left")
     starts = json.loads((coco_folder / "left" / "run.json").read_text())
     assert [(start["seed"], start["start"]) for start in starts] == [(5, 0), (5, 3)]

@@ -132,7 +132,8 @@ def test_what_is_left_goes_on_sharded_or_not(folder):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("+train.model_ema={enabled: true}", "do not go together"),
+        ("train.model_ema.enabled=true", "do not go together"),
+        ("train.compile=true", "do not go together"),
         ("train.amp.enabled=true", "train.fsdp needs train.amp.dtype=bfloat16"),
     ],
 )

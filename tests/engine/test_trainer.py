@@ -53,6 +53,26 @@ def test_steps_that_are_not_finite_are_skipped(raises, caplog):
     assert trainer.non_finite == 0
 
 
+def test_gradients_are_clipped():
+    """Against torch's own step by step; tolerance: float32."""
+    trainer = make_trainer(clip_norm=0.01)
+    trainer.train(0, 3)
+    model = make_trainer().model
+    loader, optimizer = (
+        make_trainer().data_loader,
+        torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
+    )
+    batches, norms = iter(loader), []
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(next(batches))["loss"].backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01))
+        optimizer.step()
+    for ours, theirs in zip(trainer.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+    assert min(norms) > 0.02
+
+
 class Noting(hooks.HookBase):
     def __init__(self, weights):
         self.weights = weights

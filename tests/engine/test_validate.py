@@ -44,6 +44,18 @@ WRONG = [
     ("train.patience=0", "train.patience must be an integer of at least 1 or null"),
     ("train.patience=3", "train.patience needs train.best_metric"),
     ("train.accumulate=0", "train.accumulate must be"),
+    ("train.loggers=[tensorboard]", r"train.loggers must be a list of wandb and mlflow, or empty"),
+    ("train.loggers=wandb", "train.loggers must be a list of wandb and mlflow"),
+    ("train.compile=yes", "expected true or false"),
+    ("train.dry_run=1", "expected true or false"),
+    ("train.epochs=0", "train.epochs must be a number above 0 or null, got 0"),
+    ("train.eval_epochs=-1", "train.eval_epochs must be a number above 0 or null, got -1"),
+    ("train.reference_batch=0", "train.reference_batch must be an integer of at least 1 or null"),
+    ("train.clip_norm=0", "train.clip_norm must be a number above 0 or null, got 0"),
+    ("train.model_ema.enabled=1", "expected true or false"),
+    ("train.model_ema.decay=1", r"train.model_ema.decay must be a number in \[0, 1\), got 1"),
+    ("optimizer.params.lr_factor_func.rate=0", "rate must be a number above 0, at most 1, got 0"),
+    ("optimizer.params.lr_factor_func.rate=1.5", "rate must be a number above 0, at most 1"),
     ("train.max_non_finite_steps=-1", "train.max_non_finite_steps must be"),
     ("train.max_unreadable=-1", "max_unreadable must be .* got -1"),
     ("train.peer_timeout=0", "train.peer_timeout must be a number above 0"),
@@ -151,3 +163,21 @@ def test_the_command_says_one_line(arguments, cfg, coco_folder, capfd):
     _, err = capfd.readouterr()
     assert "Traceback" not in err and sum("error: " in line for line in err.splitlines()) == 1
     assert not (coco_folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.runtime=tensorrt", "must be one of torch, openvino, onnxruntime, got 'tensorrt'"),
+        ("train.runtime=[1]", r"train.runtime must be a text that is not empty, got \[1\]"),
+        ("train.runtime_precision=bf16", "runtime_precision is of other runtimes than torch"),
+        ("+multi_scale_test.flip=true", "runtime=onnxruntime cannot evaluate with multi_scale_tes"),
+        ("train.cuda_graphs=true", "runtime=onnxruntime cannot evaluate with train.cuda_graphs"),
+    ],
+)
+def test_runtimes_of_evaluation(cfg, override, message, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # as if all were installed
+    others = () if "runtime" in override else ("train.runtime=onnxruntime",)
+    apply_overrides(cfg, [*others, override])
+    with pytest.raises(UserError, match=message):
+        check_settings(cfg, training=False)

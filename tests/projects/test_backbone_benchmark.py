@@ -9,11 +9,13 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from models import TINY
+from models import TINY, randomize, relative_error
 
 from mvitv2_det import MViT, UserError
 from projects.backbone_benchmark import (
     compiling,
+    counters,
+    cpu_runtimes,
     kernels,
     loss_curves,
     networks,
@@ -25,6 +27,7 @@ from projects.backbone_benchmark import (
     speed,
     stages,
     warming,
+    wing,
 )
 from projects.backbone_benchmark.kernels import KernelTimes
 from projects.backbone_benchmark.networks import Setting
@@ -386,3 +389,94 @@ def test_a_process_says_what_went_wrong(tmp_path, capfd):
     with Process(tmp_path, SMALL, speed.Options()) as side, pytest.raises(UserError, match=words):
         side.call("names")
     assert "too old" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("file", wing.WITHOUT)
+def test_the_network_without_a_file_is_the_same(file, monkeypatch):
+    """Outputs and a gradient to 1e-9 of the largest value, and the plain way is taken.
+
+    In float64; oneDNN has float32 alone, in which this gradient is good to 1e-2.
+    """
+    tolerance, dtype = (1e-2, torch.float32) if "oneDNN" in file else (1e-9, torch.float64)
+    model = MViT(**TINY | {"adaptive_window_size": 16, "adaptive_kv_stride": 4})
+    randomize(model).eval().to(dtype)
+    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+    def run() -> list[torch.Tensor]:
+        with torch.no_grad():
+            outputs = list(model(images).values())
+        model.zero_grad()
+        sum(one.square().sum() for one in model(images).values()).backward()
+        return [*outputs, model.patch_embed.proj.weight.grad]
+
+    expected = run()
+    plain = [
+        (module, name, Mock(side_effect=way) if callable(way) else way)
+        for module, name, way in wing.WITHOUT[file]
+    ]
+    monkeypatch.setitem(wing.WITHOUT, file, plain)
+    with wing.without(file):
+        found = run()
+    assert all(way.called for _, _, way in plain if isinstance(way, Mock))
+    for one, other in zip(found, expected, strict=True):
+        assert relative_error(one, other) <= tolerance
+
+
+def test_wing_has_a_row_for_each_file(monkeypatch):
+    monkeypatch.setattr(wing, "detectron2_network", lambda setting: None)
+    monkeypatch.setattr(wing, "our_network", lambda *_: MViT(**TINY))
+    monkeypatch.setattr(wing, "WITHOUT", dict(list(wing.WITHOUT.items())[:2]))
+    rows = wing.measure(Setting("T", (64, 64), 1, "fp32", "cpu"), 1, lambda line: None)
+    assert [row["without"] for row in rows] == ["nothing", "mlp.py"]
+    assert rows[0]["training: with it, times as fast"].startswith("1.00")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("aten::addmm", "products"),
+        ("mkldnn::_linear_pointwise", "products"),
+        ("FullyConnected", "products"),
+        ("aten::mkldnn_convolution", "convolutions"),
+        ("aten::native_layer_norm", "norms"),
+        ("MVN", "norms"),
+        ("aten::copy_", "layout"),
+        ("Transpose", "layout"),
+        ("Subgraph", "element by element"),
+        ("aten::add_", "element by element"),
+        ("aten::max_pool2d_with_indices", "pooling"),
+        ("Unknown", "others"),
+    ],
+)
+def test_kinds_of_operations(name, kind):
+    assert counters.kind_of(name) == kind
+
+
+def test_runtimes_that_are_not_installed_are_left_out(monkeypatch):
+    def missing(runtime, precision, device):
+        raise UserError(f"{runtime} is missing")
+
+    monkeypatch.setattr(cpu_runtimes, "check_runtime", missing)
+    names = (cpu_runtimes.DETECTRON2, cpu_runtimes.OURS)
+    monkeypatch.setattr(cpu_runtimes, "_detectors", lambda *_: ({n: list for n in names}, {}))
+    lines = []
+    rows = cpu_runtimes.measure(Setting("T", (64, 64), 1, "fp32", "cpu"), 1, lines.append)
+    assert [row["what"] for row in rows] == ["backbone"] * 2 + ["Mask R-CNN"] * 2
+    assert [row["by"] for row in rows[:2]] == ["Detectron2, PyTorch", "ours, PyTorch"]
+    assert float(rows[1]["largest difference"]) < 1e-5
+    assert "openvino: openvino is missing" in lines
+
+
+@pytest.mark.long
+def test_preset_of_cpu_runtimes(tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    parts = ("cpu_runtimes", "counters")
+    steps = [Step(part, part, (SMALL,), 0.5) for part in parts]
+    monkeypatch.setattr(run, "cpu_steps", lambda *_: steps)
+    arguments = ["--preset", "cpu_runtimes", "--rounds", "1", "--output", str(tmp_path)]
+    assert run.main(arguments) == 0
+    lines = (tmp_path / "cpu_runtimes" / "cpu_runtimes.csv").read_text().splitlines()
+    rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
+    assert {row["by"] for row in rows} >= {"ours, openvino", "ours, PyTorch"}
+    assert all(float(row["largest difference"]) < 1e-4 for row in rows if row["what"] == "backbone")
+    assert "ours, OpenVINO ms" in (tmp_path / "cpu_runtimes" / "counters.md").read_text()

@@ -24,7 +24,8 @@ from mvitv2_det.config import load_config
 from mvitv2_det.engine import build_model
 from mvitv2_det.recognition.description import ENTRY, Description
 from mvitv2_det.visualize import results
-from projects.common.optim import ClippedAdamW, parameter_groups
+from mvitv2_det.visualize.run_files import read_metrics
+from projects.common.optim import parameter_groups
 from projects.common.runs import StoredDescription
 from projects.common.sources import Sample, held_out, read_class_names
 from projects.common.task import Classification
@@ -100,6 +101,9 @@ def accuracies(folder):
 
 def test_trains_resumes_evaluates_draws(overrides, photos, capfd):
     output = photos.parent / "out"
+    overrides += ["train.model_ema.enabled=true", "train.model_ema.decay=0.5"]
+    assert call(*overrides, "train.dry_run=true") == 0
+    assert "whole run: 2 steps and 1 evaluations" in capfd.readouterr().out
     assert call(*overrides) == 0
     checkpoint = torch.load(output / "model_final.pth", weights_only=True)
     assert checkpoint["iteration"] == 1
@@ -126,6 +130,11 @@ def test_trains_resumes_evaluates_draws(overrides, photos, capfd):
     assert f"copypaste: {100 * np.mean(hits):.4f}" in capfd.readouterr().out
     assert accuracies(output)[-1] == pytest.approx(100 * np.mean(hits))
     assert (output / "again" / "inference" / "confusion.png").is_file()
+
+    # The average is evaluated beside the weights, and is a classifier as any other.
+    last = [line for line in read_metrics(output / "metrics.json") if "classification/top1" in line]
+    assert "model_ema/classification/top1" in last[-1]
+    assert Classifier(output / "model_ema.pth", top=1)(found["files"][0])[0].name in CLASSES
 
     # Prediction finds what evaluation has found: the same network, preprocessing and names.
     predicted = Classifier(output / "model_final.pth", top=1)(found["files"][0])
@@ -538,16 +547,6 @@ def test_decay_of_weights_and_layers():
     )
     scales = {g["lr_scale"] for g in timm.optim.param_groups_layer_decay(theirs, layer_decay=0.5)}
     assert {group["lr"] for group in groups} == scales
-
-
-def test_gradients_are_clipped():
-    ours, theirs = (torch.nn.Parameter(torch.tensor([1.0, 2.0])) for _ in range(2))
-    clipped = ClippedAdamW([{"params": [ours], "lr": 0.1}], max_norm=1.0, eps=1.0)
-    plain = torch.optim.AdamW([theirs], lr=0.1, eps=1.0)
-    ours.grad, theirs.grad = torch.tensor([30.0, 40.0]), torch.tensor([0.6, 0.8])
-    clipped.step()
-    plain.step()
-    assert torch.allclose(ours, theirs, atol=1e-6)  # float32
 
 
 def test_loss_is_timms():

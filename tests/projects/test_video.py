@@ -92,6 +92,7 @@ def one_error(capfd):
 
 def test_trains_evaluates_draws(overrides, clips):
     output = clips.parent / "out"
+    assert call(*overrides, "input.clips=2", "input.rate=1", "train.dry_run=true") == 0
     assert call(*overrides, "input.clips=2", "input.rate=1") == 0
     checkpoint = torch.load(output / "model_final.pth", weights_only=True)
     described = Description.from_dict(checkpoint[ENTRY])

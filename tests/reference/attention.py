@@ -23,8 +23,12 @@ def slow_attention(attention, x: Tensor, token: Tensor | None = None):
 def _one_image(attention, image: Tensor, token: Tensor | None = None):
     heads = attention.spec.num_heads
     maps = _projected(attention, image)
+    # Without pooling, zeros complete the windows before the projection; with it, after it.
+    is_pooled = attention.pool_q is not None or attention.pool_k is not None
+    fills = _projected(attention, torch.zeros_like(image[0, 0]))
+    fills = [0 * fill for fill in fills] if is_pooled else fills
     tokens = [None] * heads if token is None else _projected(attention, token[0])
-    found = [_one_head(attention, *pair) for pair in zip(maps, tokens, strict=True)]
+    found = [_one_head(attention, *parts) for parts in zip(maps, fills, tokens, strict=True)]
     merged = [torch.cat(parts, dim=-1) for parts in zip(*found, strict=True)]
     projected = [z @ attention.proj.weight.T + attention.proj.bias for z in merged]
     return projected[0] if token is None else (projected[0], projected[1][None])
@@ -39,8 +43,11 @@ def _projected(attention, x: Tensor) -> list[Tensor]:
     return [head.movedim(-2, 0) for head in x.unbind(-2)]
 
 
-def _one_head(attention, maps: Tensor, token: Tensor | None):
-    """Maps (3, *axes, D) of one head, and a token (3, D), to (*axes', D) and (D)."""
+def _one_head(attention, maps: Tensor, fill: Tensor, token: Tensor | None):
+    """Maps (3, *axes, D) of one head, and a token (3, D), to (*axes', D) and (D).
+
+    ``fill`` (3, D) is what q, k and v are where windows reach over the map.
+    """
     spec = attention.spec
     norms = attention.norm_q, attention.norm_k, attention.norm_v
     q, k, v = (
@@ -61,7 +68,9 @@ def _one_head(attention, maps: Tensor, token: Tensor | None):
     sides = zip(q.shape[:-1], k.shape[:-1], strict=True)
     grids = [Axis.of(spec, axis, *pair) for axis, pair in enumerate(sides)]
     tables = {term: _tables(attention, term, grids) for term in spec.position_terms}
-    rows = [_one_query(spec, q, k, v, at, token, grids, tables) for at in places(q.shape[:-1])]
+    rows = [
+        _one_query(spec, q, k, v, at, fill, token, grids, tables) for at in places(q.shape[:-1])
+    ]
     z = torch.stack(rows).reshape(q.shape)
     z = z + q if spec.residual_pooling else z
     if token is None:
@@ -83,12 +92,11 @@ def places(size) -> list[tuple[int, ...]]:
     return list(product(*(range(side) for side in size)))
 
 
-def _one_query(spec, q: Tensor, k: Tensor, v: Tensor, at, token, grids, tables) -> Tensor:
+def _one_query(spec, q: Tensor, k: Tensor, v: Tensor, at, fill, token, grids, tables) -> Tensor:
     query, logits, values = q[at], [], []
     for key_at in seen_keys(grids, at):
         inside = all(place < side for place, side in zip(key_at, k.shape[:-1], strict=True))
-        key = k[key_at] if inside else torch.zeros_like(query)
-        value = v[key_at] if inside else torch.zeros_like(query)
+        key, value = (k[key_at], v[key_at]) if inside else fill[1:]
         logit = spec.scale * (query @ key)
         if "q" in spec.position_terms:
             logit = logit + query @ relative(tables["q"], grids, at, key_at)

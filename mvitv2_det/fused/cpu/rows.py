@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ...attention.windows import WindowGrid
 from ...sizes import divide_up
 from .. import tokens as kernels
 from ..head_pool import HeadPool
@@ -75,6 +76,7 @@ def attention_row_by_row(
     shape: AttentionShape,
     proj: nn.Linear,
     skip: Skip,
+    window_fill: Tensor | None = None,
 ) -> Tensor:
     """All of multiscale attention, without gradients.
 
@@ -87,12 +89,16 @@ def attention_row_by_row(
         shape: heads, scale, windows and residual.
         proj: the last projection.
         skip: the connection around all of it, of the output's shape.
+        window_fill: what completes windows of k and of v, (2, C); None for zeros.
 
     Returns:
         (B, H / stride_q, W / stride_q, C_out).
     """
     queries, *others = _projections(norm, qkv, pools)
     k, v = (part for projection in others for part in _whole(projection, x))
+    if window_fill is not None:
+        grid = WindowGrid.over(k, shape.window_kv[0])
+        k, v = (grid.filled(x, fill) for x, fill in zip((k, v), window_fill, strict=True))
     keys, values = scaled_keys(k, shape), split_windows(v, shape)
     height, width = queries.pools[0].output_size(x.shape[1:3])
     output = x.new_empty(x.shape[0], height, width, proj.out_features)

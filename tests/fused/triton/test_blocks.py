@@ -24,6 +24,7 @@ KINDS = {
     "no positions, no bias": {"use_rel_pos": False, "qkv_bias": False, "window_size": 4},
     "no pooling of queries": {"pool_q": False, "window_size": 4, "stride_kv": 2},
     "no pooling": {"pool_q": False, "pool_kv": False, "residual_pooling": False},
+    "no pooling, windows": {"pool_q": False, "pool_kv": False, "window_size": 4},
 }
 SMALL = {"dim": 8, "dim_out": 16, "num_heads": 2, "table_size": 8}
 

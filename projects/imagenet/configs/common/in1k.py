@@ -10,11 +10,12 @@ other images, set ``dataset.train``.
 from detectron2.config import LazyCall as L
 from omegaconf import OmegaConf
 from timm.loss import SoftTargetCrossEntropy
+from torch.optim import AdamW
 
 from mvitv2_det import Recognizer
 from mvitv2_det.recognition.description import Input
 from mvitv2_det.recognition.recognizer import IMAGE_DROP_PATH
-from projects.common.optim import ClippedAdamW, parameter_groups
+from projects.common.optim import parameter_groups
 from projects.common.recipe import run_settings, warmed_up_cosine
 from projects.common.task import Classification
 from projects.imagenet.data import test_loader, train_loader
@@ -81,7 +82,7 @@ dataloader.evaluator = L(ClassificationEvaluator)(
     dataset="${dataset}", output_dir="${train.output_dir}/inference"
 )
 
-optimizer = L(ClippedAdamW)(
+optimizer = L(AdamW)(
     params=L(parameter_groups)(
         # The trainer sets ``model``.
         base_lr="${..lr}",
@@ -93,8 +94,6 @@ optimizer = L(ClippedAdamW)(
     lr=None,
     betas=(0.9, 0.999),
     weight_decay=0.05,
-    # SOLVER.CLIP_GRAD_L2NORM; the text does not mention it.
-    max_norm=1.0,
 )
 
 recipe = dict(
@@ -111,6 +110,8 @@ lr_multiplier = warmed_up_cosine(start=4e-5, end=4e-3)
 
 train.update(
     run_settings("classification/top1"),
+    # SOLVER.CLIP_GRAD_L2NORM; the text does not mention it.
+    clip_norm=1.0,
     # facebookresearch/mvit trains in float32.
     amp=dict(enabled=False, dtype="float16"),
     load=dict(classes="all"),

@@ -10,11 +10,12 @@ other videos, set ``dataset.train``.
 from detectron2.config import LazyCall as L
 from omegaconf import OmegaConf
 from timm.loss import SoftTargetCrossEntropy
+from torch.optim import AdamW
 
 from mvitv2_det import Recognizer
 from mvitv2_det.recognition.description import ClipInput
 from mvitv2_det.recognition.recognizer import CLIP_DROP_PATH
-from projects.common.optim import ClippedAdamW, parameter_groups
+from projects.common.optim import parameter_groups
 from projects.common.recipe import run_settings, warmed_up_cosine
 from projects.common.task import Classification
 from projects.video.data import test_loader, train_loader
@@ -113,7 +114,7 @@ dataloader.evaluator = L(VideoEvaluator)(
     dataset="${dataset}", output_dir="${train.output_dir}/inference"
 )
 
-optimizer = L(ClippedAdamW)(
+optimizer = L(AdamW)(
     params=L(parameter_groups)(
         # The trainer sets ``model``.
         base_lr="${..lr}",
@@ -124,8 +125,6 @@ optimizer = L(ClippedAdamW)(
     lr=None,
     betas=(0.9, 0.999),
     weight_decay=0.05,
-    # SOLVER.CLIP_GRAD_L2NORM; the text does not mention it.
-    max_norm=1.0,
 )
 
 recipe = dict(
@@ -143,6 +142,8 @@ lr_multiplier = warmed_up_cosine(start=0.01, end=0.01)
 
 train.update(
     run_settings("classification/top1"),
+    # SOLVER.CLIP_GRAD_L2NORM; the text does not mention it.
+    clip_norm=1.0,
     # Videos that do not decode are replaced by others of their class; then the run stops.
     max_unreadable=100,
     amp=dict(enabled=True, dtype="float16"),

@@ -45,4 +45,6 @@ optimizer = L(torch.optim.SGD)(
 recipe.update(epochs=100, warmup_epochs=3, lr_per_256=0.01)
 # From SOLVER.WARMUP_START_LR, 1e-4 where the base rate is 2.5e-3.
 lr_multiplier.warmup_factor = 0.04
+# No limit of the gradients' norm in PySlowFast's files.
+train.clip_norm = None
 train.init_checkpoint = "output/k400_s_16x4/model_final.pth"

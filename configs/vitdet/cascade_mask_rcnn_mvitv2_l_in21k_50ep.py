@@ -1,0 +1,18 @@
+r"""Cascade Mask R-CNN, MViTv2-L, ImageNet-21K pre-training, ViTDet's recipe, 50 epochs.
+
+    python train_net.py --num-gpus 8 \
+        --config-file configs/vitdet/cascade_mask_rcnn_mvitv2_l_in21k_50ep.py
+
+Published: box AP 55.7, mask AP 48.3 (released model; Detectron2's projects/ViTDet).
+Not measured here.
+"""
+
+from mvitv2_det import VARIANTS
+
+from ..common.schedule import ITERATIONS_50EP
+from ..common.schedule import lr_multiplier_vitdet_50ep as lr_multiplier
+from .cascade_mask_rcnn_mvitv2_b_in21k_100ep import dataloader, dataset, model, optimizer, train
+
+model.backbone.bottom_up.update(VARIANTS["L"].backbone_arguments())
+train.max_iter = ITERATIONS_50EP
+train.init_checkpoint = "detectron2://ImageNetPretrained/mvitv2/MViTv2_L_in21k.pyth"
