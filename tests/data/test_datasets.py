@@ -81,7 +81,8 @@ def test_masks_are_not_scored_by_data_without_any(cfg, coco_folder):
     """pycocotools would end the first evaluation, hours after the start."""
     file = coco_folder / "val.json"
     content = json.loads(file.read_text())
-    del content["annotations"][0]["segmentation"]
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
     file.write_text(json.dumps(content))
     apply_overrides(cfg, dataset_overrides(coco_folder))
     with pytest.raises(UserError, match=r"val\.json has instances .*\+dataloader.evaluator.tasks"):
