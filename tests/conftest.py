@@ -122,6 +122,7 @@ TINY = [
     "train.device=cpu",
     "train.init_checkpoint=",
     "train.max_iter=2",
+    "train.report=false",
     "dataloader.train.total_batch_size=2",
     "dataloader.train.num_workers=0",
     "dataloader.test.num_workers=0",

@@ -41,6 +41,8 @@ train = dict(
     best_metric=None,
     # Evaluations in a row without a better one after which the run ends; null trains to the end.
     patience=None,
+    # Whether a training or an evaluation ends with report.html in its folder.
+    report=True,
     # Parts into which a batch is cut for less memory; their gradients are summed.
     accumulate=1,
     # Share the model's parts, gradients and optimizer among the processes (FSDP2), for size H.

@@ -27,6 +27,7 @@ COMMANDS = (
     "count",
     "models",
     "draw",
+    "report",
     "look-inside",
 )
 

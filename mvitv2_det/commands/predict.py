@@ -48,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=8,
         help="images of one size that go through the model together, at most (default: 8)",
     )
+    parser.add_argument(
+        "--tiles",
+        metavar="SIDE[:OVERLAP]",
+        help="look at square parts of each image, which large images with small instances need: "
+        "such as 1024, which overlap by a quarter, or 1024:128",
+    )
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     parser.add_argument(
         "--precision",
@@ -70,6 +76,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--no-overlays", action="store_true", help="write the json files alone, which is faster"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("coco", "label-studio"),
+        default="coco",
+        help="label-studio also writes label_studio.json, tasks with predictions to correct, and "
+        "label_studio.xml, the interface that they are for",
     )
     add_trust_argument(parser)
     parser.add_argument(
@@ -97,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         cuda_graphs=args.cuda_graphs,
         runtime=args.runtime,
+        tiles=args.tiles,
+        label_studio=args.format == "label-studio",
     )
     return exit_status(process, args.output)
 

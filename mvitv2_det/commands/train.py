@@ -17,6 +17,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
@@ -177,6 +178,10 @@ def _run_process(args: argparse.Namespace, cfg: "DictConfig") -> None:
                 dry_run(whole, cfg, peers)
             else:
                 train(cfg, resume=args.resume, peers=peers)
+        if comm.is_main_process() and setting(cfg, "train.report"):
+            from ..report.ending import conclude
+
+            conclude(Path(cfg.train.output_dir), trained=not args.eval_only, trust=args.trust)
         if peers:
             # A worker that exits while the others still need its connections would abort the job:
             # only the first one evaluates and writes.

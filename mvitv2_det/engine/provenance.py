@@ -15,14 +15,16 @@ from ..whole_files import written_whole
 _PACKAGES = ("mvitv2_det", "detectron2", "sal-detectron2", "torch", "torchvision", "timm", "numpy")
 
 
-def note_start(folder: Path, *, seed: int, start: int, processes: int) -> None:
+def note_start(
+    folder: Path, *, processes: int, seed: int | None = None, start: int | None = None
+) -> None:
     """Adds an entry to ``run.json`` of a run's folder; a file that is no such list is replaced.
 
     Args:
         folder: of the run, in which ``config.yaml`` is as well.
-        seed: of the run, also if it was drawn.
-        start: the iteration that it starts with.
         processes: of the run.
+        seed: of the run, also if it was drawn; None of an evaluation.
+        start: the iteration that it starts with; None of an evaluation.
 
     Raises:
         OSError: the file cannot be written.

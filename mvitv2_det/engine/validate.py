@@ -41,6 +41,7 @@ DEFAULTS: Mapping[str, Any] = {
     "train.strict": False,
     "train.runtime": TORCH,
     "train.runtime_precision": "fp32",
+    "train.report": True,
 }
 
 
@@ -91,6 +92,7 @@ _EVALUATION = {
     "train.output_dir": _TEXT,
     "train.init_checkpoint": _Kind("a text", lambda value: isinstance(value, str), True),
     "train.strict": _BOOLEAN,
+    "train.report": _BOOLEAN,
     "train.amp.dtype": _Kind(" or ".join(AMP_DTYPES), lambda value: value in AMP_DTYPES),
     "train.peer_timeout": _POSITIVE,
     "train.runtime": _TEXT,

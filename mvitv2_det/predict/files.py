@@ -4,16 +4,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from detectron2.structures import Instances
+
 from ..errors import naming_unwritable
+from .image_predictor import ImagePredictor
 from .inputs import find_sources
 from .loop import predict_sources
 from .outputs import RESULTS, OutputFolder, Predicted
 from .predictor import Predictor
+from .tiles import TiledPredictor, Tiling
 from .writing import check_writable
 
 
 def predict_files(
-    inputs: Sequence[str], output: Path, *, draws: bool = True, **predictor_options: Any
+    inputs: Sequence[str],
+    output: Path,
+    *,
+    draws: bool = True,
+    tiles: str | None = None,
+    label_studio: bool = False,
+    **predictor_options: Any,
 ) -> int:
     """Predicts on all inputs and writes what is found; names inputs that cannot be read.
 
@@ -22,6 +32,8 @@ def predict_files(
         output: folder to write, made if missing; see
             :class:`mvitv2_det.predict.outputs.OutputFolder`.
         draws: whether to write overlays.
+        label_studio: whether to write tasks of Label Studio, too.
+        tiles: SIDE or SIDE:OVERLAP, to look at large images in parts; see :mod:`.tiles`.
         predictor_options: keywords of :class:`mvitv2_det.Predictor`.
 
     Returns:
@@ -31,10 +43,12 @@ def predict_files(
         UserError: it cannot start or go on; what was found until then is written.
         KeyboardInterrupt: after Ctrl-C or SIGTERM; what was found until then is written.
     """
+    tiling = Tiling.parse(tiles) if tiles else None
     sources = find_sources(inputs)
     check_writable(output)
-    predictor = Predictor(**predictor_options)
-    folder = OutputFolder(output, sources, predictor.classes, draws=draws)
+    plain = Predictor(**predictor_options)
+    predictor: ImagePredictor[Any, Instances] = TiledPredictor(plain, tiling) if tiling else plain
+    folder = OutputFolder(output, sources, plain.classes, draws=draws, label_studio=label_studio)
     try:
         with naming_unwritable(output), folder:
             return predict_sources(

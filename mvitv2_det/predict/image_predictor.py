@@ -1,11 +1,11 @@
 """What predictors of all kinds share: the device, the precision, batches, and reading of images."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 import torch
@@ -70,7 +70,12 @@ class Inference:
 
 
 class ImagePredictor(Inference, ABC, Generic[Prepared, Found]):
-    """Finds something in images: ``Prepared`` is a model's input, ``Found`` what it gives."""
+    """Finds something in images: ``Prepared`` is a model's input, ``Found`` what it gives.
+
+    Attributes:
+        channel_order: as given.
+        should_stop: says whether what takes long for an image is to end by a KeyboardInterrupt.
+    """
 
     def __init__(
         self,
@@ -94,7 +99,8 @@ class ImagePredictor(Inference, ABC, Generic[Prepared, Found]):
         )
         if channel_order not in CHANNEL_ORDERS:
             raise UserError(f"channel_order must be RGB or BGR, got {channel_order!r}")
-        self._channel_order = channel_order
+        self.channel_order = channel_order
+        self.should_stop: Callable[[], bool] = lambda: False
 
     # A path is a sequence, too, of letters: the first that fits is meant.
     @overload
@@ -123,6 +129,14 @@ class ImagePredictor(Inference, ABC, Generic[Prepared, Found]):
             found += self.infer([self.prepare(image) for image in batch])
         return found
 
+    def read_file(self, file: str | Path) -> Any:
+        """Reads an image of a file for :meth:`prepare`: (H, W, 3) RGB, uint8.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return read_rgb(file)
+
     @abstractmethod
     def prepare(self, image: ImageLike, name: str = "the image") -> Prepared:
         """Makes the model's input of an image; errors call an image in memory ``name``."""
@@ -139,7 +153,7 @@ class ImagePredictor(Inference, ABC, Generic[Prepared, Found]):
         """
         if isinstance(image, (str, Path)):
             return read_rgb(image)
-        return as_rgb(image, self._channel_order)
+        return as_rgb(image, self.channel_order)
 
 
 def batches(items: Sequence[Item] | Iterator[Item], size: int) -> Iterator[list[Item]]:

@@ -1,6 +1,8 @@
 """Reading images of any kind as 8-bit RGB arrays."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +26,30 @@ def read_rgb(file: str | Path) -> np.ndarray:
         Unreadable: the file is missing, empty, cut off, no image, or of a kind whose white is
             not defined (32-bit integers and floats).
     """
+    with reading_image(file), Image.open(file) as image:
+        return _from_pillow(image)
+
+
+@contextmanager
+def reading_image(file: str | Path) -> Iterator[None]:
+    """Turns whatever Pillow raises for a file into one line.
+
+    Raises:
+        Unreadable: see :func:`read_rgb`.
+    """
     if not os.path.isfile(file):
         raise Unreadable(f"cannot read image {file}: there is no such file")
     if os.path.getsize(file) == 0:
         raise Unreadable(f"cannot read image {file}: the file is empty")
     try:
-        with Image.open(file) as image:
-            return _from_pillow(image)
+        yield
     except UnidentifiedImageError as error:
         raise Unreadable(f"cannot read image {file}: it is no image that Pillow knows") from error
+    except Image.DecompressionBombError as error:
+        raise Unreadable(
+            f"cannot read image {file}: it is too large to be seen as one; predict --tiles 1024 "
+            f"looks at parts of it"
+        ) from error
     except Exception as error:  # damaged files make Pillow's decoders raise whatever they meet
         reason = " ".join(str(error).split()) or type(error).__name__
         raise Unreadable(f"cannot read image {file}: {reason}") from error

@@ -2,9 +2,10 @@
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -49,8 +50,11 @@ class Source:
         capture = cv2.VideoCapture(str(self.path))
         return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 
-    def images(self) -> Iterator[np.ndarray]:
+    def images(self, read: Callable[[Path], Any] = read_rgb) -> Iterator[Any]:
         """Yields the image, or each frame of the video, as (H, W, 3) RGB uint8.
+
+        Args:
+            read: reads an image, also as something else.
 
         Raises:
             UserError: it cannot be read, or not to its end.
@@ -58,7 +62,7 @@ class Source:
         if self.is_video:
             yield from _frames(self.path)
         else:
-            yield read_rgb(self.path)
+            yield read(self.path)
 
     def frames_per_second(self) -> float:
         """Reads the frame rate that a video states; 25 if it states none."""

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from ..errors import UserError, naming_unwritable, one_line
@@ -21,7 +21,7 @@ def predict_sources(
     sources: Sequence[Source],
     predictor: ImagePredictor[Prepared, Found],
     output: Path,
-    write: Callable[[Source, int | None, np.ndarray, Found], None],
+    write: Callable[[Source, int | None, Any, Found], None],
 ) -> int:
     """Predicts on all sources and names those that cannot be read.
 
@@ -30,7 +30,7 @@ def predict_sources(
         predictor: finds something in them.
         output: folder that ``write`` writes to, for errors.
         write: called with each source, the number of the frame (None of an image), the (H, W, 3)
-            RGB image, and what was found in it.
+            RGB image (or what the predictor reads files as), and what was found in it.
 
     Returns:
         the number of sources that could not be read.
@@ -50,6 +50,7 @@ def predict_sources(
             failed.append(source)
             bar.write(f"error: {one_line(error)}", file=sys.stderr)
 
+        predictor.should_stop = stopped.is_set
         readable = _read(sources, predictor, report)
         for batch in batches(readable, predictor.batch_size):
             found = predictor.infer([prepared for *_, prepared in batch])
@@ -65,11 +66,11 @@ def _read(
     sources: Sequence[Source],
     predictor: ImagePredictor[Prepared, Found],
     report: Callable[[Source, UserError], None],
-) -> Iterator[tuple[Source, int | None, np.ndarray, Prepared]]:
-    """Yields source, frame number, (H, W, 3) RGB image and model input of all that can be read."""
+) -> Iterator[tuple[Source, int | None, Any, Prepared]]:
+    """Yields source, frame number, image and model input of all that can be read."""
     for source in sources:
         try:
-            for number, image in enumerate(source.images()):
+            for number, image in enumerate(source.images(predictor.read_file)):
                 frame = number if source.is_video else None
                 yield source, frame, image, predictor.prepare(image, str(source.path))
         except UserError as error:
@@ -98,7 +99,14 @@ def stop_signals() -> Iterator[Event]:
             signal.signal(number, handler)
 
 
-def progress(total: int, unit: str) -> tqdm:
-    """A bar, or lines in a log file, of what is done."""
+def progress(total: int, unit: str, *, is_part: bool = False) -> tqdm:
+    """A bar, or lines in a log file, of what is done; one of a part vanishes when that is done."""
     interval = 0.1 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
-    return tqdm(total=total, unit=unit, mininterval=interval, maxinterval=interval)
+    return tqdm(
+        total=total,
+        unit=unit,
+        mininterval=interval,
+        maxinterval=interval,
+        leave=not is_part,
+        disable=is_part and total == 1,
+    )

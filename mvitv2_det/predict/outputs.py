@@ -1,7 +1,7 @@
 """Writing predictions: overlays, and results in COCO's format, as they are found."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -15,10 +15,15 @@ from detectron2.structures import BoxMode, Instances
 from PIL import Image
 
 from ..errors import UserError
-from ..visualize import draw_instances
+from ..video.with_av import require_av
+from ..video.writing import VideoWriter
+from ..visualize.instances import draw_on, picture_scale, resized
+from ..visualize.masks import MaskPart, PackedMask
 from .classes import Classes
 from .inputs import Source
-from .writing import distinct_files, json_list, replacing
+from .label_studio import CONFIG, TASKS, label_studio_config, label_studio_task
+from .large_images import LargeImage
+from .writing import JsonList, distinct_files, json_list, replacing
 
 RESULTS, IMAGES, OVERLAYS = "results.json", "images.json", "overlays"
 
@@ -33,13 +38,13 @@ class Predicted:
     Attributes:
         source: the image, or the video of the frame.
         frame: number of the frame in its video, from 0 on; None for an image.
-        image: (H, W, 3) RGB uint8.
+        image: (H, W, 3) RGB uint8, or a large image.
         instances: what was found, in pixels of ``image``.
     """
 
     source: Source
     frame: int | None
-    image: np.ndarray
+    image: np.ndarray | LargeImage
     instances: Instances
 
 
@@ -51,10 +56,18 @@ class OutputFolder:
     what was predicted on, under the same ids. Both get their names when writing ends, even by an
     interrupt or error, and hold what was found until then. ``overlays/`` holds images and videos
     under the names of their sources.
+    With ``label_studio``, images are also in ``label_studio.json``, and the interface that this is
+    for in ``label_studio.xml``.
     """
 
     def __init__(
-        self, folder: Path, sources: Sequence[Source], classes: Classes, *, draws: bool
+        self,
+        folder: Path,
+        sources: Sequence[Source],
+        classes: Classes,
+        *,
+        draws: bool,
+        label_studio: bool = False,
     ) -> None:
         """
         Args:
@@ -62,14 +75,25 @@ class OutputFolder:
             sources: all that will be added, so that no overlay replaces another or an input.
             classes: the model's classes.
             draws: whether to write overlays.
+            label_studio: whether to write tasks of Label Studio.
 
         Raises:
-            UserError: an overlay would replace an input.
+            UserError: an overlay would replace an input, one of a video needs PyAV, or a video
+                would be a task of Label Studio.
         """
+        videos = [source for source in sources if source.is_video]
+        if label_studio and videos:
+            raise UserError(
+                f"{videos[0].path} is a video: what is written for Label Studio is of images"
+            )
+        if draws and videos:
+            require_av()
+        self._tasks: JsonList | None = None
+        self._label_studio = label_studio
         self._folder, self._classes = folder, classes
         self._overlays = _overlay_files(folder / OVERLAYS, sources) if draws else {}
         self._stack = ExitStack()
-        self._video: tuple[Source, cv2.VideoWriter, tuple[int, int], ExitStack] | None = None
+        self._video: tuple[Source, VideoWriter, tuple[int, int], ExitStack] | None = None
         self.images = self.instances = 0
 
     def __enter__(self) -> "OutputFolder":
@@ -78,6 +102,8 @@ class OutputFolder:
         self._results = open_list(json_list(self._folder / RESULTS, "[", "]"))
         head = f'{{"categories": {categories},\n"images": ['
         self._images = open_list(json_list(self._folder / IMAGES, head, "]}"))
+        if self._label_studio:
+            self._tasks = open_list(json_list(self._folder / TASKS, "[", "]"))
         return self
 
     def __exit__(
@@ -94,7 +120,7 @@ class OutputFolder:
 
         Raises:
             OSError: a file cannot be written.
-            UserError: this OpenCV cannot encode videos.
+            UserError: a video cannot be written.
         """
         source, instances = predicted.source, predicted.instances
         height, width = predicted.image.shape[:2]
@@ -104,10 +130,16 @@ class OutputFolder:
             where["frame"] = predicted.frame
         if source in self._overlays:
             self._draw(predicted)
+        if self._tasks is not None:
+            names, found = self._classes.names, as_annotations(instances)
+            self._tasks.extend([label_studio_task(found, names, source.name, height, width)])
+            if not self.images:
+                interface = label_studio_config(names, masks=instances.has("pred_masks"))
+                (self._folder / CONFIG).write_text(interface, encoding="utf-8")
         self._images.extend([{"id": image_id, **where, "width": width, "height": height}])
         self._results.extend(
             result | {"category_id": self._classes.ids[result["category_id"]]} | where
-            for result in instances_to_coco_json(instances, image_id)
+            for result in as_coco(instances, image_id)
         )
         self.images += 1
         self.instances += len(instances)
@@ -115,15 +147,15 @@ class OutputFolder:
     def end_video(self) -> None:
         """Finishes the overlay of the video that was added last."""
         if self._video is not None:
-            _, writer, _, stack = self._video
+            *_, stack = self._video
             self._video = None
-            writer.release()
             stack.close()
 
     def _draw(self, predicted: Predicted) -> None:
-        drawn = draw_instances(
-            predicted.image, as_annotations(predicted.instances), self._classes.names
-        )
+        image, size = predicted.image, predicted.image.shape[:2]
+        scale = picture_scale(*size)
+        drawn = image.at_scale(scale) if isinstance(image, LargeImage) else resized(image, scale)
+        draw_on(drawn, as_annotations(predicted.instances), self._classes.names, size, scale)
         if predicted.frame is not None:
             self._write_frame(predicted.source, drawn)
             return
@@ -133,27 +165,28 @@ class OutputFolder:
             Image.fromarray(drawn).save(part, quality=95)
 
     def _write_frame(self, source: Source, drawn: np.ndarray) -> None:
-        size = drawn.shape[1], drawn.shape[0]
         if self._video is None or self._video[0] != source:
             self.end_video()
             file = self._overlays[source]
             file.parent.mkdir(parents=True, exist_ok=True)
             stack = ExitStack()
             part = stack.enter_context(replacing(file, keeps_part=True))
-            # OpenCV's wheels have no encoder of H.264.
-            code = cv2.VideoWriter.fourcc(*"mp4v")
-            writer = cv2.VideoWriter(str(part), code, source.frames_per_second(), size)
-            self._video = source, writer, size, stack
-            if not writer.isOpened():
-                raise UserError(f"cannot write video {file}: this OpenCV has no MPEG-4 encoder")
-        _, writer, first_size, _ = self._video
-        bgr = cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)
-        # The writer would drop frames of another size silently.
-        writer.write(bgr if size == first_size else cv2.resize(bgr, first_size))
+            writer = stack.enter_context(VideoWriter(part, source.frames_per_second()))
+            self._video = source, writer, (drawn.shape[1], drawn.shape[0]), stack
+        _, writer, size, _ = self._video
+        # A file has frames of one size.
+        same = (drawn.shape[1], drawn.shape[0]) == size
+        writer.add(drawn if same else cv2.resize(drawn, size))
+
+
+def predicted_masks(instances: Instances) -> Iterator[MaskPart | PackedMask]:
+    """The masks of predicted instances, one at a time; none of a model without masks."""
+    for mask in instances.pred_masks if instances.has("pred_masks") else ():
+        yield mask if isinstance(mask, PackedMask) else MaskPart.of(np.asarray(mask))
 
 
 def as_annotations(instances: Instances) -> list[dict[str, Any]]:
-    """Converts predicted instances to Detectron2's dataset format."""
+    """Converts predicted instances to Detectron2's dataset format; masks are parts."""
     annotations = [
         {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category, "score": score}
         for box, category, score in zip(
@@ -163,10 +196,19 @@ def as_annotations(instances: Instances) -> list[dict[str, Any]]:
             strict=True,
         )
     ]
-    if instances.has("pred_masks"):
-        for annotation, mask in zip(annotations, instances.pred_masks.numpy(), strict=True):
-            annotation["segmentation"] = mask.astype(np.uint8)
+    for annotation, mask in zip(annotations, predicted_masks(instances), strict=False):
+        annotation["segmentation"] = mask
     return annotations
+
+
+def as_coco(instances: Instances, image_id: int) -> list[dict[str, Any]]:
+    """Converts predicted instances to COCO's results format; classes keep the model's numbers."""
+    fields = {name: value for name, value in instances.get_fields().items() if name != "pred_masks"}
+    records = instances_to_coco_json(Instances(instances.image_size, **fields), image_id)
+    for record, mask in zip(records, predicted_masks(instances), strict=False):
+        part = mask.part() if isinstance(mask, PackedMask) else mask
+        record["segmentation"] = part.rle(*instances.image_size)
+    return records
 
 
 def _overlay_files(folder: Path, sources: Sequence[Source]) -> dict[Source, Path]:

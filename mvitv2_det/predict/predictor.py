@@ -118,9 +118,11 @@ class Predictor(ImagePredictor[dict[str, Any], Instances]):
         Raises:
             UserError: it cannot be read or resized.
         """
-        rgb = self._read(image)
-        if isinstance(image, (str, Path)):
-            name = f"image {image}"
+        name = f"image {image}" if isinstance(image, (str, Path)) else name
+        return self.prepare_rgb(self._read(image), name)
+
+    def prepare_rgb(self, rgb: np.ndarray, name: str = "the image") -> dict[str, Any]:
+        """Makes the model's input of (H, W, 3) RGB, uint8; see :meth:`prepare`."""
         height, width = rgb.shape[:2]
         is_bgr = self._channels == "BGR"
         pixels = T.AugInput(np.ascontiguousarray(rgb[:, :, ::-1]) if is_bgr else rgb)

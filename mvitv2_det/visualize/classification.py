@@ -6,7 +6,7 @@ All take plain data and need no Detectron2.
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -51,7 +51,11 @@ class Classified(NamedTuple):
 
 
 def draw_confusion_matrix(
-    counts: np.ndarray | Sequence[Sequence[int]], classes: Sequence[str], path: str | Path
+    counts: np.ndarray | Sequence[Sequence[int]],
+    classes: Sequence[str],
+    path: str | Path | IO[bytes],
+    title: str = "",
+    of: str = "true class's images",
 ) -> None:
     """Draws how often each class is taken for each.
 
@@ -62,6 +66,8 @@ def draw_confusion_matrix(
         counts: (classes, classes) images, by true class (row) and predicted class (column).
         classes: names.
         path: picture to write, of a kind that matplotlib knows by its ending, such as ``.png``.
+        title: by default the share of images that are classified correctly.
+        of: what the shares of a row are shares of.
 
     Raises:
         UserError: there is not a row and a column for each class.
@@ -73,8 +79,9 @@ def draw_confusion_matrix(
             f"({len(classes)}, {len(classes)}), got {matrix.shape}"
         )
     total, right = int(matrix.sum()), int(np.trace(matrix))
-    title = f"{right:,} of {total:,} images are classified correctly"
-    title += f" ({right / total:.1%})" if total else ""
+    if not title:
+        title = f"{right:,} of {total:,} images are classified correctly"
+        title += f" ({right / total:.1%})" if total else ""
     totals = matrix.sum(axis=1)
     shown = np.arange(len(classes))
     if len(classes) > MOST_CONFUSED:
@@ -90,12 +97,13 @@ def draw_confusion_matrix(
     figure = Figure(figsize=(side + 1.6, side), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
     drawn = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
-    figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.02, label="% of the true class's images")
+    figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.02, label=f"% of the {of}")
     names = [shortened(classes[index]) for index in shown.tolist()]
     # Names are text, though they may hold the dollar signs of formulas.
     axes.set_xticks(range(len(shown)), names, rotation=90, parse_math=False)
     axes.set_yticks(range(len(shown)), names, parse_math=False)
     axes.tick_params(labelsize=9)
+    axes.grid(visible=False)
     axes.set(xlabel="predicted class", ylabel="true class")
     figure.suptitle(title, fontsize=12)
     for (row, column), number in np.ndenumerate(part):

@@ -4,6 +4,7 @@ import math
 import re
 from collections import defaultdict
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -92,13 +93,13 @@ def last_evaluated(records: list[dict[str, float]]) -> int:
     return int(evaluations(records)[-1]["iteration"])
 
 
-def draw_curves(records: list[dict[str, float]], title: str, file: Path) -> None:
+def draw_curves(records: list[dict[str, float]], title: str, file: Path | IO[bytes]) -> None:
     """Draws the losses, and the AP or the accuracies, over the iterations.
 
     Args:
         records: the records of :func:`read_metrics`, with or without evaluations.
         title: title of the picture.
-        file: PNG file to write.
+        file: to write, of the kind that its ending says.
     """
     figure = Figure(figsize=(14, 5.6), dpi=100, layout="constrained")
     figure.suptitle(title)

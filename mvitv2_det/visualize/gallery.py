@@ -5,12 +5,7 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data.detection_utils import (
-    check_image_size,
-    read_image,
-    transform_instance_annotations,
-)
-from detectron2.data.transforms import ResizeTransform
+from detectron2.data.detection_utils import check_image_size, read_image
 from detectron2.structures import BoxMode
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -108,9 +103,7 @@ def _draw_pair(
 ) -> list[tuple[str, np.ndarray]]:
     """Draws the predictions and the ground truth; returns caption and picture (H, W, 3) of each."""
     image = _read(record)
-    height, width = image.shape[:2]
-    scale = _LONGEST_SIDE / max(height, width)
-    enlarge = ResizeTransform(height, width, round(height * scale), round(width * scale))
+    scale = _LONGEST_SIDE / max(image.shape[:2])
     predictions = [
         _as_annotation(result, metadata)
         for result in results.get(record["image_id"], [])
@@ -124,14 +117,10 @@ def _draw_pair(
         _count(len(truth) - crowds, "instance")
         + (f", {_count(crowds, 'crowd')}" if crowds else ""),
     )
-    enlarged = enlarge.apply_image(image)
-    pictures = []
-    for annotations in (predictions, truth):
-        annotations = [
-            transform_instance_annotations(dict(a), [enlarge], enlarged.shape[:2])
-            for a in annotations
-        ]
-        pictures.append(draw_instances(enlarged, annotations, metadata.thing_classes))
+    pictures = [
+        draw_instances(image, annotations, metadata.thing_classes, scale=scale)
+        for annotations in (predictions, truth)
+    ]
     return list(zip(captions, pictures, strict=True))
 
 

@@ -1,15 +1,28 @@
-"""Drawing of instances on an image, with Detectron2's Visualizer."""
+"""Drawing of instances on an image, by OpenCV.
+
+Axes: H × W pixels of the image, H' × W' of the picture, which may be of another scale.
+"""
 
 import colorsys
 import math
 from typing import Any
 
+import cv2
 import numpy as np
 from detectron2.structures import BoxMode
-from detectron2.utils.visualizer import GenericMask, Visualizer
 
-MAX_LABELLED = 30  # more labels than this would cover the instances of an image
+from .masks import MaskPart
+from .text import RGB, draw_label, text_size
 
+MAX_LABELLED = 30  # of more instances, a class is named only where its name fits over the box
+# Sides of a picture in pixels: images with a shorter one are enlarged, those with a longer one are
+# shrunk, so that labels can be read and files can be opened.
+LEAST_SIDE, MOST_SIDE = 400, 8000
+
+# Of more instances, those are labelled whose labels hide no other.
+_PACKED = 1000
+_OPACITY = 0.4  # of masks
+_LETTERS = 11, 1 / 65  # size of letters: pixels at least, and as a share of the mean side
 # Hues in turns of the colour circle. The first, green, stands out on photographs and on stains.
 _FIRST_HUE, _EVEN_HUES, _GOLDEN_ANGLE = 0.38, 12, (3 - math.sqrt(5)) / 2
 
@@ -28,66 +41,161 @@ def class_colors(number: int) -> list[tuple[float, float, float]]:
     ]
 
 
+def picture_scale(height: int, width: int) -> float:
+    """Pixels of a picture for each of the image: a whole number, or one divided by it."""
+    if max(height, width) > MOST_SIDE:
+        return 1 / math.ceil(max(height, width) / MOST_SIDE)
+    enlarged = math.ceil(LEAST_SIDE / min(height, width))
+    return max(1, min(enlarged, MOST_SIDE // 4 // max(height, width)))
+
+
 def draw_instances(
-    image: np.ndarray, annotations: list[dict[str, Any]], class_names: list[str]
+    image: np.ndarray,
+    annotations: list[dict[str, Any]],
+    class_names: list[str],
+    *,
+    scale: float | None = None,
 ) -> np.ndarray:
     """Draws masks, boxes and labels, large instances first.
 
-    Labels are omitted if there is only one class, or more than :data:`MAX_LABELLED` instances.
+    A label holds the score, where there is one, and the class's name. The name is left out if there
+    is only one class, or where it would hide others among more than :data:`MAX_LABELLED`.
 
     Args:
-        image: RGB image (H, W, 3), values 0 to 255.
+        image: RGB image (H, W, 3), uint8.
         annotations: annotations in Detectron2's dataset format, where ``category_id`` counts from
-            0; ``segmentation`` (polygons, RLE or a mask (H, W)), ``score`` and ``iscrowd`` are
-            optional.
+            0; ``segmentation`` (of any kind that :class:`.masks.MaskPart` reads), ``score`` and
+            ``iscrowd`` are optional.
         class_names: names of all classes.
+        scale: of the picture; by default :func:`picture_scale`.
 
     Returns:
-        RGB picture (H, W, 3), uint8.
+        RGB picture (H', W', 3), uint8.
     """
     height, width = image.shape[:2]
-    crowded = len(annotations) > MAX_LABELLED
-    labelled = len(class_names) > 1 and not crowded
-    visualizer = Visualizer(image, font_size_scale=_font_scale(len(annotations)))
-    palette = class_colors(len(class_names))
+    scale = picture_scale(height, width) if scale is None else scale
+    picture = resized(image, scale)
+    draw_on(picture, annotations, class_names, (height, width), scale)
+    return picture
+
+
+def resized(image: np.ndarray, scale: float) -> np.ndarray:
+    """A copy of an image (H, W, 3) at another scale."""
+    if scale == 1:
+        return np.array(image, order="C")
+    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return cv2.resize(np.ascontiguousarray(image), size, interpolation=way)
+
+
+def draw_on(
+    picture: np.ndarray,
+    annotations: list[dict[str, Any]],
+    class_names: list[str],
+    size: tuple[int, int],
+    scale: float,
+) -> None:
+    """Draws on a picture of an image; see :func:`draw_instances`.
+
+    Args:
+        picture: (H', W', 3) RGB, uint8; it is changed.
+        annotations: in pixels of the image.
+        class_names: names of all classes.
+        size: H and W of the image.
+        scale: of the picture.
+    """
     boxes = np.array([_xyxy(annotation) for annotation in annotations]).reshape(-1, 4)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    order = np.argsort(-areas, kind="stable")
+    order = np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(axis=1), kind="stable")
+    boxes = np.rint(boxes[order] * scale).astype(int)
     annotations = [annotations[index] for index in order]
+    palette = [_in_bytes(color) for color in class_colors(len(class_names))]
     colors = [palette[annotation["category_id"]] for annotation in annotations]
-    for annotation, color in zip(annotations, colors, strict=True):
-        if annotation.get("segmentation") is not None:
-            _draw_mask(visualizer, GenericMask(annotation["segmentation"], height, width), color)
-    labels = [_label(annotation, class_names) for annotation in annotations]
-    visualizer.overlay_instances(
-        boxes=boxes[order], labels=labels if labelled else None, assigned_colors=colors
-    )
-    return visualizer.get_output().get_image()
+    side = math.sqrt(picture.shape[0] * picture.shape[1])
+    letters = round(max(_LETTERS[0], _LETTERS[1] * side))
+    thick = max(1, round(letters / 12))
+    outlines = [
+        MaskPart.of_segmentation(annotation["segmentation"], *size).scaled(scale).contours()
+        if annotation.get("segmentation") is not None
+        else []
+        for annotation in annotations
+    ]
+    if any(outlines):
+        filled = picture.copy()
+        for lines, color in zip(outlines, colors, strict=True):
+            cv2.drawContours(filled, lines, -1, color, cv2.FILLED)
+        cv2.addWeighted(filled, _OPACITY, picture, 1 - _OPACITY, 0, dst=picture)
+    for lines, box, color in zip(outlines, boxes.tolist(), colors, strict=True):
+        cv2.drawContours(picture, lines, -1, color, thick, cv2.LINE_AA)
+        # Beside its outline, a box says little.
+        cv2.rectangle(picture, box[:2], box[2:], color, 1 if lines else thick)
+    _draw_labels(picture, annotations, boxes, colors, class_names, letters)
+
+
+def _draw_labels(
+    picture: np.ndarray,
+    annotations: list[dict[str, Any]],
+    boxes: np.ndarray,
+    colors: list[RGB],
+    class_names: list[str],
+    letters: int,
+) -> None:
+    """Writes each label where it hides the least of the others, small instances first."""
+    crowded, packed = len(annotations) > MAX_LABELLED, len(annotations) > _PACKED
+    taken = np.zeros(picture.shape[:2], np.uint8)
+    for annotation, box, color in reversed(list(zip(annotations, boxes, colors, strict=True))):
+        score = f"{annotation['score']:.0%}" if "score" in annotation else ""
+        crowd = "(crowd)" if annotation.get("iscrowd") else ""
+        name = class_names[annotation["category_id"]] if len(class_names) > 1 else ""
+        text = " ".join(filter(None, (name, score, crowd)))
+        if crowded and score and text_size(text, letters)[0] > box[2] - box[0]:
+            text = score
+        if not text:
+            continue
+        width, height = text_size(text, letters)
+        (left, top), hidden = _place(box.tolist(), width, height, taken)
+        if packed and hidden:
+            continue
+        taken[top : top + height, left : left + width] = 1
+        draw_label(picture, text, (left, top), letters, color)
+
+
+def _place(
+    box: list[int], width: int, height: int, taken: np.ndarray
+) -> tuple[tuple[int, int], int]:
+    """Chooses a place for a label, x and y of its corner, and says how many taken pixels it hides.
+
+    Args:
+        box: left, top, right, bottom.
+        width, height: of the label.
+        taken: (H', W') uint8, 1 where labels are.
+    """
+    left, top, right, bottom = box
+    corners = [
+        (left, top - height),  # above, below, beside, inside
+        (left, bottom + 1),
+        (right - width, top - height),
+        (right + 1, top),
+        (left - width, top),
+        (left, top),
+        (right - width, bottom - height),
+    ]
+    least = None
+    for x, y in corners:
+        # Moved into the picture, where it lies over an edge of it.
+        x, y = max(0, min(x, taken.shape[1] - width)), max(0, min(y, taken.shape[0] - height))
+        hidden = cv2.countNonZero(taken[y : y + height, x : x + width])
+        if least is None or hidden < least[1]:
+            least = (x, y), hidden
+        if not hidden:
+            break
+    assert least is not None
+    return least
 
 
 def _xyxy(annotation: dict[str, Any]) -> list[float]:
     return BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
 
 
-def _draw_mask(
-    visualizer: Visualizer, mask: GenericMask, color: tuple[float, float, float]
-) -> None:
-    """Fills and outlines a mask, but not its holes, which ``overlay_instances`` would fill."""
-    visualizer.draw_binary_mask(mask.mask, color, alpha=0.4, area_threshold=0)
-    if mask.has_holes:  # draw_binary_mask draws no outline of masks with holes.
-        for polygon in mask.polygons:
-            visualizer.draw_polygon(polygon.reshape(-1, 2), color, alpha=0)
-
-
-def _font_scale(instances: int) -> float:
-    """Returns the scale of fonts and line widths for a number of instances; 1 is Visualizer's."""
-    if instances > MAX_LABELLED:
-        return 0.6
-    return 1.6 if instances <= 10 else 1.1
-
-
-def _label(annotation: dict[str, Any], class_names: list[str]) -> str:
-    label = class_names[annotation["category_id"]]
-    if "score" in annotation:
-        return f"{label} {annotation['score']:.0%}"
-    return f"{label} (crowd)" if annotation.get("iscrowd") else label
+def _in_bytes(color: tuple[float, float, float]) -> RGB:
+    red, green, blue = (round(255 * part) for part in color)
+    return red, green, blue

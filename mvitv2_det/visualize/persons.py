@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-_COLOUR, _INK = (0, 230, 110), (0, 0, 0)  # RGB
+from .text import draw_label, text_size
+
+_COLOUR = (0, 230, 110)  # RGB
 
 
 def draw_persons(
@@ -22,19 +24,13 @@ def draw_persons(
         (H, W, 3) RGB, uint8.
     """
     picture = np.ascontiguousarray(frame).copy()
-    scale = max(0.35, min(frame.shape[:2]) / 900)
-    thick = max(1, round(2 * scale))
+    letters = max(10, min(frame.shape[:2]) // 35)
+    thick = max(1, round(letters / 12))
     for box, lines in zip(np.asarray(boxes).round().astype(int).tolist(), labels, strict=True):
         left, top, right, bottom = box
         cv2.rectangle(picture, (left, top), (right, bottom), _COLOUR, thick)
         y = max(top, 0)
-        for line in lines:
-            # OpenCV's font has no other letters than ASCII's.
-            text = line.encode("ascii", "replace").decode()
-            (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
-            end = y + height + below + 2
-            cv2.rectangle(picture, (left, y), (left + width + 2, end), _COLOUR, -1)
-            place = (left + 1, end - below)
-            cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, _INK, 1, cv2.LINE_AA)
-            y = end
+        for text in lines:
+            draw_label(picture, text, (left, y), letters, _COLOUR)
+            y += text_size(text, letters)[1]
     return picture

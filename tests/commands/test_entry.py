@@ -178,6 +178,7 @@ def test_without_detectron2():
         ["export", *model, "--part", "backbone", "--format", "onnx"],
         ["count", "--all"],
         ["draw", "output"],
+        ["report", "output"],
         ["look-inside", "i.png", *model, "--position", "0", "0"],
     ]
     done = python(WITHOUT_DETECTRON2, json.dumps(commands))

@@ -5,8 +5,14 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import threading
 from collections import Counter
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -21,6 +27,8 @@ from mvitv2_det.predict import Predictor
 from mvitv2_det.predict.__main__ import main as predict_module
 from mvitv2_det.predict.inputs import Source
 from mvitv2_det.predict.outputs import OutputFolder, _overlay_files
+from mvitv2_det.video.with_av import require_av
+from mvitv2_det.visualize.instances import resized
 
 pytestmark = pytest.mark.usefixtures("fresh_loggers")
 
@@ -108,7 +116,9 @@ def test_overlays_are_drawn_apart(photos, call):
     assert files == ["a/1.png", "a/1.tif.png", "a/2.png", "b/1.png"]
     for file in files[:1] + files[2:]:
         drawn, plain = (np.asarray(Image.open(root / file)) for root in (overlays, photos))
-        assert drawn.shape == plain.shape and (drawn != plain).any()
+        scale = drawn.shape[0] // plain.shape[0]
+        assert scale > 1 and drawn.shape == (plain.shape[0] * scale, plain.shape[1] * scale, 3)
+        assert (drawn != resized(plain, scale)).any()
 
 
 def test_no_two_overlays_share_a_file(tmp_path):
@@ -219,7 +229,64 @@ def test_videos(photos, call):
     for name, frames in (("0.mp4", 3), ("1.avi.mp4", 2)):
         fps, drawn = read_video(photos / "out" / "overlays" / name)
         assert fps == 5 and len(drawn) == frames
-    assert (drawn[0] != read_video(photos / "a" / "1.avi")[1][0]).mean() > 0.1
+    plain = read_video(photos / "a" / "1.avi")[1][0]
+    assert (drawn[0] != resized(plain, drawn[0].shape[0] / plain.shape[0])).mean() > 0.1
+
+
+def test_videos_are_of_a_kind_that_browsers_play(photos, call):
+    """H.264 in YUV 4:2:0 with the index in front, in an MP4."""
+    write_video(photos / "0.mp4", 3)
+    assert call(photos / "0.mp4", draws=True)[0] == 0
+    file = photos / "out" / "overlays" / "0.mp4"
+    with av.open(str(file)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert stream.average_rate == 5
+    content = file.read_bytes()
+    assert 0 < content.index(b"moov") < content.index(b"mdat")
+
+
+@pytest.mark.long
+def test_a_browser_plays_videos(photos, call):
+    chromium = shutil.which("chromium")
+    if not chromium:
+        pytest.skip("there is no chromium")
+    write_video(photos / "0.mp4", 3)
+    assert call(photos / "0.mp4", draws=True)[0] == 0
+    (photos / "page.html").write_text("""<video muted autoplay src="out/overlays/0.mp4"
+        onended="fetch(`/played-${this.videoWidth}-${this.videoHeight}`)"></video>""")
+    asked, ended = [], threading.Event()
+
+    class Server(SimpleHTTPRequestHandler):
+        def log_message(self, text, *values):
+            asked.append(self.path)
+            if self.path.startswith("/played"):
+                ended.set()
+
+    handler = partial(Server, directory=str(photos))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    options += ["--no-first-run", "--disable-component-update", "--disable-sync"]
+    options += ["--autoplay-policy=no-user-gesture-required"]
+    options += [f"--user-data-dir={photos / 'browser'}", "--remote-debugging-port=0"]
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = [chromium, *options, f"http://127.0.0.1:{server.server_port}/page.html"]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as browser:
+            ended.wait(120)
+            browser.terminate()
+        server.shutdown()
+    assert "/played-576-432" in asked
+
+
+def test_videos_need_pyav_to_be_drawn(photos, call, monkeypatch):
+    write_video(photos / "0.mp4", 3)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "av", None)
+        require_av.cache_clear()
+        status, (line,), _ = call(photos / "0.mp4", draws=True)
+    require_av.cache_clear()
+    assert status == 2 and "mvitv2_det[video]" in line
+    assert call(photos / "0.mp4")[0] == 0
 
 
 def test_frames_are_predicted_as_images_are(detector, photos, call):

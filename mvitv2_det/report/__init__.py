@@ -1,0 +1,1 @@
+"""One page about a run: what it found, what it got wrong, and on which data."""
