@@ -39,7 +39,8 @@ class Inputs(Runs):
 
     def annotations(self, count: int) -> Counter[str]:
         """mutated annotation files through the check; those that pass, through three iterations"""
-        from mvitv2_det.data.coco_format import ODD, check_coco_data
+        from mvitv2_det.data.coco_format import check_coco_data
+        from mvitv2_det.data.findings import ODD
 
         good = json.loads((self.data / "train.json").read_text())
         images = str(self.data / "train")
