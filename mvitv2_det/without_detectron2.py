@@ -21,6 +21,7 @@ _NEED_DETECTRON2 = (
     "data",
     "detection",
     "engine",
+    "evaluation",
     "predict.classes",
     "predict.files",
     "predict.outputs",

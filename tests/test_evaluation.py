@@ -10,8 +10,11 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
+from scripts import load_script
 
-from mvitv2_det import get_config
+from mvitv2_det import UserError, get_config
+from mvitv2_det.config import apply_overrides
+from mvitv2_det.engine.validate import check_settings
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -27,15 +30,21 @@ def expected(shared_data):
     return folder, numbers
 
 
+@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("task", ["bbox", "segm"])
-def test_evaluator_of_the_configs_gives_what_pycocotools_gives(expected, task, tmp_path, capfd):
+def test_evaluator_of_the_configs_gives_what_pycocotools_gives(
+    expected, task, fast, tmp_path, capfd
+):
     folder, numbers = expected
+    if fast:
+        pytest.importorskip("faster_coco_eval")
     ground_truth = str(folder / "instances_val2014_100.json")
     name = f"eval_pair_{task}"
     register_coco_instances(name, {}, ground_truth, "")
     cfg = get_config("mask_rcnn_mvitv2_t_3x")
     cfg.dataloader.test.dataset.names = name
     cfg.train.output_dir = str(tmp_path)
+    cfg.dataloader.evaluator.use_fast_impl = fast
     try:
         evaluator = instantiate(cfg.dataloader.evaluator)
         records = DatasetCatalog.get(name)
@@ -62,6 +71,33 @@ def test_evaluator_of_the_configs_gives_what_pycocotools_gives(expected, task, t
     )
     printed = [float(line.split("=")[-1]) for line in task_summary(capfd.readouterr().out, task)]
     assert printed == pytest.approx(numbers[task], abs=5.1e-4)
+
+
+def test_both_libraries_count_the_same_of_random_results(tmp_path):
+    """Every entry of precision and recall, in float64; the command compares 5,000 images."""
+    pytest.importorskip("faster_coco_eval")
+    tool = load_script("tools/compare_evaluation.py")
+    content, results = tool.random_set(40, seed=1)
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    official, _ = tool.evaluate(tmp_path / "truth.json", results, fast=False)
+    fast, _ = tool.evaluate(tmp_path / "truth.json", results, fast=True)
+    assert set(official) == {"bbox", "segm"}
+    for task, counted in official.items():
+        assert 0.02 < counted["stats"][0] < 0.9
+        assert tool.difference(counted, fast[task]) < 1e-6
+        # Another threshold for one result is noticed.
+        assert tool.difference(counted, {**counted, "recall": counted["recall"] + 1e-5}) > 1e-6
+
+
+def test_a_missing_library_is_said_before_training(monkeypatch):
+    cfg = get_config("mask_rcnn_mvitv2_t_3x")
+    apply_overrides(cfg, ["train.device=cpu", "dataloader.evaluator.use_fast_impl=true"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs faster-coco-eval: .*mvitv2_det\[eval\]"):
+        check_settings(cfg, training=False)
+    cfg.dataloader.evaluator.use_fast_impl = "yes"
+    with pytest.raises(UserError, match="use_fast_impl must be true or false"):
+        check_settings(cfg, training=False)
 
 
 def task_summary(text, task):

@@ -14,10 +14,10 @@ from detectron2.data import (
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
-from detectron2.evaluation import COCOEvaluator
 from omegaconf import OmegaConf
 
 from mvitv2_det.data import DatasetMapper
+from mvitv2_det.evaluation import COCOEvaluator
 
 # Paths of your own data. Empty paths select COCO 2017 in $DETECTRON2_DATASETS.
 dataset = dict(
@@ -83,7 +83,7 @@ dataloader.test = L(build_detection_test_loader)(
 dataloader.evaluator = L(COCOEvaluator)(
     dataset_name="${..test.dataset.names}",
     output_dir="${train.output_dir}/inference",
-    # pycocotools is the reference; Detectron2's compiled evaluation only approximates it.
+    # pycocotools counts; true takes faster-coco-eval, which gives the same numbers.
     use_fast_impl=False,
     # Otherwise the cached conversion of another data set with the same name could be used.
     allow_cached_coco=False,

@@ -45,6 +45,8 @@ train = dict(
     report=True,
     # Parts into which a batch is cut for less memory; their gradients are summed.
     accumulate=1,
+    # Share the model's parts, gradients and optimizer among the processes (FSDP2), for size H.
+    fsdp=False,
     # The largest L2 norm of all gradients together; null does not limit it.
     clip_norm=None,
     # A moving average of the weights, evaluated beside them and saved as model_ema.pth. warmup lets

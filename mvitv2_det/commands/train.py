@@ -149,6 +149,7 @@ def _run_process(args: argparse.Namespace, cfg: "DictConfig") -> None:
     from ..engine import evaluate_checkpoint, train
     from ..engine.checkpoint import only_run_in
     from ..engine.dry_run import dry_run, shortened
+    from ..engine.faults import naming_faults
     from ..engine.launch import meeting_host
     from ..engine.peers import PeerWatch
     from ..engine.validate import setting
@@ -157,7 +158,8 @@ def _run_process(args: argparse.Namespace, cfg: "DictConfig") -> None:
     logging.raiseExceptions = False
     # The processes do not share Detectron2's catalogs of data sets.
     _prepare(cfg)(cfg, training=not args.eval_only, check=False)
-    with nullcontext() if args.eval_only else only_run_in(cfg.train.output_dir):
+    alone = nullcontext() if args.eval_only else only_run_in(cfg.train.output_dir)
+    with alone, naming_faults():
         whole = cfg
         is_dry = not args.eval_only and setting(cfg, "train.dry_run")
         if is_dry:
@@ -169,12 +171,13 @@ def _run_process(args: argparse.Namespace, cfg: "DictConfig") -> None:
         peers = None
         if comm.get_world_size() > 1:
             peers = PeerWatch(meeting_host(args.dist_url), setting(cfg, "train.peer_timeout"))
-        if args.eval_only:
-            evaluate_checkpoint(cfg, peers)
-        elif is_dry:
-            dry_run(whole, cfg, peers)
-        else:
-            train(cfg, resume=args.resume, peers=peers)
+        with naming_faults(peers=peers):
+            if args.eval_only:
+                evaluate_checkpoint(cfg, peers)
+            elif is_dry:
+                dry_run(whole, cfg, peers)
+            else:
+                train(cfg, resume=args.resume, peers=peers)
         if comm.is_main_process() and setting(cfg, "train.report"):
             from ..report.ending import conclude
 

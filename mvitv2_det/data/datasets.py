@@ -137,6 +137,13 @@ def _adapt(cfg: DictConfig, summaries: dict[str, CocoSummary]) -> None:
             )
         if train.has_rle:
             mapper.instance_mask_format = "bitmask"
+    tasks = OmegaConf.select(cfg, "dataloader.evaluator.tasks")
+    finds_masks = OmegaConf.select(cfg, "model.roi_heads.mask_in_features") is not None
+    if finds_masks and not summaries["val"].has_masks and (tasks is None or "segm" in tasks):
+        raise UserError(
+            f"{cfg.dataset.val_json} has instances without 'segmentation', by which masks are "
+            f"scored; to score boxes alone add +dataloader.evaluator.tasks=[bbox]"
+        )
     # Saved with the run, so that prediction can name the classes without the json file.
     categories = summaries["val"].categories
     cfg.dataset.categories = categories

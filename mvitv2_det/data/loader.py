@@ -8,6 +8,7 @@ A position counts the images of all processes from the beginning of the run, fro
 """
 
 import logging
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import Unreadable, UserError
 from ..randomness import ORDER, SAMPLE, derived_seed, seeded
+from ..stop_signals import unheard_by_children
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +65,13 @@ class TrainLoader:
         self.batches.start = batch
 
     def close(self) -> None:
-        """Ends the workers."""
+        """Ends the workers, also one that is stuck."""
+        workers = getattr(self._batches_in_use, "_workers", ())
         self._batches_in_use = None
+        for worker in workers:
+            # They do not hear SIGTERM, which torch and Python send to those that do not end.
+            if worker.is_alive():
+                worker.kill()
 
     def __iter__(self) -> Iterator[Any]:
         loader = DataLoader(
@@ -73,9 +80,10 @@ class TrainLoader:
             collate_fn=_Collate(self.collate),
             # Otherwise it would take a number from the generator that the model draws from.
             generator=torch.Generator(),
-            **self.options,
+            **{"worker_init_fn": _stay_quiet_if_left, **self.options},
         )
-        self._batches_in_use = iter(loader)
+        with unheard_by_children():
+            self._batches_in_use = iter(loader)
         while self._batches_in_use is not None:
             batch, self.names, unreadable = next(self._batches_in_use)
             for line in unreadable:
@@ -191,6 +199,20 @@ class _SeededSamples(Dataset[Any]):
         if hasattr(self.dataset, "alternatives"):
             return self.dataset.alternatives(index)
         return range(len(self.dataset))
+
+
+def _stay_quiet_if_left(_: int) -> None:
+    """Keeps a worker from printing a stack trace where the main process has been killed.
+
+    Python's thread that hands tensors over prints one; errors of samples go another way.
+    """
+    before = sys.excepthook
+
+    def print_others(kind: Any, error: BaseException, trace: Any) -> None:
+        if not isinstance(error, EOFError | ConnectionError):
+            before(kind, error, trace)
+
+    sys.excepthook = print_others
 
 
 class _Collate:

@@ -23,6 +23,7 @@ from detectron2.utils import comm
 from ..errors import UserError
 from ..weights.files import read_checkpoint
 from ..whole_files import UNFINISHED, written_whole
+from .sharding import gathered, is_sharded, load_model
 
 try:
     import fcntl
@@ -32,6 +33,7 @@ except ImportError:  # Windows, where a second run in a folder is not noticed
 logger = logging.getLogger(__name__)
 
 _POINTER, _LOCK = "last_checkpoint", ".lock"
+_WRITTEN_AT_START = ("config.yaml", "log.txt", "metrics.json", "run.json")
 _NAME = re.compile(r"model_(?:(\d+)|final|best)\.pth")
 
 
@@ -44,13 +46,20 @@ class RunCheckpointer(DetectionCheckpointer):
     def save(self, name: str, **kwargs: Any) -> None:
         """Writes ``NAME.pth``, of the main process alone; see :func:`written_whole`.
 
+        All processes must call it where the model is sharded.
+
         Raises:
             UserError: it cannot be written; earlier checkpoints stay.
         """
-        if not self.save_dir or not self.save_to_disk:
+        writes = self.save_dir and self.save_to_disk
+        if not writes and not is_sharded(self.model):
             return
         content = {"model": self.model.state_dict()}
         content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
+        if is_sharded(self.model):
+            content = gathered(content)
+        if not writes:
+            return
         path = Path(self.save_dir) / f"{name}.pth"
         logger.info("Saving checkpoint to %s", path)
         try:
@@ -101,7 +110,7 @@ class RunCheckpointer(DetectionCheckpointer):
                     f"config that it was trained with, or name another train.output_dir"
                 )
         try:
-            self.model.load_state_dict(weights)
+            load_model(self.model, weights)
             for key, part in self.checkpointables.items():
                 part.load_state_dict(others.pop(key))
         except UserError:
@@ -257,6 +266,9 @@ def only_run_in(folder: str | Path) -> Iterator[None]:
                 f"train.output_dir {folder} is in use by {who}: wait for its end, or name another "
                 f"folder"
             ) from error
+        for name in _WRITTEN_AT_START:
+            if (folder / name).is_dir():
+                raise UserError(f"{folder / name} is a folder, not the file that a run writes")
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()

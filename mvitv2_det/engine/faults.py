@@ -42,11 +42,11 @@ def describe_fault(error: BaseException) -> str | None:
 
 
 @contextmanager
-def naming_faults(trainer: Trainer, peers: PeerWatch | None = None) -> Iterator[None]:
+def naming_faults(trainer: Trainer | None = None, peers: PeerWatch | None = None) -> Iterator[None]:
     """Turns faults from outside into an error of one line that names the iteration.
 
     Args:
-        trainer: what trains.
+        trainer: what trains; None before and after.
         peers: finds which process is gone where a connection is lost; then it ends this one.
 
     Raises:
@@ -62,4 +62,5 @@ def naming_faults(trainer: Trainer, peers: PeerWatch | None = None) -> Iterator[
             raise
         if peers and line.startswith(_LOST):
             peers.find_gone()
-        raise UserError(f"training ended in iteration {trainer.iter}: {line}") from error
+        where = f"training ended in iteration {trainer.iter}: " if trainer else ""
+        raise UserError(where + line) from error

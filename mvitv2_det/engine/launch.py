@@ -20,8 +20,9 @@ from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from ..errors import UserError
+from ..stop_signals import STOP_SIGNALS
 from .peers import PEER_LOST
-from .signals import INTERRUPTED, PREEMPTED, SIGNALS, Preempted, report
+from .signals import INTERRUPTED, PREEMPTED, Preempted, report
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ def _forwarding_signals() -> Iterator[None]:
             if process.pid:
                 os.kill(process.pid, number)
 
-    before = {number: signal.signal(number, forward) for number in SIGNALS}
+    before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
         yield
     finally:

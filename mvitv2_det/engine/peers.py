@@ -54,6 +54,9 @@ class PeerWatch:
         self._store = store or open_store(port=places[0][1], is_master=False)
         self._thread = threading.Thread(target=self._watch, daemon=True, name="peers")
         self._thread.start()
+        self._answered = time.monotonic()  # when the store did so for the last time
+        if self.rank:
+            threading.Thread(target=self._watch_first, daemon=True, name="first peer").start()
 
     def advance(self) -> None:
         """Tells the others that this process has got further."""
@@ -95,6 +98,7 @@ class PeerWatch:
                 if not self._stopped.is_set():
                     self.end(f"{self._name(0)} has ended; so do the others")
                 return
+            self._answered = now
             for rank, text in signs.items():
                 _, progress, alive, moved = seen[rank]
                 new = int(text.split()[1])
@@ -108,13 +112,21 @@ class PeerWatch:
                 self.end(line)
                 return
 
+    def _watch_first(self) -> None:
+        """Looks at the first process alone: if it is frozen, questions to its store never end."""
+        now = time.monotonic()
+        while not self._stopped.wait(_PERIOD):
+            last, now = now, time.monotonic()
+            if now - last > self._dead_after / 2:
+                self._answered = now  # this process was frozen itself
+            if now - self._answered > self._dead_after:
+                self.end(self._silent(0, now - self._answered))
+                return
+
     def _find_lost(self, seen: dict[int, tuple[str, int, float, float]], now: float) -> str:
         for rank, (_, _, alive, _) in seen.items():
             if now - alive > self._dead_after:
-                return (
-                    f"{self._name(rank)} has shown no sign of life for {now - alive:.0f} s: it is "
-                    f"dead or frozen; so the others end, and --resume goes on"
-                )
+                return self._silent(rank, now - alive)
         # Where one stands still, soon all do: the one that is furthest behind is the reason.
         behind = min(seen, key=lambda rank: seen[rank][1])
         still = now - seen[behind][3]
@@ -125,6 +137,12 @@ class PeerWatch:
                 f"others end, and --resume goes on"
             )
         return ""
+
+    def _silent(self, rank: int, seconds: float) -> str:
+        return (
+            f"{self._name(rank)} has shown no sign of life for {seconds:.0f} s: it is dead or "
+            f"frozen; so the others end, and --resume goes on"
+        )
 
     def _name(self, rank: int) -> str:
         return f"process {rank} of {self.processes} (on {self._hosts[rank]})"

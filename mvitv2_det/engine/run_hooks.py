@@ -161,6 +161,22 @@ class Evaluation(hooks.EvalHook):
         self.evaluated = self.trainer.storage.iter + 1
 
 
+class _AskedToSave:
+    """Stands in for a checkpointer, and notes what it is to save."""
+
+    def __init__(self) -> None:
+        self._asked: list[tuple[str, dict[str, Any]]] = []
+
+    def save(self, name: str, **more: Any) -> None:
+        """Notes it."""
+        self._asked.append((name, more))
+
+    def take(self) -> list[tuple[str, dict[str, Any]]]:
+        """Gives what was noted since."""
+        asked, self._asked = self._asked, []
+        return asked
+
+
 class BestCheckpointer(hooks.BestCheckpointer):
     """Detectron2's hook, which knows the best of before a run resumed, and when to stop.
 
@@ -174,7 +190,9 @@ class BestCheckpointer(hooks.BestCheckpointer):
     def __init__(
         self, evaluation: Evaluation, checkpointer: Any, val_metric: str, patience: int | None
     ) -> None:
-        super().__init__(evaluation._period, checkpointer, val_metric)
+        self._asked = _AskedToSave()
+        super().__init__(evaluation._period, self._asked, val_metric)
+        self.checkpointer = checkpointer
         self.evaluation = evaluation
         self.patience = patience
         self.without_better = 0
@@ -200,6 +218,9 @@ class BestCheckpointer(hooks.BestCheckpointer):
             before = self.best_iter
             super()._best_checking()
             self.without_better = 0 if self.best_iter != before else self.without_better + 1
+        # All processes save together: of a sharded model each has a part.
+        for name, more in comm.all_gather(self._asked.take())[0]:
+            self.checkpointer.save(name, **more)
 
     def after_step(self) -> None:
         """Looks at an evaluation.

@@ -4,6 +4,7 @@ A config for another task than detection may have, beside what all have:
 
 - ``task``: a module around the model, its argument ``network``: it gives losses in training and
   takes the test loader's batches otherwise;
+- ``train.fsdp``: whether the processes share the model, see :mod:`.sharding`;
 - ``train.load``: keywords of :func:`mvitv2_det.load_weights`;
 - ``train.best_metric``: model_best.pth is the checkpoint with the highest, such as ``bbox/AP``;
 - ``train.patience``: evaluations without a better one after which the run ends;
@@ -53,6 +54,7 @@ from ..fused import compile_blocks
 from ..graphs import replay_graphs
 from ..randomness import MODEL, derived_seed, draw_seed, seed_all
 from ..runtimes import TORCH, run_exported
+from ..stop_signals import unheard_by_children
 from ..weights import LoadReport, load_weights
 from ..weights.files import read_checkpoint
 from ..weights.sources import check_source
@@ -78,6 +80,7 @@ from .run_hooks import (
     SignsOfLife,
     forget_later_metrics,
 )
+from .sharding import shard, whole_parameters
 from .signals import Preempted, SignalWatch, watching_signals
 from .trainer import Trainer
 from .validate import AMP_DTYPES, check_settings, setting
@@ -159,7 +162,8 @@ def evaluate(
     loader = instantiate(cfg.dataloader.test)
     if between_batches:
         loader = _Calling(loader, between_batches)
-    results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
+    with whole_parameters(model):
+        results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
     if comm.is_main_process():
         print_csv_format(results)
     return results
@@ -234,11 +238,17 @@ def train(
             _prepare_folder(Path(folder), state, resume)
         seed_all(derived_seed(state.seed, MODEL))
         model = build_model(cfg)
+        sharded = setting(cfg, "train.fsdp") and comm.get_world_size() > 1
+        if sharded:
+            if not newest:
+                load_checkpoint(cfg, model)
+            model = shard(model)
         cfg.optimizer.params.model = model
         plain, average = model, _build_average(cfg, model)
         _compile(cfg, model)
         optimizer = _with_plain_settings(instantiate(cfg.optimizer))
-        model = create_ddp_model(model, **_ddp_options(cfg))
+        if not sharded:
+            model = create_ddp_model(model, **_ddp_options(cfg))
         loader = _build_loader(cfg)
         trainer = Trainer(
             _with_task(cfg, model),
@@ -264,7 +274,7 @@ def train(
         )
         if newest:
             checkpointer.resume(newest)
-        else:
+        elif not sharded:
             load_checkpoint(cfg, model)
             if average:
                 average.start(plain)
@@ -422,7 +432,9 @@ class _Calling:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self.loader:
+        with unheard_by_children():
+            batches = iter(self.loader)
+        for batch in batches:
             self.function()
             yield batch
 

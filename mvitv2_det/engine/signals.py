@@ -12,16 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from ..stop_signals import STOP_SIGNALS
+
 # EX_TEMPFAIL of BSD's sysexits.h: start the same command with --resume again.
 PREEMPTED = 75
 INTERRUPTED = 130  # what a shell gives for a process that Ctrl-C ended: 128 + SIGINT
-
-# Windows has not all of them.
-SIGNALS = [
-    getattr(signal, name)
-    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
-    if hasattr(signal, name)
-]
 
 
 class Preempted(Exception):
@@ -67,7 +62,7 @@ def watching_signals() -> Iterator[SignalWatch]:
     if threading.current_thread() is not threading.main_thread():
         yield watch
         return
-    before = {number: signal.signal(number, watch.handle) for number in SIGNALS}
+    before = {number: signal.signal(number, watch.handle) for number in STOP_SIGNALS}
     try:
         yield watch
     finally:

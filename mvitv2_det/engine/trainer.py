@@ -12,10 +12,12 @@ import torch.distributed as dist
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from ..data.loader import TrainLoader
 from ..errors import UserError
 from ..randomness import STEP, derived_seed, seed_all
+from .sharding import sharded_state
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +112,8 @@ class Trainer(SimpleTrainer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what :meth:`state_dict` gives, also of Detectron2's trainers."""
-        super().load_state_dict(state_dict)
+        optimizer = sharded_state(self.optimizer, state_dict["optimizer"])
+        super().load_state_dict({**state_dict, "optimizer": optimizer})
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.non_finite = state_dict.get("non_finite", 0)
@@ -143,6 +146,8 @@ class Trainer(SimpleTrainer):
     def _reducing_gradients(self, is_last: bool) -> AbstractContextManager[None]:
         """Lets processes exchange gradients once for each batch."""
         wrapped = getattr(self.model, "network", self.model)
+        if isinstance(wrapped, FSDPModule):
+            wrapped.set_requires_gradient_sync(is_last)
         if is_last or not isinstance(wrapped, nn.parallel.DistributedDataParallel):
             return nullcontext()
         return wrapped.no_sync()

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import UserError
+from ..evaluation import check_fast_evaluation
 from ..randomness import LARGEST_SEED
 from ..runtimes import TORCH, check_runtime
 from .loggers import LOGGERS, check_loggers
@@ -27,6 +28,7 @@ DEFAULTS: Mapping[str, Any] = {
     "train.reference_batch": None,
     "train.clip_norm": None,
     "train.accumulate": 1,
+    "train.fsdp": False,
     "train.compile": False,
     "train.dry_run": False,
     "train.loggers": (),
@@ -102,6 +104,7 @@ _EVALUATION = {
     ),
     "dataloader.test.batch_size": _integer(1),
     "dataloader.test.num_workers": _integer(0),
+    "dataloader.evaluator.use_fast_impl": _BOOLEAN,
     "model.num_classes": _integer(1),
     "model.roi_heads.num_classes": _integer(1),
 }
@@ -123,6 +126,7 @@ _TRAINING = {
     "train.best_metric": _Kind("a text or null", lambda value: isinstance(value, str), True),
     "train.patience": _integer(1, null=True),
     "train.accumulate": _integer(1),
+    "train.fsdp": _BOOLEAN,
     "train.model_ema.enabled": _BOOLEAN,
     "train.model_ema.decay": _SHARE,
     "train.model_ema.warmup": _BOOLEAN,
@@ -174,12 +178,28 @@ def check_settings(cfg: DictConfig, *, training: bool, complete: bool = True) ->
         if not kind.fits(value):
             raise UserError(f"{key} must be {kind.words}, got {value!r}")
     check_device(cfg)
+    if _select(cfg, "dataloader.evaluator.use_fast_impl"):
+        check_fast_evaluation()
+    if training and setting(cfg, "train.fsdp"):
+        _check_sharding(cfg)
     if training:
         check_loggers(setting(cfg, "train.loggers"))
     else:
         _check_runtime(cfg)
     if training and setting(cfg, "train.patience") and not setting(cfg, "train.best_metric"):
         raise UserError("train.patience needs train.best_metric, such as bbox/AP")
+
+
+def _check_sharding(cfg: DictConfig) -> None:
+    """Refuses what FSDP2 was not tried with here."""
+    if cfg.train.amp.enabled and setting(cfg, "train.amp.dtype") == "float16":
+        raise UserError(
+            "train.fsdp needs train.amp.dtype=bfloat16 or train.amp.enabled=false: the scaler of "
+            "float16 does not know the parts of the others"
+        )
+    for key in ("train.model_ema.enabled", "train.compile"):
+        if setting(cfg, key):
+            raise UserError(f"train.fsdp and {key} do not go together: take one")
 
 
 def _check_runtime(cfg: DictConfig) -> None:

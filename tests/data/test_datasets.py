@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from conftest import dataset_overrides, write_coco
 from detectron2.config import instantiate
@@ -73,3 +75,17 @@ def test_coco_that_is_not_there(cfg, monkeypatch, tmp_path):
     cfg.dataloader.test.dataset.names = "no_such_data"
     with pytest.raises(UserError, match="there is no data set 'no_such_data'"):
         prepare_datasets(cfg, training=False)
+
+
+def test_masks_are_not_scored_by_data_without_any(cfg, coco_folder):
+    """pycocotools would end the first evaluation, hours after the start."""
+    file = coco_folder / "val.json"
+    content = json.loads(file.read_text())
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    file.write_text(json.dumps(content))
+    apply_overrides(cfg, dataset_overrides(coco_folder))
+    with pytest.raises(UserError, match=r"val\.json has instances .*\+dataloader.evaluator.tasks"):
+        prepare_datasets(cfg, training=True)
+    apply_overrides(cfg, ["+dataloader.evaluator.tasks=[bbox]"])
+    prepare_datasets(cfg, training=True)

@@ -1,7 +1,10 @@
 """The training loader: every batch as it would have been, wherever it starts."""
 
 import itertools
+import os
 import random
+import signal
+import time
 from collections import Counter
 
 import numpy as np
@@ -12,6 +15,7 @@ from detectron2.utils import comm
 
 from mvitv2_det.data.loader import BatchOrder, build_train_loader
 from mvitv2_det.errors import Unreadable, UserError
+from mvitv2_det.stop_signals import STOP_SIGNALS
 
 RECORDS = [
     {"file_name": f"{n}.png", "number": n, "width": 64 if n % 3 else 32, "height": 48}
@@ -141,3 +145,41 @@ def test_wrong_batches(monkeypatch):
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     with pytest.raises(UserError, match="a multiple of the 2 processes, got 3"):
         BatchOrder(5, 3)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_workers_do_not_hear_the_signals_that_stop_a_run(number):
+    """SLURM and Ctrl-C send them to workers too, while the step in progress still needs them."""
+    options = dict(total_batch_size=4, aspect_ratio_grouping=False, num_workers=2)
+    loader = build_train_loader(RECORDS, mapper=mapper, **options)
+    loader.start_at(0, seed=3)
+    batches = iter(loader)
+    found = [next(batches)]
+    workers = loader._batches_in_use._workers
+    for worker in workers:
+        os.kill(worker.pid, number)
+    found += [next(batches) for _ in range(5)]
+    assert found == take(6)[0] and all(worker.is_alive() for worker in workers)
+    loader.close()
+    assert not any(worker.is_alive() for worker in workers)
+    assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_a_worker_that_is_stuck_is_ended(monkeypatch):
+    """It does not hear the SIGTERM of torch, and Python would wait for it for ever."""
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+    options = dict(total_batch_size=4, aspect_ratio_grouping=False, num_workers=1)
+    stuck_at = take(2)[0][1][0]["number"]
+
+    def read(record):
+        time.sleep(60 if record["number"] == stuck_at else 0)
+        return record
+
+    loader = build_train_loader(RECORDS, mapper=read, prefetch_factor=8, **options)
+    loader.start_at(0, seed=3)
+    next(iter(loader))
+    (worker,) = loader._batches_in_use._workers
+    begun = time.monotonic()
+    loader.close()
+    worker.join(20)
+    assert not worker.is_alive() and time.monotonic() - begun < 20

@@ -232,6 +232,13 @@ def test_one_run_in_a_folder_at_a_time(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.json"])
+def test_a_folder_in_place_of_a_file_is_named(name, tmp_path):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"{name} is a folder"), only_run_in(tmp_path):
+        pass
+
+
 def test_a_fresh_start_needs_a_fresh_folder(run):
     with pytest.raises(UserError, match="add --resume"):
         check_fresh(run)

@@ -1,17 +1,20 @@
 """Several processes: one run, which can be left and resumed, and does what one process does."""
 
+import json
 import os
 import signal
-import threading
 import time
 
 import pytest
 import torch
+from conftest import write_coco
+from detectron2.utils import comm
+from models import randomize
 from processes import detection_config, run
 from regression import Regression, make_trainer
 
 from mvitv2_det import UserError
-from mvitv2_det.engine import run_hooks, train
+from mvitv2_det.engine import build_model, evaluate, run_hooks, train
 from mvitv2_det.engine.launch import Place, find_place
 from mvitv2_det.engine.peers import PeerWatch
 from mvitv2_det.engine.signals import Preempted
@@ -35,17 +38,17 @@ def train_detector(folder, name, *, seed=3, resume=False, leave=False):
             before(self)
 
         run_hooks.LoggedWindow.before_step = send
-        with pytest.raises(Preempted):
-            train(cfg, resume=resume)
+        try:
+            with pytest.raises(Preempted):
+                train(cfg, resume=resume)
+        finally:
+            run_hooks.LoggedWindow.before_step = before
     else:
         train(cfg, resume=resume)
 
 
 def test_two_processes_are_left_and_resumed_bit_for_bit(coco_folder):
-    run(train_detector, coco_folder, coco_folder, "whole", name="meet1")
-    run(_leave, coco_folder, coco_folder, "left", name="meet2")
-    assert not (coco_folder / "left" / "model_final.pth").exists()
-    run(_resume, coco_folder, coco_folder, "left", name="meet3")
+    run(_leave_and_resume, coco_folder, coco_folder)
     whole, left = (
         torch.load(coco_folder / name / "model_final.pth", weights_only=True)
         for name in ("whole", "left")
@@ -59,12 +62,12 @@ def test_two_processes_are_left_and_resumed_bit_for_bit(coco_folder):
         assert torch.equal(state["exp_avg_sq"], optimizers[1][number]["exp_avg_sq"])
 
 
-def _leave(folder, name):
-    train_detector(folder, name, leave=True)
-
-
-def _resume(folder, name):
-    train_detector(folder, name, resume=True)
+def _leave_and_resume(folder):
+    """In one group of processes, as it takes long to start one."""
+    train_detector(folder, "whole")
+    train_detector(folder, "left", leave=True)
+    assert not (folder / "left" / "model_final.pth").exists()
+    train_detector(folder, "left", resume=True)
 
 
 def fit(out, **options):
@@ -95,27 +98,63 @@ def test_two_processes_and_parts_are_one_at_the_whole_batch(tmp_path):
             assert not torch.allclose(weight, moved[name], rtol=1e-2)
 
 
+def _evaluate(folder, out):
+    cfg = detection_config(folder, f"train.output_dir={out}")
+    torch.manual_seed(0)
+    model = randomize(build_model(cfg))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "box_predictor" in name:
+                parameter *= 0.1  # else one box scores all
+    results = evaluate(cfg, model.eval())
+    if comm.is_main_process():
+        torch.save(results, f"{out}/results")
+    else:
+        assert results == {}
+
+
+def test_two_processes_evaluate_what_one_does(tmp_path):
+    """Every digit of the results, of five images, which two processes cannot share evenly."""
+    write_coco(tmp_path, "train", 2)
+    truth = write_coco(tmp_path, "val", 5)
+    for name in ("first", "one", "two"):
+        (tmp_path / name).mkdir()
+    found = "inference/coco_instances_results.json"
+    _evaluate(tmp_path, tmp_path / "first")
+    # What some of the detections are is the truth now: otherwise all of the results were 0.
+    truth["annotations"] = [
+        {**result, "id": number, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
+        for number, result in enumerate(json.loads((tmp_path / "first" / found).read_text()))
+        if number % 3 == 0
+    ]
+    (tmp_path / "val.json").write_text(json.dumps(truth))
+    _evaluate(tmp_path, tmp_path / "one")
+    run(_evaluate, tmp_path, tmp_path, str(tmp_path / "two"), name="meet_two")
+    one, two = (torch.load(tmp_path / name / "results") for name in ("one", "two"))
+    assert repr(one) == repr(two) and 1 < one["bbox"]["AP"] < 99 and 1 < one["segm"]["AP"] < 99
+    one, two = (json.loads((tmp_path / name / found).read_text()) for name in ("one", "two"))
+    assert len(one) > 5 and sorted(one, key=str) == sorted(two, key=str)
+
+
 # Peers.
 
 
 def _die(out, how):
     from mvitv2_det.engine import peers
 
-    peers._DEAD_AFTER = 3.0
+    peers._DEAD_AFTER, peers._PERIOD = 2.0, 0.2
     lines = []
-    watch = PeerWatch("127.0.0.1", timeout=2.0 if how == "still" else 99.0, end=lines.append)
+    watch = PeerWatch("127.0.0.1", timeout=1.0 if how == "still" else 99.0, end=lines.append)
     rank = torch.distributed.get_rank()
-    torch.distributed.barrier()
-    if rank == 1 and how == "frozen":
-        threading.Timer(8, os.kill, (os.getpid(), signal.SIGCONT))
-        watch._stopped.set()  # no more signs of life
-    end = time.monotonic() + 12
-    while not lines and time.monotonic() < end and not (rank == 1 and how == "frozen"):
+    numbers = comm.all_gather(os.getpid())
+    if how == f"{rank} frozen":
+        os.kill(os.getpid(), signal.SIGSTOP)  # until the other has noticed
+    end = time.monotonic() + (3 if how == "well" else 20)
+    while not lines and time.monotonic() < end and how != f"{rank} frozen":
         if how == "well" or (how == "still" and rank == 0):
             watch.advance()
-        if how == "well" and time.monotonic() > end - 8:
-            break
         time.sleep(0.1)
+    os.kill(numbers[1 - rank], signal.SIGCONT)
     with open(f"{out}.{rank}", "w") as file:
         file.write("".join(lines))
     torch.distributed.barrier()
@@ -123,14 +162,19 @@ def _die(out, how):
 
 
 @pytest.mark.parametrize(
-    ("how", "words"),
-    [("frozen", "has shown no sign of life for"), ("still", "has stood still for"), ("well", "")],
+    ("how", "gone", "words"),
+    [
+        ("0 frozen", 0, "has shown no sign of life for"),
+        ("1 frozen", 1, "has shown no sign of life for"),
+        ("still", 1, "has stood still for"),
+        ("well", None, ""),
+    ],
 )
-def test_a_process_that_is_gone_is_named(how, words, tmp_path):
+def test_a_process_that_is_gone_is_named(how, gone, words, tmp_path):
     run(_die, tmp_path, str(tmp_path / "said"), how)
-    said = (tmp_path / "said.0").read_text()
+    said = (tmp_path / f"said.{1 - (gone or 0)}").read_text()
     assert words in said and bool(said) == bool(words)
-    assert not words or said.startswith("process 1 of 2 (on ")
+    assert not words or said.startswith(f"process {gone} of 2 (on ")
 
 
 # Where a process is.

@@ -208,3 +208,19 @@ def test_faults_from_outside_are_one_line(error):
     assert describe_fault(KeyError("x")) is None
     with pytest.raises(KeyError), naming_faults(trainer):
         raise KeyError("x")
+
+
+def test_a_process_that_is_lost_before_training_is_looked_for():
+    class Peers:
+        asked = 0
+
+        def find_gone(self):
+            self.asked += 1
+
+    peers = Peers()
+    with pytest.raises(UserError, match=r"^the connection to another"), naming_faults(peers=peers):
+        raise RuntimeError("gloo/pair.cc:545 Read error: Connection reset by peer")
+    assert peers.asked == 1
+    with pytest.raises(UserError, match="too little memory"), naming_faults(peers=peers):
+        raise MemoryError
+    assert peers.asked == 1
