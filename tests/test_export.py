@@ -232,7 +232,7 @@ def test_classifier_of_any_number_of_images(format, class_token, tmp_path):
 @pytest.mark.parametrize(
     ("format", "frames", "class_token", "dynamic"),
     [
-        ("onnx", 10, False, False),
+        pytest.param("onnx", 10, False, False, marks=pytest.mark.long),
         ("torch_export", 4, False, False),
         ("torchscript", 10, True, False),
     ],

@@ -39,6 +39,7 @@ from projects.backbone_benchmark.side import Process
 SMALL = Setting("T", (64, 96), 1, "fp32", "cpu")
 
 
+@pytest.mark.long
 def test_speed_of_equal_networks(tmp_path, capsys):
     arguments = ["--variants", "T", "--sizes", "64x96", "--rounds", "1", "--timm"]
     assert run.main([*arguments, "--device", "cpu", "--output", str(tmp_path)]) == 0

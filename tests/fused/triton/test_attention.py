@@ -266,6 +266,7 @@ attention_backward(torch.empty_like(q), q, k, v, *rel, out, lse, shape)
 """
 
 
+@pytest.mark.long
 def test_kernels_compile_for_an_h100_without_one():
     """Windows of stage 1: within shared memory, with tensor cores and next to no spills."""
     binaries = compiled_for_an_h100(COMPILE)

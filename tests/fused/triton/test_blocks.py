@@ -46,6 +46,7 @@ def test_equals_the_plain_block(kind):
 
 @needs_kernels
 @pytest.mark.skipif(HAS_GPU, reason="float64 is the interpreter's")
+@pytest.mark.long
 def test_gradcheck():
     from mvitv2_det.fused.head_pool import HeadPool
     from mvitv2_det.fused.shape import AttentionShape
@@ -78,7 +79,13 @@ def test_what_is_saved_for_backward():
 
 
 @needs_kernels
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.bfloat16,
+        *(pytest.param(d, marks=pytest.mark.long) for d in (torch.float16, torch.float32)),
+    ],
+)
 def test_the_self_check_passes(dtype):
     from mvitv2_det.fused.triton import self_check
 

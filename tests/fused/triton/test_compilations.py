@@ -61,6 +61,7 @@ SIZES = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_few_kernels_are_compiled_for_all_sizes():
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)

@@ -214,6 +214,7 @@ gelu_backward(hidden, hidden, "none")
 """
 
 
+@pytest.mark.long
 def test_compiles_for_an_h100():
     binaries = compiled_for_an_h100(COMPILE)
     assert len(binaries) == 3

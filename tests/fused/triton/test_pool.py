@@ -278,6 +278,7 @@ for size in ((200, 272), (101, 16)):
 """
 
 
+@pytest.mark.long
 def test_compiles_for_an_h100():
     """Nothing is spilled, maps are read and written 16 bytes at a time, for images of all sizes."""
     binaries = compiled_for_an_h100(COMPILE)
