@@ -125,7 +125,7 @@ def _changed_config(rng: random.Random, good: list[str], trace: Path) -> list[st
         "z: !!python/name:os.system ''",
         "z: {_target_: torch.hub.load}",
         f"z: '${{oc.create:{{_target_: os.system, command: \"touch {trace}\"}}}}'",
-        f"z: {{_target_: mvitv2_det.engine.runner.os.system, command: 'touch {trace}'}}",
+        f"z: {{_target_: mvitv2_det.engine.run_state.os.system, command: 'touch {trace}'}}",
         "z: &a [*a]",
         "\n".join(["a0: &a0 [x]", *(f"a{n}: &a{n} [{f'*a{n - 1},' * 9}]" for n in range(1, 12))]),
         "z: !!python/module:this",

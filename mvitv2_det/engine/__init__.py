@@ -1,7 +1,9 @@
 """Training and evaluating the model of a LazyConfig, with Detectron2's engine."""
 
+from .building import build_model
+from .evaluating import evaluate, evaluate_checkpoint
 from .layer_decay import LayerDecay
-from .runner import build_model, check_run, evaluate, evaluate_checkpoint, train
+from .runner import check_run, train
 from .schedule import epoch_length, scaled_rate, warmup_fraction
 
 __all__ = [

@@ -28,47 +28,44 @@ A config for another task than detection may have, beside what all have:
 """
 
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import instantiate
-from detectron2.data import build_detection_train_loader
 from detectron2.engine import create_ddp_model, default_writers, hooks
-from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import JSONWriter
-from detectron2.utils.registry import locate
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ..backbone.trunk import Trunk
-from ..data.loader import TrainLoader, build_train_loader
+from ..data.loader import TrainLoader
 from ..data.lvis import check_lvis_package
-from ..errors import UserError, naming_unwritable
-from ..fused import compile_blocks
-from ..graphs import replay_graphs
-from ..randomness import MODEL, derived_seed, draw_seed, seed_all
-from ..runtimes import TORCH, run_exported
-from ..stop_signals import unheard_by_children
-from ..weights import LoadReport, load_weights
-from ..weights.files import read_checkpoint
+from ..errors import UserError
+from ..randomness import MODEL, derived_seed, seed_all
 from ..weights.sources import check_source
 from .averages import AVERAGE, Averaging, WeightAverage
+from .building import (
+    build_average,
+    build_loader,
+    build_model,
+    compile_model,
+    ddp_options,
+    load_checkpoint,
+    precision_of,
+    with_plain_settings,
+    with_task,
+)
 from .checkpoint import (
     PeriodicCheckpointer,
     RunCheckpointer,
     check_fresh,
-    find_newest,
 )
+from .evaluating import evaluate
 from .faults import describe_fault, naming_faults
 from .loggers import open_loggers
 from .peers import PeerWatch
-from .provenance import note_start
 from .run_hooks import (
     BestCheckpointer,
     Evaluation,
@@ -78,12 +75,12 @@ from .run_hooks import (
     LoggedWindow,
     Preemption,
     SignsOfLife,
-    forget_later_metrics,
 )
-from .sharding import shard, whole_parameters
+from .run_state import RunState, newest_checkpoint, prepare_folder
+from .sharding import shard
 from .signals import Preempted, SignalWatch, watching_signals
 from .trainer import Trainer
-from .validate import AMP_DTYPES, check_settings, setting
+from .validate import check_settings, setting
 
 logger = logging.getLogger(__name__)
 
@@ -108,98 +105,6 @@ def check_run(cfg: DictConfig, *, training: bool, complete: bool = True) -> None
         check_source(checkpoint)
     if not checkpoint and not training:
         raise UserError("train.init_checkpoint is empty: evaluation needs trained weights")
-
-
-def build_model(cfg: DictConfig) -> nn.Module:
-    """Builds the config's model on its device.
-
-    Raises:
-        UserError: the model's numbers do not fit each other.
-    """
-    try:
-        model = instantiate(cfg.model)
-    # Whatever a constructor raises for numbers and names that it does not know.
-    except (AssertionError, ArithmeticError, AttributeError, ImportError, LookupError) as error:
-        raise UserError(f"the config's model cannot be built: {_reason(error)}") from error
-    except (OmegaConfBaseException, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"the config's model cannot be built: {_reason(error)}") from error
-    return model.to(cfg.train.device)
-
-
-def load_checkpoint(cfg: DictConfig, model: nn.Module) -> LoadReport | None:
-    """Loads ``train.init_checkpoint``, if there is one, into a model.
-
-    Returns:
-        the report on it.
-
-    Raises:
-        UserError: as :func:`mvitv2_det.load_weights` does, strictly where ``train.strict`` is set.
-    """
-    if not cfg.train.init_checkpoint:
-        return None
-    return load_weights(
-        model,
-        cfg.train.init_checkpoint,
-        strict=cfg.train.get("strict", False),
-        **cfg.train.get("load", {}),
-    )
-
-
-def evaluate(
-    cfg: DictConfig, model: nn.Module, between_batches: Callable[[], None] | None = None
-) -> Mapping[str, Mapping[str, float]]:
-    """Computes what the config's evaluator does of a model on the test split: COCO's results.
-
-    Args:
-        cfg: the config.
-        model: the model.
-        between_batches: is called before each.
-
-    Returns:
-        ``{"bbox": {"AP": …, "AP50": …, …}, "segm": {…}}`` in percent; empty on all processes but
-        the main one.
-    """
-    loader = instantiate(cfg.dataloader.test)
-    if between_batches:
-        loader = _Calling(loader, between_batches)
-    with whole_parameters(model):
-        results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
-    if comm.is_main_process():
-        print_csv_format(results)
-    return results
-
-
-def evaluate_checkpoint(
-    cfg: DictConfig, peers: PeerWatch | None = None
-) -> Mapping[str, Mapping[str, float]]:
-    """Evaluates the weights in ``train.init_checkpoint``; see :func:`evaluate`.
-
-    If the config has a ``multi_scale_test``, that is evaluated, with the model inside.
-
-    Raises:
-        UserError: the weights are not those of the whole model.
-    """
-    advance = peers.advance if peers else None
-    model = build_model(cfg)
-    if report := load_checkpoint(cfg, model):
-        report.check_complete()
-    _compile(cfg, model)
-    if cfg.train.get("cuda_graphs", False):
-        replay_graphs(getattr(model, "backbone", model))
-    runtime = setting(cfg, "train.runtime")
-    if runtime != TORCH:
-        exported = run_exported(
-            model,
-            cfg.model,
-            cfg.train.init_checkpoint,
-            runtime=runtime,
-            precision=setting(cfg, "train.runtime_precision"),
-        )
-        return evaluate(cfg, exported, advance)
-    if cfg.get("multi_scale_test"):
-        cfg.multi_scale_test.model = model
-        model = instantiate(cfg.multi_scale_test)
-    return evaluate(cfg, _with_task(cfg, create_ddp_model(model, **_ddp_options(cfg))), advance)
 
 
 def train(
@@ -230,12 +135,12 @@ def train(
     """
     folder = cfg.train.output_dir
     with watching_signals() as signals:
-        newest = _newest(folder) if resume else None
+        newest = newest_checkpoint(folder) if resume else None
         if not resume:
             check_fresh(folder)
         state = RunState(cfg, newest)
         if comm.is_main_process():
-            _prepare_folder(Path(folder), state, resume)
+            prepare_folder(Path(folder), state, resume)
         seed_all(derived_seed(state.seed, MODEL))
         model = build_model(cfg)
         sharded = setting(cfg, "train.fsdp") and comm.get_world_size() > 1
@@ -244,18 +149,18 @@ def train(
                 load_checkpoint(cfg, model)
             model = shard(model)
         cfg.optimizer.params.model = model
-        plain, average = model, _build_average(cfg, model)
-        _compile(cfg, model)
-        optimizer = _with_plain_settings(instantiate(cfg.optimizer))
+        plain, average = model, build_average(cfg, model)
+        compile_model(cfg, model)
+        optimizer = with_plain_settings(instantiate(cfg.optimizer))
         if not sharded:
-            model = create_ddp_model(model, **_ddp_options(cfg))
-        loader = _build_loader(cfg)
+            model = create_ddp_model(model, **ddp_options(cfg))
+        loader = build_loader(cfg)
         trainer = Trainer(
-            _with_task(cfg, model),
+            with_task(cfg, model),
             loader,
             optimizer,
             seed=state.seed,
-            precision=_precision(cfg),
+            precision=precision_of(cfg),
             accumulate=setting(cfg, "train.accumulate"),
             clip_norm=setting(cfg, "train.clip_norm"),
             max_non_finite=setting(cfg, "train.max_non_finite_steps"),
@@ -300,83 +205,6 @@ def train(
     return model
 
 
-class RunState:
-    """What a run is determined by, beside its config: the part ``run`` of its checkpoints.
-
-    Attributes:
-        seed: that of the config, of the checkpoint, or one that has been drawn.
-        start: the iteration to begin with.
-
-    Args:
-        cfg: the config.
-        checkpoint: that the run goes on from.
-
-    Raises:
-        UserError: the checkpoint cannot be read.
-    """
-
-    def __init__(self, cfg: DictConfig, checkpoint: Path | None) -> None:
-        content = read_checkpoint(checkpoint)[1] if checkpoint else {}
-        # The checkpoint holds the iteration that it was saved after.
-        self.start = content["trainer"]["iteration"] + 1 if checkpoint else 0
-        stored = content.get("run")
-        wanted = setting(cfg, "train.seed")
-        if isinstance(stored, dict) and isinstance(stored.get("seed"), int):
-            self.seed = stored["seed"]
-            if wanted not in (-1, self.seed):
-                logger.warning("The run goes on with its seed %d, not %d", self.seed, wanted)
-        else:
-            self.seed = wanted if wanted >= 0 else comm.all_gather(draw_seed())[0]
-        self._shape = {
-            "processes": comm.get_world_size(),
-            "batch": int(cfg.dataloader.train.total_batch_size),
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint stores."""
-        return {"seed": self.seed, **self._shape}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Says so if the run cannot be exactly what it would have been."""
-        for key, value in self._shape.items():
-            if state_dict[key] != value:
-                logger.warning(
-                    "The run had %s %d and now has %d: it goes on, but not as it would have",
-                    key,
-                    state_dict[key],
-                    value,
-                )
-
-
-def _prepare_folder(folder: Path, state: RunState, resume: bool) -> None:
-    """Notes what the run is made with; its log goes on where the run does.
-
-    Raises:
-        UserError: the folder cannot be written to.
-    """
-    with naming_unwritable(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if resume:
-            forget_later_metrics(folder / "metrics.json", state.start)
-        note_start(folder, seed=state.seed, start=state.start, processes=comm.get_world_size())
-
-
-def _newest(folder: str) -> Path | None:
-    """What the first process finds, in all processes.
-
-    Raises:
-        UserError: no checkpoint can be read, or a process does not see it.
-    """
-    found = find_newest(folder) if comm.is_main_process() else None
-    newest = comm.all_gather(str(found or ""))[0]
-    if newest and not os.path.isfile(newest):
-        raise UserError(
-            f"process {comm.get_rank()} does not see {newest}: all machines must share "
-            f"train.output_dir"
-        )
-    return Path(newest) if newest else None
-
-
 def _run(
     trainer: Trainer,
     iterations: tuple[int, int],
@@ -398,117 +226,6 @@ def _run(
             preemption.save_and_stop()
 
 
-def _build_loader(cfg: DictConfig) -> Any:
-    """Builds the training loader; of Detectron2's arguments, one that can start anywhere."""
-    config = cfg.dataloader.train
-    target = config.get("_target_")
-    if isinstance(target, str):
-        target = locate(target)
-    try:
-        if target is build_detection_train_loader:
-            # Of a data set that is no list of records, the sizes of images are not known before.
-            records = instantiate(config.dataset)
-            is_list = isinstance(records, list)
-            config = {
-                **config,
-                "_target_": build_train_loader if is_list else target,
-                "dataset": records,
-            }
-        loader = instantiate(config)
-    except (AssertionError, TypeError) as error:
-        raise UserError(f"dataloader.train cannot be built: {_reason(error)}") from error
-    if isinstance(loader, TrainLoader):
-        loader.max_unreadable = setting(cfg, "train.max_unreadable")
-    return loader
-
-
-class _Calling:
-    """A loader that calls a function before each batch."""
-
-    def __init__(self, loader: Any, function: Callable[[], None]) -> None:
-        self.loader, self.function = loader, function
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Any]:
-        with unheard_by_children():
-            batches = iter(self.loader)
-        for batch in batches:
-            self.function()
-            yield batch
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _with_task(cfg: DictConfig, model: nn.Module) -> nn.Module:
-    """Puts the config's task around a model; checkpoints are of the model alone."""
-    if not cfg.get("task"):
-        return model
-    cfg.task.network = model
-    return instantiate(cfg.task)
-
-
-def _compile(cfg: DictConfig, model: nn.Module) -> None:
-    """Compiles the blocks, where the config asks for it; names of weights stay as they are."""
-    if not setting(cfg, "train.compile"):
-        return
-    for trunk in model.modules():
-        if isinstance(trunk, Trunk) and (trunk.axes != 2 or trunk.cls_token is not None):
-            raise UserError(
-                "train.compile is for networks of images without a class token: set it to false"
-            )
-    try:
-        compile_blocks(model)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"train.compile: {error}; set it to false") from error
-
-
-def _build_average(cfg: DictConfig, model: nn.Module) -> WeightAverage | None:
-    if not setting(cfg, "train.model_ema.enabled"):
-        return None
-    return WeightAverage(
-        model,
-        decay=setting(cfg, "train.model_ema.decay"),
-        warmup=setting(cfg, "train.model_ema.warmup"),
-    )
-
-
-def _with_plain_settings(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Replaces the config's lists in an optimizer's settings, such as AdamW's betas, by tuples.
-
-    torch 2.8 saves them as they are, in a checkpoint that it then refuses: fvcore resumes with
-    ``weights_only``, which knows none of OmegaConf's classes.
-    """
-    for settings in (optimizer.defaults, *optimizer.param_groups):
-        for name, value in settings.items():
-            if isinstance(value, ListConfig):
-                settings[name] = tuple(value)
-    return optimizer
-
-
-def _precision(cfg: DictConfig) -> torch.dtype | None:
-    """Reads the precision; None is float32, as always on a CPU."""
-    if not cfg.train.amp.enabled:
-        return None
-    if torch.device(cfg.train.device).type == "cpu":
-        logger.info("Training in float32: mixed precision is for GPUs.")
-        return None
-    return AMP_DTYPES[setting(cfg, "train.amp.dtype")]
-
-
-def _ddp_options(cfg: DictConfig) -> dict[str, Any]:
-    options = dict(cfg.train.ddp)
-    if str(cfg.train.device) == "cpu":
-        # Detectron2 names a GPU per process, and Gloo has no half-precision sum.
-        options.update(device_ids=None, fp16_compression=False)
-    return options
-
-
 def _evaluation(
     cfg: DictConfig,
     model: nn.Module,
@@ -527,7 +244,7 @@ def _evaluation(
         averaged: dict[str, Any] = {}
         if average:
             logger.info("Evaluating the averaged weights, then the others")
-            averaged_model = _with_task(cfg, average.model)
+            averaged_model = with_task(cfg, average.model)
             averaged = {AVERAGE: evaluate(cfg, averaged_model, between_batches)}
         # Last, as what is drawn of the last predictions belongs to the weights in "model".
         return {**evaluate(cfg, model, between_batches), **averaged}

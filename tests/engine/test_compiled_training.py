@@ -13,7 +13,7 @@ from torch import distributed as dist
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from mvitv2_det import Recognizer, UserError, compile_blocks
-from mvitv2_det.engine import evaluate_checkpoint, runner, train
+from mvitv2_det.engine import building, evaluate_checkpoint, evaluating, runner, train
 from mvitv2_det.fused.compiling import OLDEST_TORCH
 
 CHECKPOINTED = "model.backbone.bottom_up.use_act_checkpoint=true"
@@ -27,7 +27,7 @@ def fit(folder, name, *overrides):
     """Trains three iterations; counts what was compiled."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
-    runner.compile_blocks = partial(compile_blocks, backend=counter)
+    building.compile_blocks = partial(compile_blocks, backend=counter)
     cfg = detection_config(
         folder,
         f"train.output_dir={folder}/{name}",
@@ -39,7 +39,7 @@ def fit(folder, name, *overrides):
     try:
         train(cfg)
     finally:
-        runner.compile_blocks = compile_blocks
+        building.compile_blocks = compile_blocks
     assert ("train.compile=true" in overrides) == (counter.frame_count > 0)
 
 
@@ -71,8 +71,9 @@ def test_the_config_asks_for_it(start, asked, coco_folder, monkeypatch):
         raise Reached("compiled" if model else "not compiled")
 
     model = []
-    monkeypatch.setattr(runner, "compile_blocks", lambda part: (model.append(part), stop()))
-    monkeypatch.setattr(runner, "create_ddp_model", stop)
+    monkeypatch.setattr(building, "compile_blocks", lambda part: (model.append(part), stop()))
+    for module in (runner, evaluating):
+        monkeypatch.setattr(module, "create_ddp_model", stop)
     cfg = detection_config(
         coco_folder, f"train.output_dir={coco_folder}/out", f"train.compile={asked}"
     )
@@ -112,7 +113,7 @@ def test_compiled_training_on_two_processes(coco_folder):
 def test_what_has_no_blocks_of_images(coco_folder):
     cfg = detection_config(coco_folder, "train.compile=true")
     with pytest.raises(UserError, match=r"train\.compile: Linear has no blocks"):
-        runner._compile(cfg, torch.nn.Linear(2, 2))
+        building.compile_model(cfg, torch.nn.Linear(2, 2))
 
     with torch.device("meta"), pytest.raises(UserError, match="without a class token"):
-        runner._compile(cfg, Recognizer.image("T", 10, class_token=True))
+        building.compile_model(cfg, Recognizer.image("T", 10, class_token=True))

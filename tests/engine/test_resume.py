@@ -11,7 +11,7 @@ from detectron2.engine import HookBase
 
 from mvitv2_det import get_config
 from mvitv2_det.commands import main
-from mvitv2_det.engine import run_hooks, runner
+from mvitv2_det.engine import evaluating, run_hooks
 from mvitv2_det.engine.signals import watching_signals
 
 NAME = "mask_rcnn_mvitv2_t_3x"
@@ -102,9 +102,9 @@ def test_a_signal_in_an_evaluation_ends_it(coco_folder, capfd, monkeypatch):
     """The run is left in the evaluation after iteration 2, and makes up for it."""
     arguments = ["train.eval_period=3", "train.max_iter=4"]
     with monkeypatch.context() as patch:
-        evaluate = runner.inference_on_dataset
+        evaluate = evaluating.inference_on_dataset
         patch.setattr(
-            runner,
+            evaluating,
             "inference_on_dataset",
             lambda *args: (os.kill(os.getpid(), signal.SIGTERM), evaluate(*args))[1],
         )
