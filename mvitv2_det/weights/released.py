@@ -18,6 +18,7 @@ from urllib.parse import urlparse
 from iopath.common.file_io import get_cache_dir
 
 from ..errors import UserError
+from .download import download
 
 _BYTES = 1 << 20  # read at a time
 _DETECTRON2 = ("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/")
@@ -90,8 +91,7 @@ def find_released(source: str) -> Released | None:
 def fetch(source: str, get_local_path: Callable[[str], str]) -> str:
     """Downloads a name or an address once, into iopath's cache; a download is checked.
 
-    iopath downloads beside the place of the file and then moves it there: what was interrupted
-    starts anew, and never is a file cut off.
+    What was interrupted goes on, and never is a file cut off; see :mod:`.download`.
 
     Args:
         source: a name of :func:`released_weights`, or what ``get_local_path`` takes.
@@ -106,6 +106,8 @@ def fetch(source: str, get_local_path: Callable[[str], str]) -> str:
     weights = find_released(source)
     address = weights.url if weights else source
     try:
+        if found := _in_cache(address):
+            download(*found)  # where iopath then finds it
         path = get_local_path(address)
     except UserError:
         raise
@@ -121,9 +123,14 @@ def fetch(source: str, get_local_path: Callable[[str], str]) -> str:
 
 def _by_hand(address: str) -> str:
     """How to do without a network, of an address that iopath would download."""
+    found = _in_cache(address)
+    return "; without a network, put {} at {}".format(*found) if found else ""
+
+
+def _in_cache(address: str) -> tuple[str, Path] | None:
+    """URL and place in iopath's cache of an address by HTTP; None of others."""
     url = address.replace(*_DETECTRON2, 1) if address.startswith(_DETECTRON2[0]) else address
     parsed = urlparse(url)
     if parsed.scheme not in ("http", "https") or not parsed.path:
-        return ""
-    place = Path(get_cache_dir(), parsed.path.lstrip("/"))
-    return f"; without a network, put {url} at {place}"
+        return None
+    return url, Path(get_cache_dir(), parsed.path.lstrip("/"))

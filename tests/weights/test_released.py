@@ -2,7 +2,9 @@
 
 import csv
 import hashlib
+import os
 import re
+import shutil
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,9 +33,24 @@ class Server(SimpleHTTPRequestHandler):
 
     cut_after: int | None = None
     asked: list[str] = []  # noqa: RUF012
+    ranges: list[str | None] = []  # noqa: RUF012
 
     def log_message(self, *_):
         self.asked.append(self.path)
+
+    def do_GET(self):
+        """As the standard library's, which knows no ranges, but for those of the same version."""
+        wanted = self.headers.get("Range")
+        Server.ranges.append(wanted)
+        file = Path(self.translate_path(self.path))
+        if not wanted or self.headers["If-Range"] != self.date_time_string(file.stat().st_mtime):
+            return super().do_GET()
+        content = file.read_bytes()[int(re.match(r"bytes=(\d+)-$", wanted)[1]) :]
+        self.send_response(206 if content else 416)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+        return None
 
     def copyfile(self, source, output):
         if Server.cut_after is None:
@@ -50,7 +67,7 @@ def serve(tmp_path, monkeypatch):
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "served"
     folder.mkdir()
-    Server.cut_after, Server.asked = None, []
+    Server.cut_after, Server.asked, Server.ranges = None, [], []
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, directory=str(folder)))
     Thread(target=server.serve_forever, daemon=True).start()
 
@@ -98,15 +115,36 @@ def test_another_file_than_was_published_is_refused(serve, tmp_path):
     assert len(Server.asked) == 2
 
 
-def test_an_interrupted_download_starts_anew(serve, tmp_path):
+@pytest.mark.parametrize("left", [1000, None])
+def test_an_interrupted_download_goes_on(serve, tmp_path, left):
+    """None: all has been received, but the file has not been moved."""
     theirs, ours = other_model(1), other_model(2)
     serve(theirs)
+    size = (tmp_path / "served" / "model.pyth").stat().st_size
     Server.cut_after = 1000
-    with pytest.raises(UserError, match="cannot be fetched"):
+    with pytest.raises(UserError, match=f"ended after 1000 of {size} bytes; try again to go on"):
         load_weights(ours, NAME)
-    assert not (tmp_path / "cache" / "model.pyth").exists()
+    cache = tmp_path / "cache"
+    assert not (cache / "model.pyth").exists()
+    if left is None:
+        shutil.copy(tmp_path / "served" / "model.pyth", cache / "model.pyth.part")
     load_weights(ours, NAME, strict=True)
     assert torch.equal(ours.blocks[0].norm1.weight, theirs.blocks[0].norm1.weight)
+    assert Server.ranges == [None, f"bytes={left or size}-", *([] if left else [None])]
+    assert not list(cache.glob("*.part*"))
+
+
+def test_another_version_of_the_file_starts_anew(serve, tmp_path):
+    serve(other_model(1))
+    Server.cut_after = 1000
+    with pytest.raises(UserError, match="cannot be fetched"):
+        load_weights(other_model(2), NAME)
+    theirs, ours = other_model(3), other_model(2)
+    serve(theirs)
+    os.utime(tmp_path / "served" / "model.pyth", (0, 1e9))
+    load_weights(ours, NAME, strict=True)
+    assert torch.equal(ours.blocks[0].norm1.weight, theirs.blocks[0].norm1.weight)
+    assert Server.ranges == [None, "bytes=1000-"]
 
 
 def test_without_a_network_it_says_what_to_do(serve, tmp_path):
@@ -124,9 +162,10 @@ def test_detectron2s_addresses_say_what_to_do_as_well(monkeypatch, tmp_path):
     monkeypatch.setenv("IOPATH_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
 
-    def fail(address):
+    def fail(*_):
         raise OSError("no route to host")
 
+    monkeypatch.setattr(released, "download", fail)
     address = "https://dl.fbaipublicfiles.com/detectron2/x/m.pkl"
     message = f"no route to host; without a network, put {address} at .*/detectron2/x/m.pkl"
     with pytest.raises(UserError, match=message):

@@ -16,6 +16,7 @@ from weight_files import mvit_file, mvit_state, timm_network, without_windows
 import train_net
 from mvitv2_det import MViT, UserError, get_config, load_weights
 from mvitv2_det.config import config_files
+from mvitv2_det.weights import released
 
 NAME = "mask_rcnn_mvitv2_t_3x"
 
@@ -98,6 +99,7 @@ def test_url(server):
 
 
 def test_detectron2_address(server, monkeypatch):
+    monkeypatch.setattr(released, "_DETECTRON2", ("detectron2://", f"{server}/"))
     monkeypatch.setattr(Detectron2Handler, "S3_DETECTRON2_PREFIX", f"{server}/")
     assert load_weights(MViT(**TINY), "detectron2://model.pyth", strict=True).loaded
 
