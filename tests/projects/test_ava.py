@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import LazyCall as L
-from detectron2.config import instantiate
+from detectron2.config import LazyConfig, instantiate
 from PIL import Image
 from recognition.networks import NARROW
 from scripts import ROOT, load_script
@@ -41,6 +41,7 @@ NAMES = sorted(file.stem for file in CONFIGS.glob("*.py"))
 ACTIONS = ("left", "right", "zero", "one")
 SIDE, DIGIT, FRAMES, FPS = 64, 24, 8, 4
 predict = load_script("projects/ava/predict.py")
+train_main = load_script("projects/ava/train.py").main
 
 pytestmark = pytest.mark.usefixtures("fresh_loggers")
 
@@ -165,6 +166,34 @@ def test_both_views_evaluate_a_checkpoint(digits_folder, trained, tmp_path):
         cfg.train.init_checkpoint = str(trained / "model_final.pth")
         prepare_datasets(cfg, training=False)
         assert evaluate_checkpoint(cfg)["actions"]["mAP"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_saved_config_makes_the_same_network(digits_folder, tmp_path):
+    cfg = small_config(digits_folder, tmp_path)
+    prepare_datasets(cfg, training=False)
+    LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
+    saved = load_config(str(tmp_path / "config.yaml"))
+    assert type(instantiate(saved.model)) is ActionRecognizer
+
+
+@pytest.mark.long
+def test_two_processes_evaluate_each_key_frame_once(digits_folder, trained, tmp_path):
+    cfg = small_config(digits_folder, tmp_path / "two")
+    cfg.train.init_checkpoint = str(trained / "model_final.pth")
+    prepare_datasets(cfg, training=False)
+    LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
+    options = ["--config-file", str(tmp_path / "config.yaml"), "--eval-only"]
+    url = f"file://{tmp_path}/rendezvous"
+    assert train_main([*options, "--num-gpus", "2", "--dist-url", url]) == 0
+
+    def rows(output):
+        text = (output / "inference" / "detections.csv").read_text()
+        return sorted(csv.reader(text.splitlines()))
+
+    two, one = rows(tmp_path / "two"), rows(trained)
+    assert [row[:7] for row in two] == [row[:7] for row in one]
+    # float32 sums depend on the batch.
+    np.testing.assert_allclose([float(r[7]) for r in two], [float(r[7]) for r in one], atol=2e-4)
 
 
 @pytest.mark.parametrize("second", [901, 902, 905])

@@ -10,7 +10,6 @@ from detectron2.config import LazyCall as L
 from omegaconf import OmegaConf
 from torch.optim import SGD
 
-from mvitv2_det.recognition.actions import ActionRecognizer
 from mvitv2_det.recognition.description import ClipInput
 from projects.ava.data import test_loader, train_loader
 from projects.ava.evaluation import ActionEvaluator
@@ -65,7 +64,8 @@ input = L(ClipInput)(
     crops=1,
 )
 
-model = L(ActionRecognizer.video)(
+# By its name: a saved config would name the method after Recognizer, which defines it.
+model = L("mvitv2_det.recognition.actions.ActionRecognizer.video")(
     variant="S",
     frames="${input.frames}",
     # AVA has 80 actions, of which the list above names 60. Null: up to the last that is named.
