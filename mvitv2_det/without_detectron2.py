@@ -29,10 +29,13 @@ _NEED_DETECTRON2 = (
     "predict.tiles",
     "report.ending",
     "report.run_folder",
+    "runtimes.exported",
+    "runtimes.files",
     "visualize.gallery",
     "visualize.instances",
     "visualize.look_inside",
     "visualize.results",
+    "visualize.samples",
     "yaml_config",
 )
 

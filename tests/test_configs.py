@@ -93,7 +93,14 @@ def test_vitdets_recipe(name):
         assert predictor.get("use_fed_loss", False) is is_lvis
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Ablations and networks of size L are made of the same parts as the others.
+OFTEN = [
+    pytest.param(name, marks=[pytest.mark.long] if name in ABLATIONS or "_l_" in name else [])
+    for name in NAMES
+]
+
+
+@pytest.mark.parametrize("name", OFTEN)
 def test_saves_to_yaml_and_loads_back(name, tmp_path):
     cfg = get_config(name)
     file = tmp_path / "config.yaml"
@@ -170,6 +177,7 @@ def test_our_backbone_in_detectron2s_place():
     assert list(ours.state_dict()) == list(reference.state_dict())
 
 
+@pytest.mark.long
 def test_nothing_imports_the_model_zoo():
     """``detectron2.model_zoo`` needs ``pkg_resources``, which newer setuptools dropped."""
     script = (

@@ -233,7 +233,7 @@ def test_classifier_of_any_number_of_images(format, class_token, tmp_path):
     ("format", "frames", "class_token", "dynamic"),
     [
         pytest.param("onnx", 10, False, False, marks=pytest.mark.long),
-        ("torch_export", 4, False, False),
+        pytest.param("torch_export", 4, False, False, marks=pytest.mark.long),
         ("torchscript", 10, True, False),
     ],
 )

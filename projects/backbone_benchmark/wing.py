@@ -34,7 +34,7 @@ def _norm_mlp(x: Tensor, norm: nn.Module, mlp: nn.Module, skip, path_scale, kern
     return (x if skip is None else skip) + (path if path_scale is None else path_scale * path)
 
 
-def _general_path(x, norm, qkv, pools, embeddings, shape, proj, skip) -> Tensor:
+def _general_path(x, norm, qkv, pools, embeddings, shape, proj, skip, fill) -> Tensor:
     """Inference as training's forward pass computes it."""
     folds = attention.folding_saves_work(pools[1:])
     channels = qkv.out_features // 3

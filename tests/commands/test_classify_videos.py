@@ -185,6 +185,7 @@ assert not any(name.startswith("detectron2.") for name in sys.modules)
 """
 
 
+@pytest.mark.long
 def test_all_of_it_without_detectron2(videos, weights, tmp_path):
     answer = subprocess.run(
         [

@@ -97,6 +97,7 @@ def test_compiled_training_is_the_same_and_goes_on_without(coco_folder):
     assert any(not torch.equal(after[name], compiled[name]) for name in after)
 
 
+@pytest.mark.long
 def test_activations_are_recomputed_on_two_processes(coco_folder):
     """The same operations on the same numbers: bit for bit."""
     run(_fit_twice_on_two, coco_folder, coco_folder, "recomputed", CHECKPOINTED)

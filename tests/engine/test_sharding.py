@@ -99,6 +99,7 @@ def folder(tmp_path):
 WEIGHTS, LOSSES = dict(rtol=1e-3, atol=1e-4), 1e-4
 
 
+@pytest.mark.long
 def test_two_processes_with_parts_of_the_model_do_what_two_with_all_do(folder):
     run(_train_both, folder, folder, "train.max_iter=2", "train.eval_period=0")
     ddp, fsdp = _content(folder, "ddp"), _content(folder, "fsdp")

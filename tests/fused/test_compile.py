@@ -65,6 +65,7 @@ def test_inference_over_sizes(pair):
 
 @torch._dynamo.config.patch(recompile_limit=1)
 @needs_torch
+@pytest.mark.long
 def test_fused_attention_over_sizes(pair, monkeypatch):
     """What GPUs compile, by Dynamo alone: generated code of it does not run on the CPU."""
     monkeypatch.setattr(choice, "_why_not_sdpa", lambda *_: None)
@@ -80,6 +81,7 @@ def test_fused_attention_over_sizes(pair, monkeypatch):
 
 
 @needs_torch
+@pytest.mark.long
 def test_training_over_sizes(pair):
     model, compiled, counter = pair
     for size in SIZES:
@@ -94,6 +96,7 @@ def test_training_over_sizes(pair):
 
 
 @needs_torch
+@pytest.mark.long
 def test_mixed_precision_and_checkpoints(pair):
     """bf16 against the same operations without compilation, which round alike."""
     model, compiled, counter = pair

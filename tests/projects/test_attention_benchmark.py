@@ -132,7 +132,9 @@ def test_classifier_of_a_detection_backbone():
 # Measuring.
 
 
-@pytest.mark.parametrize("task", ["detection", "classification"])
+@pytest.mark.parametrize(
+    "task", [pytest.param("detection", marks=pytest.mark.long), "classification"]
+)
 def test_rows_are_measured_and_one_without_memory_does_not_stop_the_rest(monkeypatch, task):
     class Scarce(Workload):
         def __init__(self, model, task, settings):
@@ -147,7 +149,6 @@ def test_rows_are_measured_and_one_without_memory_does_not_stop_the_rest(monkeyp
         model = tiny_detector() if task == "detection" else tiny_classifier()
         return OmegaConf.merge(model, {"is_scarce": True}) if row.name == "b" else model
 
-    monkeypatch.setattr(measurement, "model_of", lambda row, task: model_of(row, task))
     monkeypatch.setattr(measurement, "count", lambda table, row: Cost("total", 1, 0, 1))
     monkeypatch.setattr(measurement, "Workload", Scarce)
     monkeypatch.setattr(
@@ -156,7 +157,7 @@ def test_rows_are_measured_and_one_without_memory_does_not_stop_the_rest(monkeyp
     lines = []
     rows = (row("a", True), row("b"), row("c"))
     settings = Settings("cpu", 2, (64, 64), "fp32")
-    results = measure(Table("4b", task, rows), settings, rounds=2, report=lines.append)
+    results = measure(Table("4b", task, rows), settings, 2, report=lines.append, model_of=model_of)
     a, b, c = results
     for result in (a, c):
         assert len(result.train.seconds) == len(result.test.seconds) == 2

@@ -209,6 +209,7 @@ def test_sums_over_blocks():
     assert everything["sdpa ms"] == "13.0000"
 
 
+@pytest.mark.long
 def test_profile_names_the_longest_operations():
     found = profiling.measure(Setting("T", (32, 32), 1, "fp32", "cpu"), 1, lambda line: None)
     passes = dict.fromkeys((row["network"], row["step"]) for row in found)
@@ -274,6 +275,7 @@ def test_several_batches_and_precisions(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_compilation_over_sizes(tmp_path, monkeypatch):
     """Of a narrow network and without code generation: as many graphs after the last size as after
     the first, and times of all three networks."""
@@ -311,6 +313,7 @@ def test_scaling_measures_both_networks():
     assert all(point.peak > 0 and point.seconds.spread.median > 0 for point in points)
 
 
+@pytest.mark.long
 def test_losses_stay_together():
     """Before rounding is amplified, both backbones train alike, and training changes the loss."""
     losses = loss_curves.measure(4, report=lambda line: None)

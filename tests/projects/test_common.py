@@ -83,10 +83,9 @@ def test_wrong_numbers(numbers):
 
 
 def test_time_is_that_of_one_iteration_without_warmup():
-    clock = iter([0.0, 6.0, 100.0, 104.0])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("time.perf_counter", lambda: next(clock))
-        times = interleave({"a": resident(lambda: None)}, rounds=2, iterations=2)
+    moments = iter([0.0, 6.0, 100.0, 104.0])
+    task = resident(lambda: None)
+    times = interleave({"a": task}, rounds=2, iterations=2, clock=lambda: next(moments))
     assert times["a"].seconds == (3.0, 2.0)
 
 

@@ -35,8 +35,8 @@ def test_in_float32(name, variant, class_token):
     [
         ("mvitv2_tiny", "T", False),
         ("mvitv2_small_cls", "S", True),
-        ("mvitv2_large", "L", False),
-        ("mvitv2_large_cls", "L", True),
+        pytest.param("mvitv2_large", "L", False, marks=pytest.mark.long),
+        pytest.param("mvitv2_large_cls", "L", True, marks=pytest.mark.long),
     ],
 )
 def test_in_float64(name, variant, class_token):

@@ -15,6 +15,7 @@ NETWORKS = {"MViTv2-S": (mvit_v2_s, {}), "MViTv1-B": (mvit_v1_b, MVITV1)}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.long
 def test_logits_at_full_size(name):
     """16 frames of 224², 400 classes, float32, to 1e-4."""
     build, options = NETWORKS[name]

@@ -97,6 +97,8 @@ LONG = {
     "Table 3: H of 512²",
     "Table 11: L 32×3 of 312², operations",
     "Table 11: L 40×3 of 352², operations",
+    "Tables 10, 14: L 40×3 of 312², operations",
+    "Table 14: L 40×3",
 }
 
 

@@ -188,9 +188,8 @@ def test_a_missing_package_names_its_extra(monkeypatch):
     check_runtime("torch", "fp32", "cuda")
 
 
-@pytest.mark.parametrize(
-    "runtime", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.long
 def test_evaluation_gives_the_same_results(runtime, detector, coco_folder, tmp_path, capsys):
     needs(runtime)
     overrides = [
