@@ -112,8 +112,8 @@ def classify_videos(
 class VideoFolder:
     """A context manager that classifies videos and writes the output folder.
 
-    ``results.json`` and the sheets are those of :class:`~mvitv2_det.recognition.files
-    .ClassifiedFolder`, with a record for each video, or each window of one; the sheets show whole
+    ``results.json`` and the sheets are those of
+    :class:`~mvitv2_det.recognition.files.ClassifiedFolder`, with a record for each video, or each window of one; the sheets show whole
     videos. Of windows ``timeline.csv`` has a line for each class of each: ``file_name``, ``start``,
     ``end``, ``place`` from 1 on, ``class``, ``category_id``, ``probability``; and
     ``timelines/NAME.png`` is the picture of a video's. ``overlays/NAME.mp4`` is a video with the
