@@ -113,12 +113,12 @@ class VideoFolder:
     """A context manager that classifies videos and writes the output folder.
 
     ``results.json`` and the sheets are those of
-    :class:`~mvitv2_det.recognition.files.ClassifiedFolder`, with a record for each video, or each window of one; the sheets show whole
-    videos. Of windows ``timeline.csv`` has a line for each class of each: ``file_name``, ``start``,
-    ``end``, ``place`` from 1 on, ``class``, ``category_id``, ``probability``; and
-    ``timelines/NAME.png`` is the picture of a video's. ``overlays/NAME.mp4`` is a video with the
-    classes drawn: of a file those of the window whose middle is nearest, of a stream the latest
-    that were known.
+    :class:`~mvitv2_det.recognition.files.ClassifiedFolder`, with a record for each video, or each
+    window of one; the sheets show whole videos. Of windows ``timeline.csv`` has a line for each
+    class of each: ``file_name``, ``start``, ``end``, ``place`` from 1 on, ``class``,
+    ``category_id``, ``probability``; and ``timelines/NAME.png`` is the picture of a video's.
+    ``overlays/NAME.mp4`` is a video with the classes drawn: of a file those of the window whose
+    middle is nearest, of a stream the latest that were known.
 
     Attributes:
         noun: what a record is of.
