@@ -24,7 +24,7 @@ _WINDOW = 20  # values of whose medians Detectron2's writers log
 _RUNS = "loggers.json"  # in the run's folder: the service's name of the run, by logger
 
 
-class _ServiceWriter(EventWriter):
+class ServiceWriter(EventWriter):
     """Logs what is new since the last time.
 
     Args:
@@ -56,7 +56,7 @@ class _ServiceWriter(EventWriter):
         raise NotImplementedError
 
 
-class WandbWriter(_ServiceWriter):
+class WandbWriter(ServiceWriter):
     """Weights & Biases. ``WANDB_PROJECT``, ``WANDB_MODE=offline`` and the like are its own."""
 
     def _open(self, folder: Path, run: str | None, settings: dict[str, Any]) -> str:
@@ -75,7 +75,7 @@ class WandbWriter(_ServiceWriter):
         self._run.finish()
 
 
-class MLflowWriter(_ServiceWriter):
+class MLflowWriter(ServiceWriter):
     """MLflow. ``MLFLOW_TRACKING_URI`` and ``MLFLOW_EXPERIMENT_NAME`` are its own."""
 
     def _open(self, folder: Path, run: str | None, settings: dict[str, Any]) -> str:

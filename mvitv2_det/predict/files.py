@@ -33,7 +33,8 @@ def predict_files(
             :class:`mvitv2_det.predict.outputs.OutputFolder`.
         draws: whether to write overlays.
         label_studio: whether to write tasks of Label Studio, too.
-        tiles: SIDE or SIDE:OVERLAP, to look at large images in parts; see :mod:`.tiles`.
+        tiles: SIDE or SIDE:OVERLAP, to look at large images in parts; see
+            :class:`mvitv2_det.predict.tiles.Tiling`.
         predictor_options: keywords of :class:`mvitv2_det.Predictor`.
 
     Returns:

@@ -60,7 +60,7 @@ class Video(ABC):
     @property
     @abstractmethod
     def seconds(self) -> np.ndarray:
-        """(frames,) float64: when each frame is shown, ascending from 0."""
+        """When each frame is shown, ascending from 0: a float64 (frames,)."""
 
     @abstractmethod
     def _read(self, indices: np.ndarray) -> Sequence[np.ndarray]:

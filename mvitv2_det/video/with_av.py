@@ -58,7 +58,7 @@ class AvVideo(Video):
 
     @property
     def seconds(self) -> np.ndarray:
-        """(frames,) float64: when each frame is shown, ascending from 0."""
+        """When each frame is shown, ascending from 0: a float64 (frames,)."""
         return self._index.seconds
 
     @property

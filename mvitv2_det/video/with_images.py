@@ -35,7 +35,7 @@ class ImagesVideo(Video):
 
     @functools.cached_property
     def seconds(self) -> np.ndarray:
-        """(frames,) float64: when each frame is shown, from 0."""
+        """When each frame is shown, from 0: a float64 (frames,)."""
         return np.arange(len(self._files)) / self._fps
 
     @property

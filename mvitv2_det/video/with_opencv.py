@@ -27,7 +27,7 @@ class OpencvVideo(Video):
 
     @functools.cached_property
     def seconds(self) -> np.ndarray:
-        """(frames,) float64: when each frame is shown, ascending from 0."""
+        """When each frame is shown, ascending from 0: a float64 (frames,)."""
         capture = _open(str(self.path), f"video {self.path}")
         found = []
         while capture.grab():

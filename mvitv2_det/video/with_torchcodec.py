@@ -45,7 +45,7 @@ class TorchcodecVideo(Video):
 
     @functools.cached_property
     def seconds(self) -> np.ndarray:
-        """(frames,) float64: when each frame is shown, ascending from 0. Decodes them all."""
+        """When each frame is shown, ascending from 0: a float64 (frames,). Decodes them all."""
         found = []
         with self._naming_broken():
             for start in range(0, len(self), _CHUNK):

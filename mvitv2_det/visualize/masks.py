@@ -18,7 +18,8 @@ class MaskPart:
     """A mask, cut to the smallest rectangle that holds it.
 
     Attributes:
-        top, left: pixels above and to the left of the part.
+        top: pixels above the part.
+        left: pixels to the left of the part.
         pixels: (h, w) uint8, 0 or 1; (0, 0) of an empty mask.
     """
 
@@ -140,7 +141,8 @@ class PackedMask:
     """A :class:`MaskPart` as COCO's compressed RLE: of an image there may be a hundred thousand.
 
     Attributes:
-        top, left: pixels above and to the left of the part.
+        top: pixels above the part.
+        left: pixels to the left of the part.
         shape: h and w of the part.
         counts: of its RLE.
     """

@@ -1,6 +1,6 @@
 """Reading weights of any source, and renaming them to the names of a detector.
 
-Released weights have names, which :mod:`.released` lists.
+Released weights have names, which :mod:`mvitv2_det.weights.released` lists.
 Importing this module adds ``timm://NAME`` to the addresses that Detectron2's path manager knows,
 where Detectron2 is installed; otherwise files and URLs are found by a path manager of iopath.
 """
