@@ -208,8 +208,10 @@ class _Clock:
 
 def _open(source: str | Path) -> tuple[Any, Any]:
     av = require_av()
+    # Titles that are no UTF-8 are no reason to stop: PyAV 19 reads all, and has no option.
+    options = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
     with naming_broken(source):
-        container = av.open(str(source), metadata_errors="ignore")
+        container = av.open(str(source), **options)
     cover = av.stream.Disposition.attached_pic
     streams = [each for each in container.streams.video if not each.disposition & cover]
     if not streams or streams[0].codec_context is None:

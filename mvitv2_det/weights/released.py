@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -106,7 +107,8 @@ def fetch(source: str, get_local_path: Callable[[str], str]) -> str:
     weights = find_released(source)
     address = weights.url if weights else source
     try:
-        if found := _in_cache(address):
+        is_known = not address.startswith(_DETECTRON2[0]) or find_spec("detectron2")
+        if is_known and (found := _in_cache(address)):
             download(*found)  # where iopath then finds it
         path = get_local_path(address)
     except UserError:
