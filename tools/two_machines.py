@@ -104,7 +104,7 @@ def of_torchrun(machine: int) -> dict[str, str]:
 
 
 def of_slurm(machine: int) -> dict[str, str]:
-    """Those of srun; the second machine finds the first by its address, as it has no name here."""
+    """Variables of srun; the first machine has no name here, and is given by its address."""
     return {
         "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(machine), "SLURM_LOCALID": "0",
         "SLURM_NODEID": str(machine), "SLURM_STEP_TASKS_PER_NODE": "1(x2)",

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from ..errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..weights.released import Released
 
 _HEADERS = ("weights", "of", "trained on", "published", "M params", "licence", "file")
@@ -83,10 +85,9 @@ def _has(name: str, words: Iterable[str]) -> bool:
     return all(word.lower() in name for word in words)
 
 
-def _title(file: "object") -> str:
+def _title(file: "Path") -> str:
     """The first line of a config's docstring."""
     import ast
-    from pathlib import Path
 
-    text = ast.get_docstring(ast.parse(Path(str(file)).read_text(encoding="utf-8"))) or ""
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     return text.partition("\n")[0]

@@ -1,4 +1,4 @@
-"""What is found in a data set: what is wrong, and what was put right or left out."""
+"""A list of what is wrong in a data set, and of what was put right or left out."""
 
 from ..errors import UserError
 

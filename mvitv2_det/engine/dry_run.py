@@ -7,7 +7,6 @@ import copy
 import logging
 import math
 import os
-import resource
 import shutil
 import sys
 import time
@@ -226,6 +225,8 @@ def _now() -> float:
 def _peak_memory(device: str) -> int:
     if torch.device(device).type == "cuda":
         return int(torch.cuda.max_memory_reserved())
+    import resource  # Windows has none, and trains without dry runs
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import logging
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ _WINDOW = 20  # values of whose medians Detectron2's writers log
 _RUNS = "loggers.json"  # in the run's folder: the service's name of the run, by logger
 
 
-class ServiceWriter(EventWriter):
+class ServiceWriter(EventWriter, ABC):
     """Logs what is new since the last time.
 
     Args:
@@ -48,12 +49,13 @@ class ServiceWriter(EventWriter):
             self._log(metrics[iteration], iteration)
             self._last = iteration
 
+    @abstractmethod
     def _open(self, folder: Path, run: str | None, settings: dict[str, Any]) -> str:
         """Starts or goes on with a run; returns its name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _log(self, metrics: dict[str, float], iteration: int) -> None:
-        raise NotImplementedError
+        """Logs values by name, of one iteration."""
 
 
 class WandbWriter(ServiceWriter):

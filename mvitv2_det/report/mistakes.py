@@ -93,7 +93,7 @@ class Judged:
         return candidates[~self.found[self.targets[candidates]]]
 
     def _surest(self) -> list[int]:
-        """Of those, the surest of each truth."""
+        """Finds the surest of the detections that could be right, one for each truth."""
         surest: dict[int, int] = {}
         for one in self._could_be_right().tolist():
             rival = surest.setdefault(int(self.targets[one]), one)

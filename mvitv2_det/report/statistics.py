@@ -14,7 +14,7 @@ SMALL, LARGE = 32.0, 96.0  # sides of a square instance: COCO's limits of small 
 
 @dataclass(frozen=True)
 class DataStatistics:
-    """Of a split.
+    """What a split of the data holds.
 
     Attributes:
         name: of the split.

@@ -161,7 +161,7 @@ def run(args: argparse.Namespace, command: str) -> None:
 
 
 def trainings_of(args: argparse.Namespace, output: Path) -> Trainings | None:
-    """What is to be trained, if anything."""
+    """Makes the settings of the trainings; None without ``--train``."""
     if not args.train:
         return None
     folder = output / "runs"

@@ -42,7 +42,7 @@ _SIZES = ("embed_dim", "depth", "num_heads", "last_block_indexes", "drop_path_ra
 
 @dataclass(frozen=True)
 class Trainings:
-    """What is trained, and where.
+    """Settings of the trainings of a table's rows.
 
     Attributes:
         config: the small detector's, a file or a name.

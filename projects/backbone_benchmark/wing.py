@@ -36,6 +36,7 @@ def _norm_mlp(x: Tensor, norm: nn.Module, mlp: nn.Module, skip, path_scale, kern
 
 def _general_path(x, norm, qkv, pools, embeddings, shape, proj, skip, fill) -> Tensor:
     """Inference as training's forward pass computes it."""
+    assert fill is None  # windows are filled where nothing is pooled, and MViT's blocks all pool
     folds = attention.folding_saves_work(pools[1:])
     channels = qkv.out_features // 3
     if folds:

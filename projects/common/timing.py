@@ -59,9 +59,9 @@ def resident(step: Step) -> Task:
 
 
 def cpu_clock() -> Clock:
-    """Of one thread, the time that it computes, so that a machine may be shared; else the wall's.
+    """Chooses CPU time with one thread, so that other programs do not count; otherwise wall time.
 
-    Threads that wait for each other compute, too, as far as the system knows.
+    With several threads CPU time would count those that wait for each other.
     """
     return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
