@@ -66,9 +66,11 @@ def test_the_plain_model_knows_nothing_of_speed(file):
 @pytest.mark.long
 def test_it_passes_its_tests_without_the_wing(tmp_path):
     """Backbone, attention, weights and configs, in a copy without the wing and its join."""
-    for folder in ("mvitv2_det", "tests", "configs", "projects"):
+    for folder in ("mvitv2_det", "tests", "configs", "projects", "docs"):
         shutil.copytree(
-            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("fused", "__pycache__")
+            ROOT / folder,
+            tmp_path / folder,
+            ignore=shutil.ignore_patterns("fused", "__pycache__", "api"),
         )
     for file in ("pyproject.toml", "train_net.py"):
         shutil.copy(ROOT / file, tmp_path)

@@ -14,7 +14,6 @@ from torch import nn
 from ..backbone.trunk import Trunk
 from ..data.loader import TrainLoader, build_train_loader
 from ..errors import UserError
-from ..fused import compile_blocks
 from ..weights import LoadReport, load_weights
 from .averages import WeightAverage
 from .validate import AMP_DTYPES, setting
@@ -93,6 +92,8 @@ def compile_model(cfg: DictConfig, model: nn.Module) -> None:
     """Compiles the blocks, where the config asks for it; names of weights stay as they are."""
     if not setting(cfg, "train.compile"):
         return
+    from ..fused import compile_blocks  # the plain model trains without it
+
     for trunk in model.modules():
         if isinstance(trunk, Trunk) and (trunk.axes != 2 or trunk.cls_token is not None):
             raise UserError(

@@ -12,7 +12,7 @@ from processes import detection_config, run
 from torch import distributed as dist
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from mvitv2_det import Recognizer, UserError, compile_blocks
+from mvitv2_det import Recognizer, UserError, compile_blocks, fused
 from mvitv2_det.engine import building, evaluate_checkpoint, evaluating, runner, train
 from mvitv2_det.fused.compiling import OLDEST_TORCH
 
@@ -27,7 +27,7 @@ def fit(folder, name, *overrides):
     """Trains three iterations; counts what was compiled."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
-    building.compile_blocks = partial(compile_blocks, backend=counter)
+    fused.compile_blocks = partial(compile_blocks, backend=counter)
     cfg = detection_config(
         folder,
         f"train.output_dir={folder}/{name}",
@@ -39,7 +39,7 @@ def fit(folder, name, *overrides):
     try:
         train(cfg)
     finally:
-        building.compile_blocks = compile_blocks
+        fused.compile_blocks = compile_blocks
     assert ("train.compile=true" in overrides) == (counter.frame_count > 0)
 
 
@@ -71,7 +71,7 @@ def test_the_config_asks_for_it(start, asked, coco_folder, monkeypatch):
         raise Reached("compiled" if model else "not compiled")
 
     model = []
-    monkeypatch.setattr(building, "compile_blocks", lambda part: (model.append(part), stop()))
+    monkeypatch.setattr(fused, "compile_blocks", lambda part: (model.append(part), stop()))
     for module in (runner, evaluating):
         monkeypatch.setattr(module, "create_ddp_model", stop)
     cfg = detection_config(
