@@ -93,7 +93,7 @@ def detector_rows(args: argparse.Namespace, progress: files.Progress) -> list[di
     with TemporaryDirectory() as folder:
         file = Path(folder) / "float.onnx"
         write_detector(model, file)
-        sizes = {TORCH: Path(args.weights).stat().st_size, FLOAT: file.stat().st_size}
+        sizes = {TORCH: _bytes(model), FLOAT: file.stat().st_size}
         models: dict[str, nn.Module] = {TORCH: model}
         models[FLOAT] = ExportedDetector(open_session(file, "onnxruntime", "fp32"))
         for name, smaller in _quantized(file).items():
@@ -136,7 +136,7 @@ def backbone_rows(
         export_model(backbone, file, part="backbone", format="onnx", image_size=size)
         opened = {FLOAT: file} | _quantized(file)
         sizes = {name: one.stat().st_size for name, one in opened.items()}
-        sizes[TORCH] = sum(4 * parameter.numel() for parameter in backbone.parameters())
+        sizes[TORCH] = _bytes(backbone)
         sessions = {name: open_session(one, "onnxruntime", "fp32") for name, one in opened.items()}
     steps: dict[str, Step] = {
         name: lambda session=session: session([images.numpy()])
@@ -152,6 +152,10 @@ def backbone_rows(
         progress(f"{variant} {row}")
     what = f"backbone {variant}, {size[0]}×{size[1]}"
     return [{"what": what} | row | {"bbox AP": "", "segm AP": ""} for row in rows]
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(value.numel() * value.element_size() for value in model.state_dict().values())
 
 
 def _quantized(file: Path) -> dict[str, Path]:
