@@ -176,7 +176,7 @@ def _run_process(args: argparse.Namespace, cfg: "DictConfig") -> None:
                 dry_run(whole, cfg, peers)
             else:
                 train(cfg, resume=args.resume, peers=peers)
-        if comm.is_main_process() and setting(cfg, "train.report"):
+        if comm.is_main_process() and setting(cfg, "train.report") and not is_dry:
             from ..report.ending import conclude
 
             conclude(Path(cfg.train.output_dir), trained=not args.eval_only, trust=args.trust)
