@@ -1,7 +1,7 @@
 """What an exported detector or backbone takes, made of an image: without Detectron2 and torch.
 
 The file says of itself how, in its metadata. Pillow resizes, as in evaluation: OpenCV's bilinear
-resizing does not antialias, and moves boxes.
+resizing does not antialias, and gives other pixels.
 
 Axes: H × W pixels of the image as the network sees it.
 """

@@ -22,7 +22,7 @@ def quantize_file(
         file: to read.
         output: to write; by default ``file`` is replaced.
         operators: of ONNX, whose weights are quantised; ``Conv`` is possible as well, and slow in
-            ONNX Runtime (``tools/compare_quantized.md``).
+            ONNX Runtime (``projects/backbone_benchmark/results/quantized.md``).
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic, shape_inference
 

@@ -17,6 +17,7 @@ from mvitv2_det.commands import main
 from mvitv2_det.predict import Predictor, large_images, read_rgb
 from mvitv2_det.predict.image_predictor import ImagePredictor
 from mvitv2_det.predict.large_images import LargeImage
+from mvitv2_det.predict.loop import progress
 from mvitv2_det.predict.outputs import predicted_masks
 from mvitv2_det.predict.stitching import Found, Tile, stitch
 from mvitv2_det.predict.tiles import TiledPredictor, Tiling
@@ -309,3 +310,14 @@ def test_tiles_of_a_batch_are_seen_together():
     )
     TiledPredictor(spy, Tiling(64, 16))(scene(160, 160, 5, (5, 9)))
     assert calls == [4, 4, 1]
+
+
+def test_bars_in_a_log_file_have_no_escape_codes(capsys):
+    with progress(2, "image") as images:
+        for _ in range(2):
+            with progress(3, "tile", is_part=True) as tiles:
+                tiles.update(3)
+            images.update()
+    shown = capsys.readouterr().err
+    assert "2/2" in shown and "0/3" in shown
+    assert "\x1b" not in shown
