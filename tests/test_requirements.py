@@ -10,9 +10,9 @@ from scripts import load_script
 
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements" / "lock.txt"
-# What is not installed for tests: of services with accounts; lvis, which brings another OpenCV; and
-# gradio, which holds Pillow and pandas back.
-NOT_LOCKED = ("wandb", "mlflow-skinny", "lvis", "gradio")
+# What is not installed for tests: of services with accounts; lvis and trackers, which bring another
+# OpenCV; and gradio, which holds Pillow back.
+NOT_LOCKED = ("wandb", "mlflow-skinny", "lvis", "trackers", "gradio")
 
 
 @pytest.fixture
