@@ -11,8 +11,8 @@ from scripts import load_script
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements" / "lock.txt"
 # What is not installed for tests: of services with accounts; lvis and trackers, which bring another
-# OpenCV; and gradio, which holds Pillow back.
-NOT_LOCKED = ("wandb", "mlflow-skinny", "lvis", "trackers", "gradio")
+# OpenCV; gradio, which holds Pillow back; and what drives a browser.
+NOT_LOCKED = ("wandb", "mlflow-skinny", "lvis", "trackers", "gradio", "playwright")
 
 
 @pytest.fixture
