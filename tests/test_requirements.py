@@ -11,8 +11,9 @@ from scripts import load_script
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements" / "lock.txt"
 # What is not installed for tests: of services with accounts; lvis and trackers, which bring another
-# OpenCV; gradio, which holds Pillow back; and what drives a browser.
+# OpenCV; gradio, which holds Pillow back; what drives a browser, and what runs notebooks.
 NOT_LOCKED = ("wandb", "mlflow-skinny", "lvis", "trackers", "gradio", "playwright")
+NOT_LOCKED += ("nbclient", "ipykernel")
 
 
 @pytest.fixture

@@ -113,8 +113,12 @@ def bright_things(self, inputs):
         scale = one["height"] / pixels.shape[0]
         _, _, parts, _ = cv2.connectedComponentsWithStats((pixels > 128).astype(np.uint8))
         boxes = [[x, y, x + w, y + h] for x, y, w, h, _ in parts[1:].tolist()]
-        boxes = (np.array(boxes).reshape(-1, 4) * scale).tolist()
-        results.append(found(sorted(boxes), [0.9] * len(boxes)))
+        boxes = (np.array(sorted(boxes)).reshape(-1, 4) * scale).tolist()
+        instances = found(boxes, [0.9] * len(boxes))
+        instances.pred_masks = torch.zeros(len(boxes), *SIZE, dtype=torch.bool)
+        for mask, (left, top, right, bottom) in zip(instances.pred_masks, boxes, strict=True):
+            mask[round(top) : round(bottom), round(left) : round(right)] = True
+        results.append(instances)
     return results
 
 
@@ -142,14 +146,14 @@ def test_the_command_writes_and_draws_numbers(tmp_path, video, monkeypatch, capf
     assert len(frames) == 10
     scale = frames[0].shape[0] // SIZE[0]
 
-    def edge(frame, thing):  # the colour of a box, at the middle of its lower edge
-        left, _, right, bottom = crossing(frame)[thing]
-        y, x = bottom * scale, (left + right) * scale // 2
-        return frames[frame][y - 2 : y + 3, x - 5 : x + 5].max((0, 1))
+    def color(frame, thing):  # at its middle
+        left, top, right, bottom = crossing(frame)[thing]
+        y, x = (top + bottom) * scale // 2, (left + right) * scale // 2
+        return frames[frame][y - 5 : y + 5, x - 5 : x + 5].mean((0, 1))
 
     for thing in (0, 1):
-        assert np.abs(edge(3, thing) - edge(8, thing)).max() < 60
-    assert np.abs(edge(5, 0) - edge(5, 1)).max() > 90
+        assert np.abs(color(3, thing) - color(8, thing)).max() < 15
+    assert np.abs(color(5, 0) - color(5, 1)).max() > 40
     # There is nothing to follow through images.
     (tmp_path / "in").mkdir()
     cv2.imwrite(str(tmp_path / "in" / "1.png"), frames[0])
