@@ -16,6 +16,7 @@ from .viewer import LEAST_SCORE, Seen, Viewer
 MOST_MEGABYTES = 64  # of an upload
 _FORGET = 3600  # seconds after which what was uploaded is forgotten
 _NO_PICTURE = "Drop a picture to begin."
+_NO_PLACE = "Click a place of the picture to see what it attends to."
 _STYLE = "#picture img {cursor: crosshair}"
 
 Place = tuple[int, int]
@@ -29,10 +30,11 @@ class Handlers:
 
     def look(
         self, file: str | None, threshold: float
-    ) -> tuple[Seen | None, np.ndarray | None, str, None, None]:
-        """Of an upload: what was seen, its picture, a line, and no place and its attention yet."""
+    ) -> tuple[Seen | None, np.ndarray | None, str, None, str, None]:
+        """Of an upload: what was seen, its picture, a line; and no place and its attention yet."""
+        no_place = None, _NO_PLACE, None
         if file is None:
-            return None, None, _NO_PICTURE, None, None
+            return None, None, _NO_PICTURE, *no_place
         try:
             seen = self._viewer.look(Path(file))
         except Exception as error:
@@ -40,8 +42,8 @@ class Handlers:
             if line is None:
                 traceback.print_exc()
                 line = f"{Path(file).name} failed: the terminal that serves this page says how"
-            return None, None, line.replace(file, Path(file).name), None, None
-        return seen, *self.draw(seen, threshold), None, None
+            return None, None, line.replace(file, Path(file).name), *no_place
+        return seen, *self.draw(seen, threshold), *no_place
 
     def draw(self, seen: Seen | None, threshold: float) -> tuple[np.ndarray | None, str]:
         """Of another threshold: the picture, and a line."""
@@ -49,10 +51,12 @@ class Handlers:
             return None, _NO_PICTURE
         return self._viewer.draw(seen, threshold), self._viewer.summary(seen, threshold)
 
-    def attend(self, seen: Seen | None, place: Place | None, block: int) -> Image.Image | None:
-        """Of a place or another block: the attention from there."""
+    def attend(
+        self, seen: Seen | None, place: Place | None, block: int
+    ) -> tuple[str, Image.Image | None]:
+        """Of a place or another block: a line, and the attention from there."""
         if seen is None or place is None:
-            return None
+            return _NO_PLACE, None
         return self._viewer.attention(seen, place, block)
 
 
@@ -77,6 +81,8 @@ def build_page(viewer: Viewer, heading: str, threshold: float) -> Any:
     gradio = require_gradio()
     handlers = Handlers(viewer)
     common = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+    # Its label would hide a corner of an image.
+    shown = {"show_label": False, "interactive": False, "buttons": ["download", "fullscreen"]}
     with gradio.Blocks(
         title="mvitv2_det", analytics_enabled=False, delete_cache=(_FORGET, _FORGET)
     ) as page:
@@ -100,31 +106,20 @@ def build_page(viewer: Viewer, heading: str, threshold: float) -> Any:
                     elem_id="block",
                 )
             with gradio.Column(scale=3):
-                picture = gradio.Image(
-                    label="Instances; click a place to see what it attends to",
-                    format="jpeg",
-                    interactive=False,
-                    buttons=["download", "fullscreen"],
-                    elem_id="picture",
-                )
-                attention = gradio.Image(
-                    label="Attention of the place",
-                    format="png",
-                    interactive=False,
-                    buttons=["download", "fullscreen"],
-                    elem_id="attention",
-                )
+                picture = gradio.Image(format="jpeg", elem_id="picture", **shown)
+                query = gradio.Markdown(_NO_PLACE, elem_id="query")
+                attention = gradio.Image(format="png", elem_id="attention", **shown)
 
-        def click(seen: Seen, block: int, event: Any) -> tuple[Place, Image.Image | None]:
+        def click(seen: Seen, block: int, event: Any) -> tuple[Place, str, Image.Image | None]:
             chosen = event.index[0], event.index[1]
-            return chosen, handlers.attend(seen, chosen, block)
+            return chosen, *handlers.attend(seen, chosen, block)
 
         # What an event brings comes to the argument of this type.
         click.__annotations__["event"] = gradio.SelectData
         upload.change(
             handlers.look,
             [upload, score],
-            [seen, picture, line, place, attention],
+            [seen, picture, line, place, query, attention],
             show_progress_on=picture,
             **common,
         )
@@ -136,8 +131,8 @@ def build_page(viewer: Viewer, heading: str, threshold: float) -> Any:
             show_progress="hidden",
             **common,
         )
-        picture.select(click, [seen, block], [place, attention], **common)
-        block.input(handlers.attend, [seen, place, block], attention, **common)
+        picture.select(click, [seen, block], [place, query, attention], **common)
+        block.input(handlers.attend, [seen, place, block], [query, attention], **common)
     return page
 
 

@@ -1,6 +1,7 @@
 """What the page shows: pictures with their instances, and what a place of them attends to.
 
-Axes: H' × W' pixels of the shown picture; h × w of the network's input; N instances.
+Axes: H × W pixels of an image, H' × W' of the shown picture, h × w of the network's input; N
+instances.
 """
 
 import copy
@@ -38,11 +39,13 @@ class Seen:
         picture: (H', W', 3) RGB, uint8, as it is shown, without instances.
         annotations: N instances that score over :data:`LEAST_SCORE`, in pixels of ``picture``, in
             Detectron2's dataset format.
+        size: H and W of the image.
         pixels: (3, h, w), the network's input, 0 to 255, in the order of the model's colours.
     """
 
     picture: np.ndarray
     annotations: list[dict[str, Any]]
+    size: tuple[int, int]
     pixels: Tensor
 
     def over(self, threshold: float) -> list[dict[str, Any]]:
@@ -104,7 +107,8 @@ class Viewer:
         prepared |= {"height": picture.shape[0], "width": picture.shape[1]}
         with self._lock:
             (instances,) = self._predictor.infer([prepared])
-        return Seen(picture, as_annotations(instances), prepared["image"])
+        height, width = rgb.shape[:2]
+        return Seen(picture, as_annotations(instances), (height, width), prepared["image"])
 
     def draw(self, seen: Seen, threshold: float) -> np.ndarray:
         """Draws the instances that score higher: (H', W', 3) RGB, uint8."""
@@ -117,11 +121,10 @@ class Viewer:
         shown = seen.over(threshold)
         classes = Counter(self.class_names[one["category_id"]] for one in shown)
         counted = ", ".join(f"{count} × {name}" for name, count in classes.most_common())
-        total = len(seen.annotations)
-        below = f" ({total - len(shown)} more score {LEAST_SCORE:g} to {threshold:g})"
-        return (counted or "no instances") + (below if total > len(shown) else "")
+        others = len(seen.annotations) - len(shown)
+        return (counted or "no instances") + (f"; {others} score less" if others else "")
 
-    def attention(self, seen: Seen, place: tuple[int, int], block: int) -> Image.Image:
+    def attention(self, seen: Seen, place: tuple[int, int], block: int) -> tuple[str, Image.Image]:
         """Draws what the query at a place of the shown picture attends to.
 
         Args:
@@ -130,23 +133,29 @@ class Viewer:
             block: from 0 on.
 
         Returns:
-            a picture of the mean over heads and of each head.
+            the place in words, in pixels of the image; and a picture of the mean over heads and of
+            each head.
         """
-        height, width = seen.picture.shape[:2]
+        # Between 0 and 1, of the middle of the pixel.
+        shares = [
+            (along + 0.5) / side
+            for along, side in zip(place[::-1], seen.picture.shape[:2], strict=True)
+        ]
         pixels = seen.pixels.permute(1, 2, 0).numpy()
         if getattr(self._predictor.model, "input_format", "RGB") == "BGR":
             pixels = pixels[:, :, ::-1]
-        x, y = place
-        pixel = int((y + 0.5) / height * pixels.shape[0]), int((x + 0.5) / width * pixels.shape[1])
+        pixel = [int(share * side) for share, side in zip(shares, pixels.shape[:2], strict=True)]
+        y, x = (int(share * side) for share, side in zip(shares, seen.size, strict=True))
+        query = f"query at y {y}, x {x}"
         file = BytesIO()
         with self._lock:
             draw_attention_of_block(
                 self._backbone,
                 normalised(self._predictor.model, pixels),
                 pixels,
-                pixel,
+                tuple(pixel),
                 file,
                 block=block,
-                query="query at the cross",
+                query=query,
             )
-        return Image.open(file)
+        return query, Image.open(file)

@@ -60,7 +60,7 @@ def test_moving_the_threshold_does_not_ask_the_network(viewer, photo, monkeypatc
     monkeypatch.setattr(Predictor, "infer", None)
     fewer, fewer_line = handlers.draw(seen, 1)
     assert (picture != seen.picture).any() and (fewer == seen.picture).all()
-    assert fewer_line == f"no instances ({len(seen.annotations)} more score 0.05 to 1)"
+    assert fewer_line == f"no instances; {len(seen.annotations)} score less"
     assert line.count("×") == len({one["category_id"] for one in seen.annotations})
     assert handlers.draw(seen, LEAST_SCORE)[1] == line
 
@@ -78,10 +78,12 @@ def test_attention_is_that_of_the_clicked_place(viewer, photo, monkeypatch):
     monkeypatch.setattr("mvitv2_det.visualize.attention_maps.attention_of_pixel", watched)
     height, width = seen.pixels.shape[1:]
     last = len(viewer.blocks) - 1
-    picture = handlers.attend(seen, (699, 399), last)
+    line, picture = handlers.attend(seen, (699, 399), last)
+    assert line == "query at y 39, x 69"
     assert asked == [((height, width), last, (height - 1, width - 1))]
     assert picture.width > 300 and len(np.unique(picture.convert("L"))) > 50
-    assert handlers.attend(seen, None, last) is None and handlers.attend(None, (0, 0), 0) is None
+    for nothing in (handlers.attend(seen, None, last), handlers.attend(None, (0, 0), 0)):
+        assert nothing == ("Click a place of the picture to see what it attends to.", None)
 
 
 def test_blocks_are_named(viewer):
@@ -93,8 +95,8 @@ def test_what_cannot_be_shown_is_one_line_without_its_folder(viewer, photo, monk
     handlers = Handlers(viewer)
     broken = photo.with_name("broken.jpg")
     broken.write_bytes(photo.read_bytes()[:200])
-    *nothing, _, _ = outputs = handlers.look(str(broken), 0.5)
-    assert nothing[:2] == [None, None]
+    outputs = handlers.look(str(broken), 0.5)
+    assert outputs[:2] == (None, None)
     assert outputs[2].startswith("cannot read image broken.jpg: ")
     assert str(photo.parent) not in outputs[2] and "\n" not in outputs[2]
     monkeypatch.setattr(viewer_module, "MOST_MEGAPIXELS", 0.001)
@@ -125,8 +127,7 @@ def test_colours_in_another_order_are_turned_back(detector, photo):
     seen = Viewer(predictor).look(photo)
     plain = Viewer(Predictor(detector.config, detector.weights, device="cpu")).look(photo)
     assert torch.equal(seen.pixels.flip(0), plain.pixels)
-    shown = Viewer(predictor).attention(seen, (5, 5), 0)
-    assert shown.width > 300
+    assert Viewer(predictor).attention(seen, (5, 5), 0)[1].width > 300
 
 
 def test_threshold_below_what_is_kept_is_refused(viewer):
