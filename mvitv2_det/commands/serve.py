@@ -58,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
     cfg = read_config(args.config, args.opts, args.trust)
     cfg.pop("multi_scale_test", None)
     predictor = Predictor(cfg, args.weights, device=args.device, precision=args.precision)
-    heading = f"{Path(args.config).name}, {Path(args.weights).name}"
+    # Whoever opens the page need not know all folders of this machine.
+    weights, config = ("/".join(Path(name).parts[-2:]) for name in (args.weights, args.config))
+    heading = f"{weights}, {config}"
     serve(
         Viewer(predictor),
         heading,

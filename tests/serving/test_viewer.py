@@ -10,7 +10,7 @@ from mvitv2_det import Predictor, UserError
 from mvitv2_det.commands import main
 from mvitv2_det.serving import viewer as viewer_module
 from mvitv2_det.serving.page import Handlers, build_page
-from mvitv2_det.serving.viewer import LEAST_SCORE, MOST_SHOWN, Viewer
+from mvitv2_det.serving.viewer import LEAST_SCORE, Viewer
 from mvitv2_det.visualize.attention_maps import attention_of_pixel
 
 pytestmark = pytest.mark.usefixtures("fresh_loggers")
@@ -77,12 +77,11 @@ def test_attention_is_that_of_the_clicked_place(viewer, photo, monkeypatch):
 
     monkeypatch.setattr("mvitv2_det.visualize.attention_maps.attention_of_pixel", watched)
     height, width = seen.pixels.shape[1:]
-    last = len(viewer.blocks) - 1
-    line, picture = handlers.attend(seen, (699, 399), last)
+    line, picture = handlers.attend(seen, (699, 399), 0)
     assert line == "query at y 39, x 69"
-    assert asked == [((height, width), last, (height - 1, width - 1))]
+    assert asked == [((height, width), 0, (height - 1, width - 1))]
     assert picture.width > 300 and len(np.unique(picture.convert("L"))) > 50
-    for nothing in (handlers.attend(seen, None, last), handlers.attend(None, (0, 0), 0)):
+    for nothing in (handlers.attend(seen, None, 0), handlers.attend(None, (0, 0), 0)):
         assert nothing == ("Click a place of the picture to see what it attends to.", None)
 
 
@@ -113,21 +112,33 @@ def test_what_cannot_be_shown_is_one_line_without_its_folder(viewer, photo, monk
     assert handlers.look(None, 0.5)[0] is None
 
 
-def test_large_images_are_shown_smaller(viewer, tmp_path):
-    Image.new("RGB", (3 * MOST_SHOWN, 30)).save(tmp_path / "long.png")
-    Image.new("L", (2 * MOST_SHOWN, MOST_SHOWN)).save(tmp_path / "large.png")
-    assert viewer.look(tmp_path / "large.png").picture.shape == (MOST_SHOWN // 2, MOST_SHOWN, 3)
-    assert max(viewer.look(tmp_path / "long.png").picture.shape) == MOST_SHOWN
+def test_large_images_are_shown_smaller(viewer, tmp_path, monkeypatch):
+    monkeypatch.setattr(viewer_module, "MOST_SHOWN", 160)
+    Image.new("RGB", (480, 30)).save(tmp_path / "long.png")
+    Image.new("L", (320, 160)).save(tmp_path / "large.png")
+    assert viewer.look(tmp_path / "large.png").picture.shape == (80, 160, 3)
+    assert viewer.look(tmp_path / "long.png").picture.shape == (10, 160, 3)
 
 
-def test_colours_in_another_order_are_turned_back(detector, photo):
-    """A model of BGR sees the same picture as one of RGB does."""
+def test_colours_in_another_order_are_turned_back(detector, viewer, photo, monkeypatch):
+    """Attention is drawn over RGB, and computed of what the network sees."""
     changes = ["model.input_format=BGR", "dataloader.test.mapper.image_format=BGR"]
     predictor = Predictor(detector.config, detector.weights, device="cpu", overrides=changes)
-    seen = Viewer(predictor).look(photo)
-    plain = Viewer(Predictor(detector.config, detector.weights, device="cpu")).look(photo)
-    assert torch.equal(seen.pixels.flip(0), plain.pixels)
-    assert Viewer(predictor).attention(seen, (5, 5), 0)[1].width > 300
+    bgr_viewer, drawn = Viewer(predictor), []
+
+    def draw(backbone, images, picture, pixel, file, **_):
+        drawn.append((images, picture))
+        Image.new("RGB", (8, 8)).save(file, "png")
+
+    monkeypatch.setattr(viewer_module, "draw_attention_of_block", draw)
+    for one in (viewer, bgr_viewer):
+        one.attention(one.look(photo), (5, 5), 0)
+    (images, picture), (bgr_images, bgr_picture) = drawn
+    assert (picture == bgr_picture).all()
+    mean, std = (getattr(predictor.model, name) for name in ("pixel_mean", "pixel_std"))
+    pixels = bgr_images[0] * std + mean
+    torch.testing.assert_close(pixels.flip(0), torch.tensor(picture.copy()).permute(2, 0, 1) * 1.0)
+    assert not torch.equal(images, bgr_images)
 
 
 def test_threshold_below_what_is_kept_is_refused(viewer):
