@@ -13,7 +13,7 @@ from small_detector import save_detector
 from mvitv2_det.commands import main
 from mvitv2_det.predict import Predictor
 from mvitv2_det.predict.inputs import Source
-from mvitv2_det.predict.tracking import NO_TRACK, Tracking, select
+from mvitv2_det.predict.tracking import LEAST_SCORE, NO_TRACK, Tracking, select
 from mvitv2_det.visualize.instances import draw_instances
 
 SIZE = 64, 96
@@ -107,6 +107,8 @@ def test_masks_in_a_list_are_chosen_as_well():
 
 def bright_things(self, inputs):
     """In place of a network: the boxes of what is bright, those on the left first."""
+    thresholds = {getattr(one, "test_score_thresh", None) for one in self.model.modules()}
+    assert thresholds == {None, LEAST_SCORE}  # what scores low is found as well
     results = []
     for one in inputs:
         pixels = one["image"].numpy().max(0)
