@@ -168,8 +168,9 @@ def serve(viewer: Viewer, heading: str, *, threshold: float, host: str, port: in
             )
         except OSError as error:
             where = host if port is None else f"{host}:{port}"
+            reason = str(error).partition(". ")[0]  # the rest is of gradio's own options
             raise UserError(
-                f"the page cannot be served at {where} ({error}): choose another --port or --host"
+                f"the page cannot be served at {where} ({reason}): choose another --port or --host"
             ) from error
         print(f"the page is at {address}; Ctrl-C ends it", flush=True)
         stopped.wait()
