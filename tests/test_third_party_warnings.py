@@ -10,12 +10,12 @@ from detectron2.utils.tracing import is_fx_tracing
 import torch
 is_fx_tracing()
 torch.meshgrid(torch.ones(2), torch.ones(2))
-import numpy as np
+import numpy
 from detectron2.data.detection_utils import annotations_to_instances
-mask = np.zeros((4, 4), np.uint8)
-mask.setflags(write=False)
-instance = {"bbox": [0, 0, 2, 2], "bbox_mode": 0, "category_id": 0, "segmentation": mask}
-annotations_to_instances([instance], (4, 4), mask_format="bitmask")
+mask = numpy.ones((4, 4), bool)
+mask.flags.writeable = False
+one = {"bbox": [0, 0, 4, 4], "bbox_mode": 0, "category_id": 0, "segmentation": mask}
+annotations_to_instances([one], (4, 4), mask_format="bitmask")
 """
 SILENCE = (
     "from mvitv2_det.third_party_warnings import silence_third_party_warnings\n"
