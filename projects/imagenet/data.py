@@ -3,20 +3,23 @@
 Axes: B images, H × W pixels.
 """
 
-import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.data import build_detection_test_loader
 from detectron2.utils import comm
 from omegaconf import DictConfig
+from PIL import Image
 from timm.data import create_loader
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from mvitv2_det.data.loader import BatchOrder, TrainLoader
-from mvitv2_det.errors import UserError
+from mvitv2_det.data.streams import InOrder, Stream, StreamOrder
+from mvitv2_det.errors import Unreadable, UserError
 from mvitv2_det.recognition.description import Input
 from projects.common.augment import mend_posterize
 from projects.common.runs import (
@@ -26,19 +29,14 @@ from projects.common.runs import (
     set_schedule,
     trained_description,
 )
-from projects.common.sources import count_samples, held_out, read_class_names
+from projects.common.sources import Sample, count_samples, held_out, read_class_names
 
-from .sources import (
-    Images,
-    check_readable,
-    find_splits,
-    is_timm_source,
-    names_of,
-    open_timm,
-    read_samples,
-)
+from .sources import Images, LabelledImages, check_readable, read_samples
+from .streams import open_stream
+from .timm_sources import OpenedImages, find_splits, is_timm_source, names_of, open_timm
 
-logger = logging.getLogger(__name__)
+# Detectron2's set-up gives handlers to the package's loggers alone.
+logger = logging.getLogger(f"mvitv2_det.{__name__}")
 
 
 def prepare_datasets(cfg: DictConfig, *, training: bool, check: bool = True) -> None:
@@ -88,10 +86,12 @@ def open_split(dataset: Mapping[str, Any], split: str, *, check: bool = False) -
     """
     source = dataset[split] or dataset["train"]
     if is_timm_source(source):
-        name = dataset[f"{split}_split"]
-        return open_timm(
-            source, name, dataset["root"], dataset["options"], training=split == "train"
-        )
+        opened = _open_timm(dataset, split)
+        make = open_stream if isinstance(opened, IterableDataset) else OpenedImages
+        images = make(opened, source, dataset["classes"])
+        if check:
+            _look_at_first(images, spare=split == "train")
+        return images
     samples, classes = read_samples(source, dataset["classes"])
     if not dataset["val"]:
         samples = held_out(samples, dataset["val_share"], inside=split == "val")
@@ -106,18 +106,30 @@ def open_split(dataset: Mapping[str, Any], split: str, *, check: bool = False) -
     return Images(samples, classes)
 
 
-class EpochLoader:
-    """Batches of a stream for training without end, shuffled anew in each epoch."""
+def _open_timm(dataset: Mapping[str, Any], split: str) -> Any:
+    return open_timm(
+        dataset[split] or dataset["train"],
+        dataset[f"{split}_split"],
+        dataset["root"],
+        dataset["options"],
+        training=split == "train",
+    )
 
-    def __init__(self, loader: DataLoader) -> None:
-        self.loader = loader
 
-    def __iter__(self) -> Iterator[Any]:
-        for epoch in itertools.count():
-            for shuffled in (self.loader.sampler, self.loader.dataset):
-                if hasattr(shuffled, "set_epoch"):
-                    shuffled.set_epoch(epoch)
-            yield from self.loader
+def _look_at_first(images: LabelledImages, *, spare: bool) -> None:
+    """Reads an image, and so finds names of columns, labels and archives that are wrong.
+
+    Raises:
+        UserError: it is wrong; an image that is unreadable may be spared, as training does.
+    """
+    first = next(images.stored(seed=None), None) if isinstance(images, Stream) else 0
+    if first is None:
+        raise UserError("there is no image")
+    try:
+        images.read(first)
+    except Unreadable:
+        if not spare:
+            raise
 
 
 def train_loader(
@@ -127,10 +139,10 @@ def train_loader(
     *,
     total_batch_size: int,
     num_workers: int,
-) -> TrainLoader | EpochLoader:
+) -> TrainLoader:
     """Makes the training loader, of (B, 3, H, W) images and (B,) labels for each process.
 
-    It can start anywhere in a run, unless the data are a stream.
+    It can start anywhere in a run.
 
     Args:
         dataset: the config's node ``dataset``.
@@ -142,38 +154,50 @@ def train_loader(
     Raises:
         UserError: the batch cannot be divided among the processes.
     """
-    processes = comm.get_world_size()
-    if total_batch_size % processes:
-        raise UserError(
-            f"dataloader.train.total_batch_size must be a multiple of the {processes} processes, "
-            f"got {total_batch_size}"
-        )
-    loader = create_loader(
-        open_split(dataset, "train"),
-        input.size,
-        total_batch_size // processes,
-        is_training=True,
-        use_prefetcher=False,
-        mean=input.mean,
-        std=input.std,
-        distributed=processes > 1,
-        num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-        **augmentation,
-    )
-    for step in loader.dataset.transform.transforms:
-        mend_posterize(getattr(step, "ops", ()))
-    if isinstance(loader.dataset, IterableDataset):
-        return EpochLoader(loader)
-    if augmentation.get("num_aug_repeats"):
-        raise UserError("augmentation.num_aug_repeats must be 0: the order has no repetitions")
+    images = open_split(dataset, "train")
+    images.transform = training_transform(input, augmentation)
+    is_stream = isinstance(images, Stream)
+    make_order = StreamOrder if is_stream else BatchOrder
+    order = make_order(images if is_stream else len(images), total_batch_size)
     return TrainLoader(
-        loader.dataset,
-        BatchOrder(len(loader.dataset), total_batch_size),
+        images,
+        order,
         collate=default_collate,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def training_transform(
+    input: Input, augmentation: Mapping[str, Any]
+) -> Callable[[Image.Image], Tensor]:
+    """Makes timm's transform for training: an image of Pillow to (3, size, size), normalised.
+
+    Args:
+        input: size and normalisation.
+        augmentation: keywords of ``timm.data.create_loader``.
+
+    Raises:
+        UserError: images are to be repeated.
+    """
+    if augmentation.get("num_aug_repeats"):
+        raise UserError("augmentation.num_aug_repeats must be 0: the order has no repetitions")
+    # Which keywords are the transform's is timm's to know.
+    loader = create_loader(
+        Images([Sample(Path(), "")], [""]),
+        input.size,
+        1,
+        is_training=True,
+        use_prefetcher=False,
+        mean=input.mean,
+        std=input.std,
+        num_workers=0,
+        **augmentation,
+    )
+    transform = loader.dataset.transform
+    for step in transform.transforms:
+        mend_posterize(getattr(step, "ops", ()))
+    return transform
 
 
 def test_loader(
@@ -194,13 +218,18 @@ def test_loader(
     """
     images = open_split(dataset, "val")
     images.transform = input.transform()
-    if isinstance(images, IterableDataset):
+    if isinstance(images, Stream):
         if comm.get_world_size() > 1:
             raise UserError(
                 f"{dataset['val']} is a stream, which several processes cannot divide exactly: "
                 f"evaluate with --num-gpus 1"
             )
-        images.set_loader_cfg(num_workers=num_workers)
+        return DataLoader(
+            images,
+            batch_sampler=InOrder(images, batch_size),
+            num_workers=num_workers,
+            collate_fn=default_collate,
+        )
     return build_detection_test_loader(
         images,
         mapper=None,
@@ -241,7 +270,7 @@ def _classes(cfg: DictConfig, training: bool) -> Sequence[str]:
     if not is_timm_source(source):
         return read_samples(source)[1]
     split = "train" if training else "val"
-    names = names_of(open_split(cfg.dataset, split))
+    names = names_of(_open_timm(cfg.dataset, split))
     if not names and not cfg.model.num_classes:
         raise UserError(f"{source} does not name its classes: give model.num_classes")
     return names or [str(index) for index in range(cfg.model.num_classes)]
