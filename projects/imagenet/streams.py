@@ -14,6 +14,7 @@ timm finds the data; they are read, decoded and shuffled here, so that each imag
 damaged one is left out in silence, and a run can go on where it was.
 """
 
+import inspect
 import io
 import json
 import logging
@@ -179,7 +180,11 @@ class HuggingFaceStream(LabelledStream):
             rows = reader.builder.as_streaming_dataset(split=reader.split)
         rows = rows.cast_column(reader.input_key, datasets.Image(decode=False))
         if seed is not None:
-            rows = rows.shuffle(seed=seed, buffer_size=reader.shuffle_size)
+            options = {}
+            if "max_buffer_input_shards" in inspect.signature(rows.shuffle).parameters:
+                # Of one file it would otherwise still wait for the threads that read several.
+                options["max_buffer_input_shards"] = max(1, min(10, rows.num_shards))
+            rows = rows.shuffle(seed=seed, buffer_size=reader.shuffle_size, **options)
         rows = split_dataset_by_node(rows, rank=part, world_size=parts)
         for number, row in enumerate(rows):
             image, label = row[reader.input_key], row[reader.target_key]
