@@ -29,7 +29,7 @@ from projects.common.runs import (
     set_schedule,
     trained_description,
 )
-from projects.common.sources import Sample, count_samples, held_out, read_class_names
+from projects.common.sources import Sample, count_samples, given_classes, held_out
 
 from .sources import Images, LabelledImages, check_readable, read_samples
 from .streams import open_stream
@@ -61,13 +61,28 @@ def prepare_datasets(cfg: DictConfig, *, training: bool, check: bool = True) -> 
     set_num_classes(cfg, classes)
     cfg.description = describe(cfg, "image").to_dict()
     val = open_split(cfg.dataset, "val", check=True)
+    _check_outputs(cfg, val)
     if not training:
         # A layer that stays random would give a result like any other.
         cfg.train.strict = True
         return
     train = open_split(cfg.dataset, "train", check=True)
+    if isinstance(train, Images) and (empty := [n for n in classes if n not in train.labels]):
+        logger.warning("%d classes have no image to train on, such as %s", len(empty), empty[0])
     set_schedule(cfg, len(train), "images")
     logger.info("%d images to train on, %d to validate on", len(train), len(val))
+
+
+def _check_outputs(cfg: DictConfig, val: LabelledImages) -> None:
+    """Refuses classes of which ``task.first_outputs`` leaves out the output."""
+    first = cfg.task.get("first_outputs")
+    if first is None or not isinstance(val, Images):
+        return
+    if beyond := [name for name in val.classes[first:] if name in val.labels]:
+        raise UserError(
+            f"task.first_outputs is {first}, but validation has images of {beyond[0]!r}, which is "
+            f"output {val.classes.index(beyond[0])}"
+        )
 
 
 def open_split(dataset: Mapping[str, Any], split: str, *, check: bool = False) -> Any:
@@ -182,18 +197,22 @@ def training_transform(
     """
     if augmentation.get("num_aug_repeats"):
         raise UserError("augmentation.num_aug_repeats must be 0: the order has no repetitions")
-    # Which keywords are the transform's is timm's to know.
-    loader = create_loader(
-        Images([Sample(Path(), "")], [""]),
-        input.size,
-        1,
-        is_training=True,
-        use_prefetcher=False,
-        mean=input.mean,
-        std=input.std,
-        num_workers=0,
-        **augmentation,
-    )
+    try:
+        # Which keywords are the transform's is timm's to know.
+        loader = create_loader(
+            Images([Sample(Path(), "")], [""]),
+            input.size,
+            1,
+            is_training=True,
+            use_prefetcher=False,
+            mean=input.mean,
+            std=input.std,
+            num_workers=0,
+            **augmentation,
+        )
+    except (AssertionError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"timm refuses dataloader.train.augmentation: {reason}") from error
     transform = loader.dataset.transform
     for step in transform.transforms:
         mend_posterize(getattr(step, "ops", ()))
@@ -262,10 +281,8 @@ def _find_data(cfg: DictConfig, training: bool) -> None:
 
 def _classes(cfg: DictConfig, training: bool) -> Sequence[str]:
     """Names of the classes, in the order of the outputs."""
-    if isinstance(cfg.dataset.classes, str):
-        return read_class_names(cfg.dataset.classes)
-    if cfg.dataset.classes:
-        return cfg.dataset.classes
+    if classes := given_classes(cfg.dataset.classes):
+        return classes
     source = cfg.dataset.train
     if not is_timm_source(source):
         return read_samples(source)[1]

@@ -73,12 +73,14 @@ class Images(LabelledImages):
 
     Attributes:
         samples: the files.
+        labels: names of the classes that they are of.
     """
 
     def __init__(self, samples: Sequence[Sample], classes: Sequence[str]) -> None:
         super().__init__(classes)
         self.samples = list(samples)
-        self._labels = {name: index for index, name in enumerate(classes)}
+        self.labels = {sample.label for sample in samples}
+        self._numbers = {name: index for index, name in enumerate(classes)}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -86,7 +88,7 @@ class Images(LabelledImages):
     def read(self, index: int) -> tuple[np.ndarray, int, object]:
         """Reads a file; see :meth:`LabelledImages.read`."""
         sample = self.samples[index]
-        return read_rgb(sample.path), self._labels[sample.label], f"image {sample.path}"
+        return read_rgb(sample.path), self._numbers[sample.label], f"image {sample.path}"
 
     def filenames(self) -> list[str]:
         """Paths of the images, in order."""

@@ -74,6 +74,8 @@ def open_timm(
     """
     if any("pipe:" in str(value) for value in (source, split, root, *options.values())):
         raise UserError(f"{source}, split {split!r}: webdataset would run what follows 'pipe:'")
+    if source.lower().startswith(("torch/", "wds/")) and not root:
+        raise UserError(f"dataset.root is missing: the folder of the files of {source}")
     is_tar = source.endswith(".tar")
     try:
         return timm.data.create_dataset(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import tarfile
 from collections import Counter
 
@@ -37,7 +38,7 @@ from mvitv2_det.visualize import results
 from mvitv2_det.visualize.run_files import read_metrics
 from projects.common.optim import parameter_groups
 from projects.common.runs import StoredDescription
-from projects.common.sources import held_out, read_class_names
+from projects.common.sources import given_classes, held_out
 from projects.common.task import Classification
 from projects.imagenet import sources, timm_sources
 from projects.imagenet.data import prepare_datasets
@@ -152,6 +153,15 @@ def test_first_outputs_of_a_larger_classifier(overrides, photos, capfd):
 
 
 BAD_DATA = {
+    "one class": (
+        lambda p: [shutil.rmtree(p / s / c) for s in ("train", "val") for c in ("grey", "light")],
+        "train has the class 'dark' alone: expected two or more",
+    ),
+    "one image of a class, of which a share is to be held out": (
+        lambda p: [shutil.rmtree(p / "val")]
+        + [(p / "train/grey" / f"{n}.png").unlink() for n in range(3)],
+        r"class 'grey' has .*3\.png alone, of which no share can be held out",
+    ),
     "no image": (lambda p: (p / "train/grey/0.png").write_text("x"), r"grey/0\.png: it is no"),
     "empty class": (lambda p: empty(p / "train/grey"), r"train/grey holds no image"),
     "class of validation alone": (
@@ -192,6 +202,15 @@ def test_bad_data(case, overrides, photos, capfd):
         ("dataloader.train.total_batch_size=100", "is 100, but there are 12 images to train on"),
         ("input.mode=whole", "input.mode must be centre or squash, got whole"),
         ("model.variant.blocks=[1,1]", "cannot be built"),
+        ("dataset.classes=3", "must be names, or a text file .* got 3"),
+        ("dataset.classes=[dark,grey,dark]", "it has 'dark' more than once"),
+        ("dataset.classes=[dark,grey]", "class 'light' .* not among the 2 classes"),
+        ("task.mixup.num_classes=2", "task.mixup.num_classes is 2, but there are 3 classes"),
+        ("task.first_outputs=0", "first_outputs must be from 1 to the 3 classes, got 0"),
+        ("task.first_outputs=2", "is 2, but validation has images of 'light', which is output 2"),
+        ("dataset.train=torch/image_folder", "dataset.root is missing"),
+        ("dataloader.train.augmentation.interpolation=cubic", "timm refuses .*'cubic'"),
+        ("dataloader.train.augmentation.scale=3", "timm refuses .*augmentation"),
     ],
 )
 def test_bad_settings(override, words, overrides, capfd):
@@ -322,10 +341,10 @@ def test_labels_of_a_part_of_the_classes(photos):
 
 def test_class_names_of_a_file(photos):
     (photos / "names.txt").write_text("light\ndark\n\ngrey\n")
-    assert read_class_names(str(photos / "names.txt")) == ["light", "dark", "grey"]
+    assert given_classes(str(photos / "names.txt")) == ["light", "dark", "grey"]
     (photos / "names.txt").write_text("light\nlight\n")
     with pytest.raises(UserError, match="'light' more than once"):
-        read_class_names(str(photos / "names.txt"))
+        given_classes(str(photos / "names.txt"))
 
 
 # Loaders.
