@@ -31,6 +31,10 @@ from .sources import TIMM_PREFIXES, LabelledImages
 
 logger = logging.getLogger(f"mvitv2_det.{__name__}")
 
+_INSTALL = (
+    "install the package that it names: pip install 'mvitv2_det[streams]' has those of streams"
+)
+
 
 def is_timm_source(source: str) -> bool:
     """Whether timm reads a source."""
@@ -86,9 +90,11 @@ def open_timm(
             **options,
         )
     except ImportError as error:
-        raise UserError(f"{source}: {error}; install the package that it names") from error
+        raise UserError(f"{source}: {error}; {_INSTALL}") from error
     except Exception as error:  # whatever the packages behind timm raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if "install" in reason.lower():  # timm's way to say that webdataset is missing
+            reason = f"{reason}; {_INSTALL}"
         raise UserError(f"{source}, split {split!r} cannot be opened: {reason}") from error
 
 

@@ -19,7 +19,11 @@ from mvitv2_det.recognition.description import ENTRY, Description, Input
 from projects.imagenet import data
 from projects.imagenet.timm_sources import Labels
 
-pytestmark = pytest.mark.usefixtures("fresh_loggers")
+pytestmark = [
+    pytest.mark.usefixtures("fresh_loggers"),
+    # timm does not close archives.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 def pack(photos, split):
