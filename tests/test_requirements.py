@@ -10,8 +10,8 @@ from scripts import load_script
 
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements" / "lock.txt"
-# What is not installed for tests: of services with accounts, of streams, which bring much, and lvis,
-# which brings another OpenCV.
+# What is not installed for tests: of services with accounts, of streams, which bring much, and
+# lvis, which brings another OpenCV.
 NOT_LOCKED = ("wandb", "mlflow-skinny", "lvis", "webdataset", "datasets")
 
 
