@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
+from detectron2.utils import comm
 from torch.utils.data import Dataset, Sampler
 
 from ..errors import UserError
@@ -87,21 +88,22 @@ class StreamOrder(Order):
 
 
 class InOrder(Sampler[list[Any]]):
-    """Batches of a stream as it is, once.
+    """Batches of a stream as it is, once: each sample in one of the processes.
 
     Args:
         stream: the samples.
-        batch_size: of them; the last batch may have fewer.
+        batch_size: of a process; its last batch may have fewer.
     """
 
     def __init__(self, stream: Stream, batch_size: int) -> None:
         self.stream, self.batch_size = stream, batch_size
+        self.part, self.parts = comm.get_rank(), comm.get_world_size()
 
     def __len__(self) -> int:
-        # Where the stream does not know, evaluation shows this as its length and goes on.
-        return max(1, math.ceil(len(self.stream) / self.batch_size))
+        """About so many; evaluation tells its progress by it."""
+        return max(1, math.ceil(len(self.stream) / self.parts / self.batch_size))
 
     def __iter__(self) -> Iterator[list[Any]]:
-        samples = self.stream.stored(seed=None)
+        samples = self.stream.stored(seed=None, part=self.part, parts=self.parts)
         while batch := list(itertools.islice(samples, self.batch_size)):
             yield batch

@@ -53,6 +53,8 @@ def prepare_datasets(cfg: DictConfig, *, training: bool, check: bool = True) -> 
     if not check:
         if training:
             check_pairs(cfg, comm.get_world_size())
+        for split in ("train", "val") if training else ("val",):
+            _check_parts(cfg.dataset, split)
         return
     _find_data(cfg, training)
     trained = trained_description(cfg, training)
@@ -129,6 +131,15 @@ def _open_timm(dataset: Mapping[str, Any], split: str) -> Any:
         dataset["options"],
         training=split == "train",
     )
+
+
+def _check_parts(dataset: Mapping[str, Any], split: str) -> None:
+    """Refuses a stream that the processes cannot divide among them."""
+    rank, processes = comm.get_rank(), comm.get_world_size()
+    if processes > 1 and is_timm_source(dataset[split]):
+        images = open_split(dataset, split)
+        if isinstance(images, Stream):
+            next(images.stored(seed=None, part=rank, parts=processes), None)
 
 
 def _look_at_first(images: LabelledImages, *, spare: bool) -> None:
@@ -231,18 +242,10 @@ def test_loader(
         input: the preprocessing.
         batch_size: images of a process.
         num_workers: of each process.
-
-    Raises:
-        UserError: a stream is to be divided among processes.
     """
     images = open_split(dataset, "val")
     images.transform = input.transform()
     if isinstance(images, Stream):
-        if comm.get_world_size() > 1:
-            raise UserError(
-                f"{dataset['val']} is a stream, which several processes cannot divide exactly: "
-                f"evaluate with --num-gpus 1"
-            )
         return DataLoader(
             images,
             batch_sampler=InOrder(images, batch_size),

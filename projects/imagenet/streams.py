@@ -113,7 +113,9 @@ class Shards(LabelledStream):
         archives = [os.path.join(reader.root, name) for name in reader.split_info.filenames]
         if len(archives) < parts:
             raise UserError(
-                f"{self.source} has {len(archives)} archives for {parts} processes: each needs one"
+                f"{self.source}, split {reader.split_info.name or archives[0]!r}, has "
+                f"{len(archives)} archives for {parts} processes, each of which needs one: use "
+                f"fewer, or more archives"
             )
         stages = []
         if seed is not None:
@@ -210,8 +212,13 @@ class TensorFlowStream(LabelledStream):
         """Reads what timm's reader gives; see :meth:`Stream.stored`.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: it cannot be read, or several processes are to evaluate it.
         """
+        if seed is None and parts > 1:
+            raise UserError(
+                f"{self.source}: several processes cannot evaluate each image of it once: "
+                f"evaluate with --num-gpus 1"
+            )
         if epoch == 0 and seed is not None:
             logger.warning(
                 "%s is shuffled by TensorFlow: a run that is left and goes on may see other images "

@@ -8,6 +8,7 @@ import tarfile
 import pytest
 import torch
 from imagenet_runs import CLASSES, call, cut
+from omegaconf import OmegaConf
 
 from mvitv2_det.errors import Unreadable, UserError
 from mvitv2_det.recognition.description import Input
@@ -211,10 +212,21 @@ def test_wrong_shards(shards, changes, words):
         read_all()
 
 
-def test_streams_and_processes(shards, monkeypatch):
+def test_processes_evaluate_each_image_once(stream, monkeypatch):
     monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
-    with pytest.raises(UserError, match=r"wds/photos is a stream.*--num-gpus 1"):
-        data.test_loader(node(shards), Input(size=8), batch_size=2, num_workers=0)
-    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 4)
-    with pytest.raises(UserError, match="wds/photos has 3 archives for 4 processes"):
-        batches(shards, 1)
+    found = []
+    for rank in range(2):
+        monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda rank=rank: rank)
+        loader = data.test_loader(node(stream), Input(size=8), batch_size=4, num_workers=0)
+        found += [label for _, labels in loader for label in labels.tolist()]
+    assert sorted(found) == [0, 0, 1, 1, 2, 2]
+
+
+def test_more_processes_than_archives(shards, monkeypatch):
+    """It is said before training, of validation too."""
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 3)
+    cfg = OmegaConf.create(
+        {"dataset": node(shards), "dataloader": {"train": {"total_batch_size": 3}}, "task": {}}
+    )
+    with pytest.raises(UserError, match=r"val-0\.tar', has 2 archives for 3 processes"):
+        data.prepare_datasets(cfg, training=True, check=False)
