@@ -14,6 +14,8 @@ SILENCED = (
     (r"`torch\.jit\.script", DeprecationWarning, r"torch\.jit"),
     # Detectron2's anchors.
     (r"torch\.meshgrid: in an upcoming release", UserWarning, r"torch\.functional"),
+    # Detectron2's masks, of what pycocotools decodes; they are only read.
+    (r"The given NumPy array is not writable", UserWarning, r"detectron2\.data"),
     # pycocotools, and Detectron2's evaluation, under NumPy 2.
     (r"__array__ implementation doesn't accept a copy keyword", DeprecationWarning, ""),
 )

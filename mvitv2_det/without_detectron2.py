@@ -27,6 +27,7 @@ _NEED_DETECTRON2 = (
     "predict.outputs",
     "predict.predictor",
     "predict.tiles",
+    "predict.tracking",
     "report.ending",
     "report.run_folder",
     "runtimes.exported",

@@ -7,6 +7,7 @@ import torch
 from detectron2.config import instantiate
 from detectron2.modeling import SwinTransformer
 from detectron2.utils.events import EventStorage
+from marks import long_but
 from omegaconf import DictConfig
 
 from mvitv2_det import MViT, ViT, get_config
@@ -79,7 +80,7 @@ def test_rows_of_a_table_are_different_networks():
         assert len(set(configs)) == len(configs), table.title
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
+@pytest.mark.parametrize("name", long_but(ABLATIONS[::6], ABLATIONS))
 def test_trains_a_step_and_tests(name):
     cfg = shrink(get_config(name))
     model = instantiate(cfg.model)

@@ -8,6 +8,7 @@ import torch
 from conftest import dataset_overrides, tiny_overrides
 from detectron2.config import LazyConfig, instantiate
 from detectron2.utils.events import EventStorage
+from marks import long_but
 
 from mvitv2_det import VARIANTS, MViT, get_config
 from mvitv2_det.config import apply_overrides, config_files
@@ -18,6 +19,8 @@ NAMES = sorted(config_files())
 # Their networks differ: test_ablation_configs.py trains them.
 ABLATIONS = {name for name, file in config_files().items() if file.parent.name == "ablations"}
 PUBLISHED = [name for name in NAMES if "mvitv2" in name]
+# One of each kind.
+TRAINED_QUICKLY = {"mask_rcnn_mvitv2_t_3x", "cascade_mask_rcnn_mvitv2_s_3x"}
 
 # One per row of Table 5, and of Table A.1, and H without large-scale jitter.
 EXPECTED = {
@@ -119,7 +122,7 @@ def test_saves_to_yaml_and_loads_back(name, tmp_path):
         assert schedules[0](tenth / 10) == schedules[1](tenth / 10)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ABLATIONS])
+@pytest.mark.parametrize("name", long_but(TRAINED_QUICKLY, sorted(set(NAMES) - ABLATIONS)))
 def test_builds_narrow_and_trains_a_step(name, coco_folder):
     cfg = get_config(name)
     apply_overrides(cfg, tiny_overrides(cfg) + dataset_overrides(coco_folder))

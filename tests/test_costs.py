@@ -13,6 +13,7 @@ import torch
 from detectron2.config import LazyCall, instantiate
 from detectron2.modeling.backbone.fpn import FPN
 from fvcore.nn import FlopCountAnalysis
+from marks import long_but
 from models import TINY, narrow
 from omegaconf import OmegaConf
 from torch import nn
@@ -56,7 +57,7 @@ def costs_of(name: str) -> Costs:
     return count_costs(get_config(name))
 
 
-@pytest.mark.parametrize("name", TABLE_5)
+@pytest.mark.parametrize("name", long_but((*HEADS, "mask_rcnn_mvitv2_b_3x"), TABLE_5))
 def test_table_5(name):
     total = costs_of(name).total
     without_batch_norm, with_batch_norm, parameters = TABLE_5[name]

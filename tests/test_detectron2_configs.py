@@ -13,6 +13,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from detectron2.modeling import MViT as Detectron2MViT
+from marks import long_but
 from models import randomize
 from omegaconf import OmegaConf
 
@@ -48,10 +49,7 @@ FILES = {
 FILES = {file: name.removeprefix("COCO/") for file, name in FILES.items()}
 # One of each kind; the others differ in their numbers.
 QUICK = ("mask_rcnn_mvitv2_t_3x", "cascade_mask_rcnn_mvitv2_s_3x", f"{VITDET[3]}")
-DETECTED = [
-    pytest.param(file, marks=() if any(name in file for name in QUICK) else pytest.mark.long)
-    for file in FILES
-]
+DETECTED = long_but([file for file in FILES if any(name in file for name in QUICK)], FILES)
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,7 @@ def traced_pyramid():
         return model, export._torch_program(FeatureMaps(model), noise(2, 3, 64, 96), (0, 2, 3))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("format", ["torch_export", "onnx"])
 def test_pyramid_with_dynamic_sizes(format, traced_pyramid, tmp_path, monkeypatch):
     """Float32, to 1e-4 of the largest value, torch.export's plain operations to 1e-5."""
@@ -195,7 +196,12 @@ def test_relative_index_as_of_numbers():
 
 
 @pytest.mark.parametrize(
-    ("format", "class_token"), [("torch_export", False), ("onnx", True), ("torchscript", False)]
+    ("format", "class_token"),
+    [
+        pytest.param("torch_export", False, marks=pytest.mark.long),
+        pytest.param("onnx", True, marks=pytest.mark.long),
+        ("torchscript", False),
+    ],
 )
 def test_classifier_of_any_number_of_images(format, class_token, tmp_path):
     """Float32, to 1e-4 of the largest logit; the file holds what was given to describe it."""

@@ -10,9 +10,11 @@ from scripts import load_script
 
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements" / "lock.txt"
-# What is not installed for tests: of services with accounts, of streams, which bring much, and
-# lvis, which brings another OpenCV.
-NOT_LOCKED = ("wandb", "mlflow-skinny", "lvis", "webdataset", "datasets")
+# What is not installed for tests: of services with accounts; lvis and trackers, which bring another
+# OpenCV; gradio, which holds Pillow back; what drives a browser; of streams, which bring much.
+NOT_LOCKED = (
+    "wandb", "mlflow-skinny", "lvis", "trackers", "gradio", "playwright", "webdataset", "datasets",
+)  # fmt: skip
 
 
 @pytest.fixture

@@ -10,6 +10,12 @@ from detectron2.utils.tracing import is_fx_tracing
 import torch
 is_fx_tracing()
 torch.meshgrid(torch.ones(2), torch.ones(2))
+import numpy
+from detectron2.data.detection_utils import annotations_to_instances
+mask = numpy.ones((4, 4), bool)
+mask.flags.writeable = False
+one = {"bbox": [0, 0, 4, 4], "bbox_mode": 0, "category_id": 0, "segmentation": mask}
+annotations_to_instances([one], (4, 4), mask_format="bitmask")
 """
 SILENCE = (
     "from mvitv2_det.third_party_warnings import silence_third_party_warnings\n"

@@ -80,6 +80,7 @@ def folder(tmp_path, monkeypatch, fresh_loggers):
     return tmp_path
 
 
+@pytest.mark.long
 def test_commands_in_their_order(folder):
     left = dict(SMALLER)
     for arguments in commands():

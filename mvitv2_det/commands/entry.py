@@ -19,6 +19,7 @@ from ..third_party_warnings import silence_third_party_warnings
 COMMANDS = (
     "train",
     "predict",
+    "serve",
     "classify",
     "export",
     "convert",

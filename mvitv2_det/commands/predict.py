@@ -8,6 +8,7 @@ knows the classes of your own data. Written into the output folder:
 
     overlays/      each image or video with what was found drawn over it
     results.json   COCO's results format; each record also with file_name and, of videos, frame
+                   and, with --track, the track_id that an instance keeps through the frames
     images.json    the images predicted on, and the categories: the json that results.json refers to
 
 An input that cannot be read is named, and the rest goes on. The exit status is 0; 1 if some input
@@ -53,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIDE[:OVERLAP]",
         help="look at square parts of each image, which large images with small instances need: "
         "such as 1024, which overlap by a quarter, or 1024:128",
+    )
+    parser.add_argument(
+        "--track",
+        action="store_true",
+        help="follow the instances of videos from frame to frame, by ByteTrack: each has its "
+        "number, and in the overlay its colour; needs pip install 'mvitv2_det[track]'",
     )
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     parser.add_argument(
@@ -111,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
         cuda_graphs=args.cuda_graphs,
         runtime=args.runtime,
         tiles=args.tiles,
+        track=args.track,
         label_studio=args.format == "label-studio",
     )
     return exit_status(process, args.output)

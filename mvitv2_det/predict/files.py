@@ -6,13 +6,14 @@ from typing import Any
 
 from detectron2.structures import Instances
 
-from ..errors import naming_unwritable
+from ..errors import UserError, naming_unwritable
 from .image_predictor import ImagePredictor
-from .inputs import find_sources
+from .inputs import Source, find_sources
 from .loop import predict_sources
 from .outputs import RESULTS, OutputFolder, Predicted
 from .predictor import Predictor
 from .tiles import TiledPredictor, Tiling
+from .tracking import LEAST_SCORE, Tracking
 from .writing import check_writable
 
 
@@ -23,6 +24,8 @@ def predict_files(
     draws: bool = True,
     tiles: str | None = None,
     label_studio: bool = False,
+    track: bool = False,
+    score_threshold: float = 0.5,
     **predictor_options: Any,
 ) -> int:
     """Predicts on all inputs and writes what is found; names inputs that cannot be read.
@@ -35,7 +38,10 @@ def predict_files(
         label_studio: whether to write tasks of Label Studio, too.
         tiles: SIDE or SIDE:OVERLAP, to look at large images in parts; see
             :class:`mvitv2_det.predict.tiles.Tiling`.
-        predictor_options: keywords of :class:`mvitv2_det.Predictor`.
+        track: whether the instances of videos get numbers that they keep; see
+            :class:`mvitv2_det.predict.tracking.Tracking`.
+        score_threshold: instances must score higher.
+        predictor_options: other keywords of :class:`mvitv2_det.Predictor`.
 
     Returns:
         the number of inputs that could not be read.
@@ -46,15 +52,24 @@ def predict_files(
     """
     tiling = Tiling.parse(tiles) if tiles else None
     sources = find_sources(inputs)
+    if track and not any(source.is_video for source in sources):
+        raise UserError("--track follows instances through videos, and there is none among these")
+    tracking = Tracking(score_threshold) if track else None
     check_writable(output)
-    plain = Predictor(**predictor_options)
+    # ByteTrack also takes what scores low; a threshold that is none is left to be refused.
+    least = min(LEAST_SCORE, score_threshold) if track and score_threshold <= 1 else score_threshold
+    plain = Predictor(score_threshold=least, **predictor_options)
     predictor: ImagePredictor[Any, Instances] = TiledPredictor(plain, tiling) if tiling else plain
     folder = OutputFolder(output, sources, plain.classes, draws=draws, label_studio=label_studio)
+
+    def write(source: Source, frame: int | None, image: Any, instances: Instances) -> None:
+        if tracking is not None:
+            instances = tracking(source, frame, instances)
+        folder.add(Predicted(source, frame, image, instances))
+
     try:
         with naming_unwritable(output), folder:
-            return predict_sources(
-                sources, predictor, output, lambda *found: folder.add(Predicted(*found))
-            )
+            return predict_sources(sources, predictor, output, write)
     finally:
         print(
             f"{output / RESULTS}: {folder.instances} instances in {folder.images} images or frames"

@@ -52,10 +52,10 @@ class OutputFolder:
     """A context manager that writes the output folder.
 
     ``results.json`` is in COCO's results format, each record also with ``file_name`` and, of
-    videos, ``frame``; ``images.json`` is in COCO's dataset format without annotations, and lists
-    what was predicted on, under the same ids. Both get their names when writing ends, even by an
-    interrupt or error, and hold what was found until then. ``overlays/`` holds images and videos
-    under the names of their sources.
+    videos, ``frame`` and, where an instance is tracked, ``track_id``; ``images.json`` is in COCO's
+    dataset format without annotations, and lists what was predicted on, under the same ids. Both
+    get their names when writing ends, even by an interrupt or error, and hold what was found until
+    then. ``overlays/`` holds images and videos under the names of their sources.
     With ``label_studio``, images are also in ``label_studio.json``, and the interface that this is
     for in ``label_studio.xml``.
     """
@@ -198,6 +198,8 @@ def as_annotations(instances: Instances) -> list[dict[str, Any]]:
     ]
     for annotation, mask in zip(annotations, predicted_masks(instances), strict=False):
         annotation["segmentation"] = mask
+    for annotation, number in zip(annotations, _track_ids(instances), strict=False):
+        annotation["track_id"] = number
     return annotations
 
 
@@ -208,7 +210,17 @@ def as_coco(instances: Instances, image_id: int) -> list[dict[str, Any]]:
     for record, mask in zip(records, predicted_masks(instances), strict=False):
         part = mask.part() if isinstance(mask, PackedMask) else mask
         record["segmentation"] = part.rle(*instances.image_size)
+    for record, number in zip(records, _track_ids(instances), strict=False):
+        if number is not None:
+            record["track_id"] = number
     return records
+
+
+def _track_ids(instances: Instances) -> list[int | None]:
+    """The number of each instance, None where it has none yet; no list of what is not tracked."""
+    if not instances.has("track_ids"):
+        return []
+    return [None if number < 0 else number for number in instances.track_ids.tolist()]
 
 
 def _overlay_files(folder: Path, sources: Sequence[Source]) -> dict[Source, Path]:

@@ -7,6 +7,7 @@ clips K_t × K_h × K_w; D channels per head.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import cast
 
@@ -209,7 +210,9 @@ def _places(size: Sequence[int]) -> Tensor:
     return torch.arange(1, math.prod(size) + 1).reshape(1, *size, 1)
 
 
-def draw_attention(image: np.ndarray, attention: QueryAttention, title: str, file: Path) -> None:
+def draw_attention(
+    image: np.ndarray, attention: QueryAttention, title: str, file: Path | BytesIO
+) -> None:
     """The mean over heads and each head, over the image, with the query marked.
 
     Of a clip the mean over heads is drawn at each time of the keys, over the first of the frames
@@ -304,19 +307,41 @@ def draw_attention_of_blocks(
         UserError: there is no such block, pixel or class token.
         OSError: a file cannot be written.
     """
-    trunk = find_trunk(backbone)
     files = []
     for block in blocks:
-        attention = attention_of_pixel(backbone, images, block, pixel)
-        title = f"{_describe(trunk, block)}; {query}"
-        for share, what in ((attention.on_token, "class token"), (attention.on_padding, "padding")):
-            title += f"; {share:.0%} on {what}" if share > 0.005 else ""
         files.append(output / f"attention_block_{block}.png")
-        draw_attention(picture, attention, title, files[-1])
+        draw_attention_of_block(
+            backbone, images, picture, pixel, files[-1], block=block, query=query
+        )
     return files
 
 
-def _describe(trunk: Trunk, block: int) -> str:
+def draw_attention_of_block(
+    backbone: nn.Module,
+    images: Tensor,
+    picture: np.ndarray,
+    pixel: tuple[int, ...] | None,
+    file: Path | BytesIO,
+    *,
+    block: int,
+    query: str,
+) -> None:
+    """Draws what a query attends to in one block; see :func:`draw_attention_of_blocks`.
+
+    Args:
+        backbone, images, picture, pixel, query: as there.
+        file: PNG to write.
+        block: index, from 0.
+    """
+    attention = attention_of_pixel(backbone, images, block, pixel)
+    title = f"{describe_block(find_trunk(backbone), block)}; {query}"
+    for share, what in ((attention.on_token, "class token"), (attention.on_padding, "padding")):
+        title += f"; {share:.0%} on {what}" if share > 0.005 else ""
+    draw_attention(picture, attention, title, file)
+
+
+def describe_block(trunk: Trunk, block: int) -> str:
+    """Says in a few words how a block attends."""
     attention = blocks_of(trunk)[block].spec.attention
     size = attention.window_size
     kind = "global" if not size else f"window of {size}×{size} tokens"

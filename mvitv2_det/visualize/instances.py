@@ -25,6 +25,7 @@ _OPACITY = 0.4  # of masks
 _LETTERS = 11, 1 / 65  # size of letters: pixels at least, and as a share of the mean side
 # Hues in turns of the colour circle. The first, green, stands out on photographs and on stains.
 _FIRST_HUE, _EVEN_HUES, _GOLDEN_ANGLE = 0.38, 12, (3 - math.sqrt(5)) / 2
+_NO_TRACK = (0.7, 0.7, 0.7)
 
 
 def class_colors(number: int) -> list[tuple[float, float, float]]:
@@ -35,10 +36,11 @@ def class_colors(number: int) -> list[tuple[float, float, float]]:
     golden angle.
     """
     step = 1 / number if number <= _EVEN_HUES else _GOLDEN_ANGLE
-    return [
-        colorsys.hls_to_rgb((_FIRST_HUE + index * step) % 1, (0.5, 0.66)[index % 2], 1.0)
-        for index in range(number)
-    ]
+    return [_color(index, step) for index in range(number)]
+
+
+def _color(index: int, step: float) -> tuple[float, float, float]:
+    return colorsys.hls_to_rgb((_FIRST_HUE + index * step) % 1, (0.5, 0.66)[index % 2], 1.0)
 
 
 def picture_scale(height: int, width: int) -> float:
@@ -59,13 +61,15 @@ def draw_instances(
     """Draws masks, boxes and labels, large instances first.
 
     A label holds the score, where there is one, and the class's name. The name is left out if there
-    is only one class, or where it would hide others among more than :data:`MAX_LABELLED`.
+    is only one class, or where it would hide others among more than :data:`MAX_LABELLED`. Instances
+    of a video that are tracked are labelled with their numbers, too, and have a colour for each
+    number, not for each class; they are grey where they have none yet.
 
     Args:
         image: RGB image (H, W, 3), uint8.
         annotations: annotations in Detectron2's dataset format, where ``category_id`` counts from
-            0; ``segmentation`` (of any kind that :class:`.masks.MaskPart` reads), ``score`` and
-            ``iscrowd`` are optional.
+            0; ``segmentation`` (of any kind that :class:`.masks.MaskPart` reads), ``score``,
+            ``iscrowd`` and ``track_id`` (a number or None) are optional.
         class_names: names of all classes.
         scale: of the picture; by default :func:`picture_scale`.
 
@@ -108,8 +112,8 @@ def draw_on(
     order = np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(axis=1), kind="stable")
     boxes = np.rint(boxes[order] * scale).astype(int)
     annotations = [annotations[index] for index in order]
-    palette = [_in_bytes(color) for color in class_colors(len(class_names))]
-    colors = [palette[annotation["category_id"]] for annotation in annotations]
+    palette = class_colors(len(class_names))
+    colors = [_in_bytes(_color_of(annotation, palette)) for annotation in annotations]
     side = math.sqrt(picture.shape[0] * picture.shape[1])
     letters = round(max(_LETTERS[0], _LETTERS[1] * side))
     thick = max(1, round(letters / 12))
@@ -146,9 +150,10 @@ def _draw_labels(
         score = f"{annotation['score']:.0%}" if "score" in annotation else ""
         crowd = "(crowd)" if annotation.get("iscrowd") else ""
         name = class_names[annotation["category_id"]] if len(class_names) > 1 else ""
-        text = " ".join(filter(None, (name, score, crowd)))
+        number = f"#{annotation['track_id']}" if annotation.get("track_id") is not None else ""
+        text = " ".join(filter(None, (number, name, score, crowd)))
         if crowded and score and text_size(text, letters)[0] > box[2] - box[0]:
-            text = score
+            text = number or score
         if not text:
             continue
         width, height = text_size(text, letters)
@@ -190,6 +195,15 @@ def _place(
             break
     assert least is not None
     return least
+
+
+def _color_of(
+    annotation: dict[str, Any], palette: list[tuple[float, float, float]]
+) -> tuple[float, float, float]:
+    if "track_id" not in annotation:
+        return palette[annotation["category_id"]]
+    number = annotation["track_id"]
+    return _NO_TRACK if number is None else _color(number, _GOLDEN_ANGLE)
 
 
 def _xyxy(annotation: dict[str, Any]) -> list[float]:

@@ -67,7 +67,7 @@ def look_inside(
     resized = _resize(cfg, image)
     scale = np.array(resized.shape[:2]) / image.shape[:2]
     row, column = (int(place) for place in (np.array(position) + 0.5) * scale)
-    backbone, images = getattr(model, "backbone", model), _normalised(model, resized)
+    backbone, images = getattr(model, "backbone", model), normalised(model, resized)
     trunk = find_trunk(model)
     output.mkdir(parents=True, exist_ok=True)
     files = draw_attention_of_blocks(
@@ -76,7 +76,7 @@ def look_inside(
         resized,
         (row, column),
         output,
-        blocks=blocks if blocks is not None else _global_blocks(trunk),
+        blocks=blocks if blocks is not None else global_blocks(trunk),
         query=f"query at y {y}, x {x}",
     )
     files.append(output / "feature_maps.png")
@@ -109,17 +109,25 @@ def _resize(cfg: DictConfig, image: np.ndarray) -> np.ndarray:
     return pixels.image
 
 
-def _normalised(model: nn.Module, image: np.ndarray) -> Tensor:
-    """Normalises (H, W, 3) RGB to (1, 3, H, W) with the model's mean, or else ImageNet's."""
+def normalised(model: nn.Module, image: np.ndarray) -> Tensor:
+    """Normalises (H, W, 3) RGB to (1, 3, H, W) with the model's mean, or else ImageNet's.
+
+    Args:
+        model: on any device.
+        image: 0 to 255.
+
+    Returns:
+        in the model's order of colours, on the CPU.
+    """
     pixels = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1).float()
     if getattr(model, "input_format", "RGB") == "BGR":
         pixels = pixels.flip(0)
     mean = getattr(model, "pixel_mean", torch.tensor(_MEAN).view(3, 1, 1))
     std = getattr(model, "pixel_std", torch.tensor(_STD).view(3, 1, 1))
-    return ((pixels - mean) / std)[None]
+    return ((pixels - mean.cpu()) / std.cpu())[None]
 
 
-def _global_blocks(trunk: Trunk) -> list[int]:
+def global_blocks(trunk: Trunk) -> list[int]:
     """Finds the blocks that attend over the whole map; the last block if none does."""
     blocks = [
         index

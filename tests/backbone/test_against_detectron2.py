@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from detectron2.modeling import MViT as ReferenceMViT
+from marks import long_but
 from models import SHAPES, narrow, randomize, relative_error
 
 from mvitv2_det import VARIANTS, MViT
@@ -12,9 +13,7 @@ from mvitv2_det import VARIANTS, MViT
 SIZES = [(224, 224), (33, 50)]
 DETECTION_SIZES = [(750, 1001), (800, 1088)]
 # The larger networks run the same code on more channels; S and B run always.
-VARIANTS_OF_SHAPES = [
-    pytest.param(name, marks=[pytest.mark.long] if name in "LH" else []) for name in SHAPES
-]
+VARIANTS_OF_SHAPES = long_but(set(SHAPES) - set("LH"), SHAPES)
 # The first block of a stage strides, the last attends globally, and those between are all alike.
 MOST_BLOCKS = 3
 TOLERANCE = 1e-4

@@ -137,6 +137,7 @@ def trained(digits_folder, tmp_path_factory):
     return output
 
 
+@pytest.mark.long
 def test_learns_what_moving_digits_do(digits_folder, trained):
     """Random scores give each action the share of persons that do it, about half."""
     lines = [json.loads(line) for line in (trained / "metrics.json").read_text().splitlines()]
@@ -156,6 +157,7 @@ def test_learns_what_moving_digits_do(digits_folder, trained):
     assert description.constructor == "actions" and description.classes == ACTIONS
 
 
+@pytest.mark.long
 def test_both_views_evaluate_a_checkpoint(digits_folder, trained, tmp_path):
     """Of square frames they are the same, and that of the end of training."""
     lines = [json.loads(line) for line in (trained / "metrics.json").read_text().splitlines()]

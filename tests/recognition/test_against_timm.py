@@ -20,7 +20,7 @@ SIZE = 96  # of the images: maps of 24² to 3² tokens
         ("mvitv2_tiny", "T", False),
         ("mvitv2_small", "S", False),
         ("mvitv2_small_cls", "S", True),
-        ("mvitv2_base", "B", False),
+        pytest.param("mvitv2_base", "B", False, marks=pytest.mark.long),
     ],
 )
 def test_in_float32(name, variant, class_token):

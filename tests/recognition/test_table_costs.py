@@ -22,6 +22,7 @@ from functools import cache
 
 import pytest
 import torch
+from marks import long_but
 from recognition.networks import MVITV1
 
 from mvitv2_det import Recognizer, UserError
@@ -103,7 +104,7 @@ LONG = {
 
 
 def rows(table):
-    return [pytest.param(row, marks=[pytest.mark.long] if row in LONG else []) for row in table]
+    return long_but(set(table) - LONG, table)
 
 
 @pytest.mark.parametrize("row", rows(IMAGES))

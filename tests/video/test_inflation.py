@@ -9,6 +9,7 @@ from mvitv2_det import Recognizer, Variant, load_weights
 SIZES = Variant(embed_dim=8, blocks=(1, 1, 1, 1), num_heads=1, drop_path_rate=0.0)
 
 
+@pytest.mark.long
 def test_trained_on_digits_then_inflated():
     """A class token would see T copies of the map: the networks have none, and equal strides."""
     digits = pytest.importorskip("sklearn.datasets").load_digits()

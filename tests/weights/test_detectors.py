@@ -9,6 +9,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 from detectron2.modeling import MViT as Detectron2MViT
 from detectron2.modeling.backbone.fpn import FPN
+from marks import long_but
 from models import randomize
 from torch import nn
 from weight_files import assert_same_weights, mvit_state
@@ -90,7 +91,7 @@ def save_pkl(model: nn.Module, path) -> None:
     path.write_bytes(pickle.dumps(content))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", long_but(NAMES[1:], NAMES))
 def test_detectron2s_own_files(name, tmp_path):
     reference = shaken(detectron2_detector(name))
     DetectionCheckpointer(reference, str(tmp_path)).save("model")
@@ -119,7 +120,7 @@ def test_to_timm_and_back(tmp_path):
     assert_same_weights({n: after[n] for n in shared}, {n: before[n] for n in shared})
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", long_but(NAMES[:1], NAMES))
 @pytest.mark.parametrize("ending", ["pth", "pkl"])
 def test_our_files_in_stock_detectron2(name, ending, tmp_path):
     """Saved by the checkpointer as training does, and converted to the model zoo's kind."""

@@ -7,6 +7,7 @@ import timm
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import MViT as Detectron2MViT
+from marks import long_but
 from models import TINY, randomize, relative_error
 from safetensors.torch import save_file
 from timm.models.mvitv2 import MultiScaleVit
@@ -62,7 +63,7 @@ def drop_class_token(model: MultiScaleVit) -> MultiScaleVit:
     return model
 
 
-@pytest.mark.parametrize("case", TIMM_NAMES)
+@pytest.mark.parametrize("case", long_but(("T", "S cls"), TIMM_NAMES))
 def test_timm_narrow(case):
     """Features and logits of each shape; those with a class token, without it on both sides."""
     reference, ours = timm_network(case), our_network(case)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from fused.blocks import assert_same, block, outputs_and_gradients
+from marks import long_but
 from models import randomize, relative_error
 
 from mvitv2_det import VARIANTS, MViT
@@ -30,7 +31,7 @@ SMALL = {"dim": 8, "dim_out": 16, "num_heads": 2, "table_size": 8}
 
 
 @needs_kernels
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", long_but(("windows", "no pooling"), KINDS))
 def test_equals_the_plain_block(kind):
     """Output and all gradients: 6×5 tokens, windows that reach over the border.
 
