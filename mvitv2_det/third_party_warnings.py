@@ -19,16 +19,22 @@ SILENCED = (
     # pycocotools, and Detectron2's evaluation, under NumPy 2.
     (r"__array__ implementation doesn't accept a copy keyword", DeprecationWarning, ""),
 )
+# The logger of each line, and how it begins.
+SILENCED_LINES = {
+    # Detectron2's ROI pooling asks PyTorch whether it is traced.
+    "torch.fx._symbolic_trace": "is_fx_tracing will return true",
+    # Detectron2 lists the versions of a machine that has CUDA's compiler and no GPU.
+    "torch.utils.cpp_extension": "No CUDA runtime is found",
+}
 
 
 def silence_third_party_warnings() -> None:
     """Silences them for the rest of the process; calling it again changes nothing."""
     for message, category, module in SILENCED:
         warnings.filterwarnings("ignore", message, category, module)
-    # Detectron2's ROI pooling asks PyTorch whether it is traced, by a function that PyTorch logs
-    # a warning about.
-    logging.getLogger("torch.fx._symbolic_trace").addFilter(_is_worth_showing)
+    for logger in SILENCED_LINES:
+        logging.getLogger(logger).addFilter(_is_worth_showing)
 
 
 def _is_worth_showing(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("is_fx_tracing will return true")
+    return not record.getMessage().startswith(SILENCED_LINES[record.name])

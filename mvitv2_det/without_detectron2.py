@@ -22,6 +22,7 @@ _NEED_DETECTRON2 = (
     "detection",
     "engine",
     "evaluation",
+    "export.metadata",
     "predict.classes",
     "predict.files",
     "predict.outputs",

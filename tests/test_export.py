@@ -14,10 +14,11 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from models import TINY, randomize, relative_error
 from torch import nn
 
-from mvitv2_det import MViT, MViTFPN, Recognizer, UserError, Variant, export, get_config
+from mvitv2_det import MViT, MViTFPN, Recognizer, UserError, Variant, get_config
 from mvitv2_det.attention.position import relative_index
 from mvitv2_det.config import apply_overrides
-from mvitv2_det.export import FeatureMaps, export_model
+from mvitv2_det.export import comparing, export_model, formats
+from mvitv2_det.export.formats import FeatureMaps
 from mvitv2_det.fused import accelerate
 
 # More windows than the example of 64×96, which has one row of them; odd sides, an exact multiple.
@@ -62,7 +63,7 @@ def traced_pyramid():
     """
     model = pyramid(LEVELS[:2])
     with torch.no_grad():
-        return model, export._torch_program(FeatureMaps(model), noise(2, 3, 64, 96), (0, 2, 3))
+        return model, formats.torch_program(FeatureMaps(model), noise(2, 3, 64, 96), (0, 2, 3))
 
 
 @pytest.mark.long
@@ -71,9 +72,9 @@ def test_pyramid_with_dynamic_sizes(format, traced_pyramid, tmp_path, monkeypatc
     """Float32, to 1e-4 of the largest value, torch.export's plain operations to 1e-5."""
     pytest.importorskip("onnxruntime" if format == "onnx" else "torch")
     model, program = traced_pyramid
-    monkeypatch.setattr(export, "_torch_program", lambda *_: program)
-    read_once = cache(export._READERS[format])  # for the comparison and for this test
-    monkeypatch.setitem(export._READERS, format, read_once)
+    monkeypatch.setattr(formats, "torch_program", lambda *_: program)
+    read_once = cache(formats.READERS[format])  # for the comparison and for this test
+    monkeypatch.setitem(formats.READERS, format, read_once)
     file = tmp_path / "pyramid"
     comparison = export_model(
         model, file, part="backbone", format=format, image_size=(64, 96), dynamic=True
@@ -214,12 +215,12 @@ def test_classifier_of_any_number_of_images(format, class_token, tmp_path):
         model, file, part="classifier", format=format, image_size=(96, 96), metadata=metadata
     )
     assert comparison.sizes == [(96, 96)] and comparison.error <= 1e-4
-    run = export._READERS[format](file)
+    run = formats.READERS[format](file)
     for batch in (1, 2, 5):
         images = noise(batch, 3, 96, 96)
         with torch.no_grad():
             expected = model(images)
-            (actual,) = export._outputs(run(images))
+            (actual,) = comparing.outputs_of(run(images))
         assert actual.shape == (batch, 7)
         assert relative_error(actual, expected) < 1e-4
     if onnxruntime is not None:
@@ -253,12 +254,12 @@ def test_classifier_of_any_number_of_clips(format, frames, class_token, dynamic,
     comparison = export_model(model, file, image_size=(frames, 64, 64), **request)
     assert comparison.sizes[0] == (frames, 64, 64) and comparison.error <= 1e-4
     assert len(comparison.sizes) == (3 if dynamic else 1)
-    run = export._READERS[format](file)
+    run = formats.READERS[format](file)
     for batch, size in ((1, (64, 64)), (3, (97, 70) if dynamic else (64, 64))):
         clips = noise(batch, 3, frames, *size)
         with torch.no_grad():
             expected = model(clips)
-            (actual,) = export._outputs(run(clips))
+            (actual,) = comparing.outputs_of(run(clips))
         assert actual.shape == (batch, 7)
         assert relative_error(actual, expected) < 1e-4
 

@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         default="fp32",
         metavar="{fp32,fp16,bf16}",
-        help="fp16 and bf16 are by autocast (default: fp32)",
+        help="fp16 and bf16 are by autocast; int8 is of --runtime onnxruntime (default: fp32)",
     )
     parser.add_argument(
         "--runtime",

@@ -142,15 +142,14 @@ def _prepare(cfg: "DictConfig") -> Callable[..., None]:
 def _run_process(args: argparse.Namespace, cfg: "DictConfig") -> None:
     """Trains or evaluates in one process of the job."""
     import torch.distributed as dist
-    from detectron2.engine import default_setup
     from detectron2.utils import comm
-    from detectron2.utils.logger import setup_logger
 
     from ..engine import evaluate_checkpoint, train
     from ..engine.checkpoint import only_run_in
     from ..engine.dry_run import dry_run, shortened
     from ..engine.faults import naming_faults
     from ..engine.launch import meeting_host
+    from ..engine.logs import set_up_run
     from ..engine.peers import PeerWatch
     from ..engine.validate import setting
 
@@ -164,8 +163,7 @@ def _run_process(args: argparse.Namespace, cfg: "DictConfig") -> None:
         is_dry = not args.eval_only and setting(cfg, "train.dry_run")
         if is_dry:
             cfg = shortened(cfg)
-        default_setup(cfg, args)
-        setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="mvitv2_det")
+        set_up_run(cfg, args)
         for note in args.notes:
             logging.getLogger(__name__).info(note)
         peers = None
@@ -178,7 +176,7 @@ def _run_process(args: argparse.Namespace, cfg: "DictConfig") -> None:
                 dry_run(whole, cfg, peers)
             else:
                 train(cfg, resume=args.resume, peers=peers)
-        if comm.is_main_process() and setting(cfg, "train.report"):
+        if comm.is_main_process() and setting(cfg, "train.report") and not is_dry:
             from ..report.ending import conclude
 
             conclude(Path(cfg.train.output_dir), trained=not args.eval_only, trust=args.trust)

@@ -101,7 +101,8 @@ def stop_signals() -> Iterator[Event]:
 
 def progress(total: int, unit: str, *, is_part: bool = False) -> tqdm:
     """A bar, or lines in a log file, of what is done; one of a part vanishes when that is done."""
-    interval = 0.1 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
+    is_terminal = sys.stderr.isatty()
+    interval = 0.1 if is_terminal else _SECONDS_BETWEEN_LINES
     return tqdm(
         total=total,
         unit=unit,
@@ -109,4 +110,6 @@ def progress(total: int, unit: str, *, is_part: bool = False) -> tqdm:
         maxinterval=interval,
         leave=not is_part,
         disable=is_part and total == 1,
+        # A bar below another moves the cursor, which a file shows as signs.
+        position=None if is_terminal else 0,
     )

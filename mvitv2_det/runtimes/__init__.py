@@ -18,7 +18,7 @@ __all__ = ["PRECISIONS", "TORCH", "ExportedDetector", "check_runtime", "run_expo
 
 TORCH = "torch"
 # Precisions of each runtime; those of PyTorch are by autocast, and known where that is used.
-PRECISIONS = {"openvino": ("fp32", "bf16"), "onnxruntime": ("fp32",)}
+PRECISIONS = {"openvino": ("fp32", "bf16"), "onnxruntime": ("fp32", "int8")}
 # Packages that a runtime needs beside this project's own, and the extra that brings them.
 _NEEDED = {
     "openvino": (("openvino", "onnx"), "openvino"),

@@ -37,8 +37,8 @@ def run_exported(
     """Has another library run a detector, by a file that is kept beside the weights.
 
     The file is made where there is none for the same settings and weights, which takes as long as
-    some passes. It is of ONNX and of images of any size, and all runtimes share it. It may be
-    deleted at any time.
+    some passes. It is of ONNX and of images of any size, and all runtimes share it; int8 has one
+    of its own. It may be deleted at any time.
 
     Args:
         model: a detector on the CPU, with its weights; is put into evaluation mode.
@@ -51,8 +51,11 @@ def run_exported(
             runtime cannot read the file, or it does not find what the model finds in fp32.
     """
     from ..export import write_detector
+    from ..export.quantizing import quantize_file
 
     name = f"{Path(weights).stem}.{key_of(model, settings)}.onnx"
+    if precision == "int8":
+        name = f"{Path(name).stem}.int8.onnx"
     place = Path(weights).parent if os.path.isfile(weights) else None
     if place is not None and (place / name).is_file():
         return ExportedDetector(open_session(place / name, runtime, precision))
@@ -62,6 +65,8 @@ def run_exported(
         write_detector(model.eval(), file)
         exact = ExportedDetector(open_session(file, runtime, "fp32"))
         _check_equal(exact, model, runtime)
+        if precision == "int8":
+            quantize_file(file)
         if place is not None:
             _keep(file, place / name)
         # What has been read needs its file no more.

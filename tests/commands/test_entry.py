@@ -93,6 +93,7 @@ def test_no_such_command(arguments, capsys):
     [
         ("export", export.PARTS),
         ("export", export.FORMATS),
+        ("export", export.PRECISIONS),
         ("predict", PRECISIONS),
         ("convert", weights.TARGETS),
     ],

@@ -34,10 +34,12 @@ def call(folder, *overrides):
     )
 
 
-def test_it_measures_and_leaves_nothing(coco_folder, capsys):
-    assert call(coco_folder, "train.best_metric=bbox/AP", "train.patience=2") == 0
+def test_it_measures_and_leaves_nothing(coco_folder, capsys, fresh_loggers):
+    settings = ["train.best_metric=bbox/AP", "train.patience=2", "train.report=true"]
+    assert call(coco_folder, *settings) == 0
     out = capsys.readouterr().out
     assert "whole run: 1,000 steps and 3 evaluations, " in out
+    assert "report" not in out.partition("Dry run")[2]
     for what in ("memory: ", "step: ", "evaluation: ", "checkpoints: "):
         assert what in out
     assert [file.name for file in (coco_folder / "out").iterdir()] == [".lock"]

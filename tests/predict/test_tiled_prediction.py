@@ -1,6 +1,9 @@
 """Tiles, against what is seen of an image as a whole: by a detector that finds everything."""
 
+import ctypes
 import json
+import mmap
+import sys
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -14,9 +17,10 @@ from small_detector import save_detector
 
 from mvitv2_det import UserError
 from mvitv2_det.commands import main
-from mvitv2_det.predict import Predictor, large_images, read_rgb
+from mvitv2_det.predict import Predictor, large_images, read_rgb, tiles
 from mvitv2_det.predict.image_predictor import ImagePredictor
 from mvitv2_det.predict.large_images import LargeImage
+from mvitv2_det.predict.loop import progress
 from mvitv2_det.predict.outputs import predicted_masks
 from mvitv2_det.predict.stitching import Found, Tile, stitch
 from mvitv2_det.predict.tiles import TiledPredictor, Tiling
@@ -309,3 +313,34 @@ def test_tiles_of_a_batch_are_seen_together():
     )
     TiledPredictor(spy, Tiling(64, 16))(scene(160, 160, 5, (5, 9)))
     assert calls == [4, 4, 1]
+
+
+def test_free_memory_is_given_back(monkeypatch):
+    """In the heap between what is kept, as large images need it: every four batches."""
+    if not (sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim")):
+        pytest.skip("the C library is not glibc")
+    kept = [np.ones(12_500) for _ in range(1000)][::10]  # 100 MB, of which 10 are kept
+    before = resident()
+    tiles._trim_heap()
+    assert resident() < before - 50e6 and len(kept) == 100
+    calls = []
+    monkeypatch.setattr(tiles, "_trim_heap", lambda: calls.append(1))
+    TiledPredictor(Regions(batch_size=1), Tiling(64, 16))(scene(160, 160, 5, (5, 9)))
+    assert len(calls) == 3  # of 9 batches
+
+
+def resident() -> int:
+    """Bytes that this process has in memory."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * mmap.PAGESIZE
+
+
+def test_bars_in_a_log_file_have_no_escape_codes(capsys):
+    with progress(2, "image") as images:
+        for _ in range(2):
+            with progress(3, "tile", is_part=True) as parts:
+                parts.update(3)
+            images.update()
+    shown = capsys.readouterr().err
+    assert "2/2" in shown and "0/3" in shown
+    assert "\x1b" not in shown

@@ -62,6 +62,9 @@ def test_a_file_is_made_once_for_settings_and_weights(detector, tmp_path, monkey
         "mvitv2_det.export.write_detector",
         lambda model, file: written.append(file.write_bytes(b"")),
     )
+    monkeypatch.setattr(
+        "mvitv2_det.export.quantizing.quantize_file", lambda file: file.write_bytes(b"8")
+    )
     monkeypatch.setattr(files, "open_session", lambda *_: None)
     monkeypatch.setattr(files, "_check_equal", lambda *_: None)
 
@@ -71,12 +74,15 @@ def test_a_file_is_made_once_for_settings_and_weights(detector, tmp_path, monkey
 
     assert [start(), start()] == [1, 1]
     assert [path.suffix for path in tmp_path.iterdir()].count(".onnx") == 1
-    assert [start(score_threshold=0.3), start(score_threshold=0.3)] == [2, 2]
-    assert start(overrides=["model.roi_heads.box_predictor.test_nms_thresh=0.4"]) == 3
+    assert [start(precision="int8"), start(precision="int8"), start()] == [2, 2, 2]
+    contents = {path.name[-10:]: path.read_bytes() for path in tmp_path.glob("*.int8.onnx")}
+    assert contents == {".int8.onnx": b"8"}
+    assert [start(score_threshold=0.3), start(score_threshold=0.3)] == [3, 3]
+    assert start(overrides=["model.roi_heads.box_predictor.test_nms_thresh=0.4"]) == 4
     content = torch.load(weights)
     content["model"]["backbone.fpn_output2.weight"][0, 0, 0, 0] += 1e-3
     torch.save(content, weights)
-    assert [start(), start()] == [4, 4]
+    assert [start(), start()] == [5, 5]
 
 
 def test_a_folder_that_cannot_be_written(detector, tmp_path, monkeypatch, caplog):
@@ -171,7 +177,10 @@ def test_cascade(tmp_path):
     ("arguments", "message"),
     [
         (("tensorrt", "fp32", None), "must be one of torch, openvino, onnxruntime, got 'tensorrt'"),
-        (("onnxruntime", "bf16", None), "precision of onnxruntime must be fp32, got 'bf16'"),
+        (
+            ("onnxruntime", "bf16", None),
+            "of onnxruntime must be fp32 or int8, got 'bf16'",
+        ),
         (("openvino", "fp16", None), "must be fp32 or bf16, got 'fp16'"),
         (("openvino", "fp32", "cuda:1"), "runs on a CPU here, got the device 'cuda:1'"),
     ],
