@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.utils.logger import setup_logger
+from imagenet_runs import CLASSES, write_image
 from PIL import Image
 
 if not torch.cuda.is_available():
@@ -158,3 +159,30 @@ def tiny_overrides(cfg) -> list[str]:
         if "tfm_or_aug" in augmentation:
             overrides.append(f"{prefix}.prob=0.0")
     return overrides
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with train/ and val/, of three classes with four and two images."""
+    for split, count in (("train", 4), ("val", 2)):
+        for number, name in enumerate(CLASSES):
+            for index in range(count):
+                path = tmp_path / "photos" / split / name / f"{index}.png"
+                write_image(path, 100 * number, index)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def overrides(photos):
+    """Two steps of a tiny network on the CPU."""
+    return [
+        f"dataset.train={photos}",
+        f"train.output_dir={photos.parent}/out",
+        "model.variant.embed_dim=8",
+        "model.variant.blocks=[1,1,1,1]",
+        "dataloader.train.total_batch_size=6",
+        "dataloader.train.num_workers=0",
+        "recipe.epochs=1",
+        "recipe.eval_epochs=1",
+        "train.log_period=1",
+    ]

@@ -11,8 +11,10 @@ from scripts import load_script
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements" / "lock.txt"
 # What is not installed for tests: of services with accounts; lvis and trackers, which bring another
-# OpenCV; gradio, which holds Pillow back; what drives a browser.
-NOT_LOCKED = ("wandb", "mlflow-skinny", "lvis", "trackers", "gradio", "playwright")
+# OpenCV; gradio, which holds Pillow back; what drives a browser; of streams, which bring much.
+NOT_LOCKED = (
+    "wandb", "mlflow-skinny", "lvis", "trackers", "gradio", "playwright", "webdataset", "datasets",
+)  # fmt: skip
 
 
 @pytest.fixture

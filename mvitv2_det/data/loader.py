@@ -33,8 +33,8 @@ class TrainLoader:
     Args:
         dataset: samples by index. One that raises :class:`~mvitv2_det.errors.Unreadable` is
             replaced: by any other, or by one of ``dataset.alternatives(index)``, a list of indices,
-            where it has such a method.
-        batches: of pairs (position, index), from any batch on.
+            where it has such a method. Of a stream, by another of the batch.
+        batches: of pairs (position, index), from any batch on; of a stream, (position, sample).
         collate: makes a batch of a list of samples.
         options: further keywords of ``DataLoader``.
     """
@@ -42,7 +42,7 @@ class TrainLoader:
     def __init__(
         self,
         dataset: Dataset[Any],
-        batches: "BatchOrder",
+        batches: "Order",
         *,
         collate: Callable[[list[Any]], Any] = list,
         **options: Any,
@@ -75,7 +75,7 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Any]:
         loader = DataLoader(
-            _SeededSamples(self.dataset, self.seed),
+            _SeededSamples(self.dataset, self.seed, by_number=isinstance(self.batches, BatchOrder)),
             batch_sampler=self.batches,
             collate_fn=_Collate(self.collate),
             # Otherwise it would take a number from the generator that the model draws from.
@@ -100,8 +100,34 @@ class TrainLoader:
         logger.warning("%s; replaced by another (number %d)", line, len(self.unreadable))
 
 
-class BatchOrder(Sampler[list[tuple[int, int]]]):
-    """The order of a run's images, cut into batches of which each process takes its share.
+class Order(Sampler[list[tuple[int, Any]]]):
+    """The order of a run's samples, cut into batches of which each process takes its share.
+
+    Attributes:
+        seed: of the run.
+        start: the first batch to give, counted from 0 on.
+
+    Args:
+        total_batch_size: samples of all processes together.
+
+    Raises:
+        UserError: the batch cannot be divided among the processes.
+    """
+
+    def __init__(self, total_batch_size: int) -> None:
+        self.rank, self.processes = comm.get_rank(), comm.get_world_size()
+        if total_batch_size < 1 or total_batch_size % self.processes:
+            raise UserError(
+                f"dataloader.train.total_batch_size must be a multiple of the {self.processes} "
+                f"processes, got {total_batch_size}"
+            )
+        self.total_batch_size = total_batch_size
+        self.seed = 0
+        self.start = 0
+
+
+class BatchOrder(Order):
+    """The order of images that can be asked for by number.
 
     Args:
         size: number of images.
@@ -122,20 +148,12 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
         sampler: Iterable[int] | None = None,
         groups: Sequence[int] | None = None,
     ) -> None:
-        self.rank, self.processes = comm.get_rank(), comm.get_world_size()
-        if total_batch_size < 1 or total_batch_size % self.processes:
-            raise UserError(
-                f"dataloader.train.total_batch_size must be a multiple of the {self.processes} "
-                f"processes, got {total_batch_size}"
-            )
+        super().__init__(total_batch_size)
         if size < 1:
             raise UserError("there is no image to train on")
         self.size = size
-        self.total_batch_size = total_batch_size
         self.sampler = sampler
         self.groups = groups
-        self.seed = 0
-        self.start = 0
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         # What a sampler gives is this process's alone.
@@ -172,17 +190,22 @@ class _SeededSamples(Dataset[Any]):
     One that cannot be read is replaced by another, which the position determines.
     """
 
-    def __init__(self, dataset: Any, seed: int) -> None:
+    def __init__(self, dataset: Any, seed: int, *, by_number: bool) -> None:
         self.dataset = dataset
         self.seed = seed
+        self.by_number = by_number
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Any, list[str]]:
-        position, index = place
+    def __getitems__(self, places: list[tuple[int, Any]]) -> list[tuple[Any, list[str]]]:
+        indices = [index for _, index in places]
+        return [self._sample(position, index, indices) for position, index in places]
+
+    def _sample(self, position: int, index: Any, batch: list[Any]) -> tuple[Any, list[str]]:
+        asked = index
         unreadable: list[str] = []
         for attempt in range(_TRIES):
             place_seed = derived_seed(self.seed, SAMPLE, position, attempt)
             if attempt:
-                others = self._alternatives(place[1])
+                others = self._alternatives(asked, batch)
                 index = others[place_seed % len(others)]
             try:
                 with seeded(place_seed):
@@ -195,7 +218,9 @@ class _SeededSamples(Dataset[Any]):
         # So the main process counts them, and names the first.
         raise UserError(unreadable[0] if unreadable else f"{_TRIES} samples in turn were empty")
 
-    def _alternatives(self, index: int) -> Sequence[int]:
+    def _alternatives(self, index: Any, batch: list[Any]) -> Sequence[Any]:
+        if not self.by_number:  # of a stream no others are at hand
+            return batch
         if hasattr(self.dataset, "alternatives"):
             return self.dataset.alternatives(index)
         return range(len(self.dataset))

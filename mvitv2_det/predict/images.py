@@ -1,9 +1,10 @@
 """Reading images of any kind as 8-bit RGB arrays."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -30,6 +31,41 @@ def read_rgb(file: str | Path) -> np.ndarray:
         return _from_pillow(image)
 
 
+def decode_rgb(content: IO[bytes], name: object) -> np.ndarray:
+    """Reads an image of a file that is open, or in memory, as :func:`read_rgb` does.
+
+    Args:
+        content: the file.
+        name: what errors call it, as ``str()``.
+
+    Returns:
+        (H, W, 3) RGB, uint8.
+
+    Raises:
+        Unreadable: as :func:`read_rgb`.
+    """
+    with naming_damage(name), Image.open(content) as image:
+        return _from_pillow(image)
+
+
+def transformed(transform: Callable[[Image.Image], Any], rgb: np.ndarray, name: object) -> Any:
+    """Applies a transform of Pillow's images to (H, W, 3) RGB, uint8.
+
+    Args:
+        transform: which resizes, so that not every size will do.
+        rgb: the image.
+        name: what errors call it, as ``str()``.
+
+    Raises:
+        Unreadable: it cannot be resized.
+    """
+    try:
+        return transform(Image.fromarray(rgb))
+    except (ValueError, ZeroDivisionError, RuntimeError, MemoryError) as error:
+        height, width = rgb.shape[:2]
+        raise Unreadable(f"cannot resize {name} of {width}×{height}: {error}") from error
+
+
 @contextmanager
 def reading_image(file: str | Path) -> Iterator[None]:
     """Turns whatever Pillow raises for a file into one line.
@@ -41,6 +77,17 @@ def reading_image(file: str | Path) -> Iterator[None]:
         raise Unreadable(f"cannot read image {file}: there is no such file")
     if os.path.getsize(file) == 0:
         raise Unreadable(f"cannot read image {file}: the file is empty")
+    with naming_damage(file):
+        yield
+
+
+@contextmanager
+def naming_damage(file: object) -> Iterator[None]:
+    """Turns whatever Pillow raises for an image, of a file or in memory, into one line.
+
+    Raises:
+        Unreadable: see :func:`read_rgb`.
+    """
     try:
         yield
     except UnidentifiedImageError as error:

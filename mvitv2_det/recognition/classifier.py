@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
 from ..graphs import replay_graphs
 from ..predict.image_predictor import ImageLike, ImagePredictor
+from ..predict.images import transformed
 from ..weights import load_weights
 from ..weights.sources import Checkpoint, Source, read_source
 from .description import ENTRY, Description
@@ -190,12 +190,8 @@ class Classifier(ImagePredictor[Tensor, list[Likely]]):
             UserError: it cannot be read or resized.
         """
         rgb = self._read(image)
-        try:
-            return self._transform(Image.fromarray(rgb))
-        except (ValueError, ZeroDivisionError, RuntimeError, MemoryError) as error:
-            name = f"image {image}" if isinstance(image, (str, Path)) else name
-            height, width = rgb.shape[:2]
-            raise UserError(f"cannot resize {name} of {width}×{height}: {error}") from error
+        name = f"image {image}" if isinstance(image, (str, Path)) else name
+        return transformed(self._transform, rgb, name)
 
     def infer(self, inputs: Sequence[Tensor]) -> list[list[Likely]]:
         """Classifies inputs that :meth:`prepare` has made.

@@ -3,6 +3,7 @@
 Each project's ``prepare_datasets`` completes its config by these.
 """
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from mvitv2_det.engine import epoch_length, scaled_rate
 from mvitv2_det.errors import UserError
 from mvitv2_det.recognition.description import ENTRY, Description
 from mvitv2_det.weights.files import read_checkpoint
+
+logger = logging.getLogger(f"mvitv2_det.{__name__}")
 
 
 class StoredDescription:
@@ -63,15 +66,31 @@ def set_num_classes(cfg: DictConfig, classes: Sequence[str]) -> None:
     """Sets the network's outputs.
 
     Raises:
-        UserError: another number is given.
+        UserError: another number is given, there or in ``task``, or there is nothing to tell apart.
     """
     given = cfg.model.num_classes
+    if len(classes) < 2:
+        raise UserError(
+            f"{cfg.dataset.train} has the class {', '.join(map(repr, classes))} alone: expected "
+            f"two or more to tell apart"
+        )
     if given not in (None, len(classes)):
         raise UserError(
             f"model.num_classes is {given}, but {cfg.dataset.train} has {len(classes)} classes: "
             f"leave it out, and the data decide"
         )
     cfg.model.num_classes = len(classes)
+    task = cfg.get("task") or {}
+    mixed = (task.get("mixup") or {}).get("num_classes", len(classes))
+    if mixed != len(classes):
+        raise UserError(
+            f"task.mixup.num_classes is {mixed}, but there are {len(classes)} classes: leave it out"
+        )
+    first = task.get("first_outputs")
+    if first is not None and not 1 <= first <= len(classes):
+        raise UserError(
+            f"task.first_outputs must be from 1 to the {len(classes)} classes, got {first}"
+        )
 
 
 def describe(cfg: DictConfig, constructor: str) -> Description:
@@ -113,6 +132,12 @@ def set_schedule(cfg: DictConfig, count: int, what: str) -> None:
     batch, recipe = cfg.dataloader.train.total_batch_size, cfg.recipe
     check_pairs(cfg, processes=1)
     epoch = epoch_length(count, batch, what)
+    if recipe.warmup_epochs >= recipe.epochs:
+        logger.warning(
+            "recipe.warmup_epochs is %g of %g recipe.epochs: the learning rate will only rise",
+            recipe.warmup_epochs,
+            recipe.epochs,
+        )
     if cfg.optimizer.lr is None:
         cfg.optimizer.lr = scaled_rate(recipe.lr_per_256, batch, 256)
     defaults = {

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from timm.utils.misc import natural_key
@@ -74,21 +75,35 @@ def order_classes(
     return list(classes)
 
 
-def read_class_names(file: str) -> list[str]:
-    """Reads names of classes from a text file, one a line, in the order of the outputs.
+def given_classes(value: Any) -> list[str] | None:
+    """The names that ``dataset.classes`` gives, in the order of the outputs; None if none.
+
+    Args:
+        value: names, or the path of a text file of one a line.
 
     Raises:
-        UserError: the file cannot be read, is empty, or has a name twice.
+        UserError: the file cannot be read or is empty, or a name is given twice.
     """
-    try:
-        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"dataset.classes: cannot read {file}: {error}") from error
-    names = [line.strip() for line in lines if line.strip()]
+    if value is None or value == "":
+        return None
+    source = "it"
+    if isinstance(value, str):
+        source = value
+        try:
+            lines = Path(value).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"dataset.classes: cannot read {value}: {error}") from error
+        names = [line.strip() for line in lines if line.strip()]
+    elif isinstance(value, Sequence):
+        names = [str(name) for name in value]
+    else:
+        raise UserError(
+            f"dataset.classes must be names, or a text file of one name a line, got {value}"
+        )
     if not names:
-        raise UserError(f"dataset.classes: {file} has no names: expected one a line")
+        raise UserError(f"dataset.classes: {source} has no names: expected one a line")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"dataset.classes: {file} has {twice[0]!r} more than once")
+        raise UserError(f"dataset.classes: {source} has {twice[0]!r} more than once")
     return names
 
 
@@ -97,16 +112,24 @@ def held_out(samples: Sequence[Sample], share: float, *, inside: bool) -> list[S
 
     Args:
         samples: all.
-        share: of each class's images, at least one, in (0, 1).
-        inside: return the share, otherwise the rest.
+        share: of each class's samples, at least one, in (0, 1).
+        inside: return the share, otherwise the rest, which has at least one of each class, too.
+
+    Raises:
+        UserError: a class has one sample only.
     """
     rng = np.random.default_rng(_HELD_OUT_SEED)
     by_class: dict[str, list[int]] = {}
     for index, sample in enumerate(samples):
         by_class.setdefault(sample.label, []).append(index)
     chosen: set[int] = set()
-    for indexes in by_class.values():
-        count = max(1, round(share * len(indexes)))
+    for label, indexes in by_class.items():
+        if len(indexes) < 2:
+            raise UserError(
+                f"class {label!r} has {samples[indexes[0]].path} alone, of which no share can be "
+                f"held out: give dataset.val, or more of the class"
+            )
+        count = min(max(1, round(share * len(indexes))), len(indexes) - 1)
         chosen.update(rng.permutation(indexes)[:count].tolist())
     return [sample for index, sample in enumerate(samples) if (index in chosen) == inside]
 

@@ -3,20 +3,23 @@
 Axes: B images, H × W pixels.
 """
 
-import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.data import build_detection_test_loader
 from detectron2.utils import comm
 from omegaconf import DictConfig
+from PIL import Image
 from timm.data import create_loader
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from mvitv2_det.data.loader import BatchOrder, TrainLoader
-from mvitv2_det.errors import UserError
+from mvitv2_det.data.streams import InOrder, Stream, StreamOrder
+from mvitv2_det.errors import Unreadable, UserError
 from mvitv2_det.recognition.description import Input
 from projects.common.augment import mend_posterize
 from projects.common.runs import (
@@ -26,19 +29,14 @@ from projects.common.runs import (
     set_schedule,
     trained_description,
 )
-from projects.common.sources import count_samples, held_out, read_class_names
+from projects.common.sources import Sample, count_samples, given_classes, held_out
 
-from .sources import (
-    Images,
-    check_readable,
-    find_splits,
-    is_timm_source,
-    names_of,
-    open_timm,
-    read_samples,
-)
+from .sources import Images, LabelledImages, check_readable, read_samples
+from .streams import open_stream
+from .timm_sources import OpenedImages, find_splits, is_timm_source, names_of, open_timm
 
-logger = logging.getLogger(__name__)
+# Detectron2's set-up gives handlers to the package's loggers alone.
+logger = logging.getLogger(f"mvitv2_det.{__name__}")
 
 
 def prepare_datasets(cfg: DictConfig, *, training: bool, check: bool = True) -> None:
@@ -55,6 +53,8 @@ def prepare_datasets(cfg: DictConfig, *, training: bool, check: bool = True) -> 
     if not check:
         if training:
             check_pairs(cfg, comm.get_world_size())
+        for split in ("train", "val") if training else ("val",):
+            _check_parts(cfg.dataset, split)
         return
     _find_data(cfg, training)
     trained = trained_description(cfg, training)
@@ -63,13 +63,28 @@ def prepare_datasets(cfg: DictConfig, *, training: bool, check: bool = True) -> 
     set_num_classes(cfg, classes)
     cfg.description = describe(cfg, "image").to_dict()
     val = open_split(cfg.dataset, "val", check=True)
+    _check_outputs(cfg, val)
     if not training:
         # A layer that stays random would give a result like any other.
         cfg.train.strict = True
         return
     train = open_split(cfg.dataset, "train", check=True)
+    if isinstance(train, Images) and (empty := [n for n in classes if n not in train.labels]):
+        logger.warning("%d classes have no image to train on, such as %s", len(empty), empty[0])
     set_schedule(cfg, len(train), "images")
     logger.info("%d images to train on, %d to validate on", len(train), len(val))
+
+
+def _check_outputs(cfg: DictConfig, val: LabelledImages) -> None:
+    """Refuses classes of which ``task.first_outputs`` leaves out the output."""
+    first = cfg.task.get("first_outputs")
+    if first is None or not isinstance(val, Images):
+        return
+    if beyond := [name for name in val.classes[first:] if name in val.labels]:
+        raise UserError(
+            f"task.first_outputs is {first}, but validation has images of {beyond[0]!r}, which is "
+            f"output {val.classes.index(beyond[0])}"
+        )
 
 
 def open_split(dataset: Mapping[str, Any], split: str, *, check: bool = False) -> Any:
@@ -88,10 +103,12 @@ def open_split(dataset: Mapping[str, Any], split: str, *, check: bool = False) -
     """
     source = dataset[split] or dataset["train"]
     if is_timm_source(source):
-        name = dataset[f"{split}_split"]
-        return open_timm(
-            source, name, dataset["root"], dataset["options"], training=split == "train"
-        )
+        opened = _open_timm(dataset, split)
+        make = open_stream if isinstance(opened, IterableDataset) else OpenedImages
+        images = make(opened, source, dataset["classes"])
+        if check:
+            _look_at_first(images, spare=split == "train")
+        return images
     samples, classes = read_samples(source, dataset["classes"])
     if not dataset["val"]:
         samples = held_out(samples, dataset["val_share"], inside=split == "val")
@@ -106,18 +123,39 @@ def open_split(dataset: Mapping[str, Any], split: str, *, check: bool = False) -
     return Images(samples, classes)
 
 
-class EpochLoader:
-    """Batches of a stream for training without end, shuffled anew in each epoch."""
+def _open_timm(dataset: Mapping[str, Any], split: str) -> Any:
+    return open_timm(
+        dataset[split] or dataset["train"],
+        dataset[f"{split}_split"],
+        dataset["root"],
+        dataset["options"],
+        training=split == "train",
+    )
 
-    def __init__(self, loader: DataLoader) -> None:
-        self.loader = loader
 
-    def __iter__(self) -> Iterator[Any]:
-        for epoch in itertools.count():
-            for shuffled in (self.loader.sampler, self.loader.dataset):
-                if hasattr(shuffled, "set_epoch"):
-                    shuffled.set_epoch(epoch)
-            yield from self.loader
+def _check_parts(dataset: Mapping[str, Any], split: str) -> None:
+    """Refuses a stream that the processes cannot divide among them."""
+    rank, processes = comm.get_rank(), comm.get_world_size()
+    if processes > 1 and is_timm_source(dataset[split]):
+        images = open_split(dataset, split)
+        if isinstance(images, Stream):
+            next(images.stored(seed=None, part=rank, parts=processes), None)
+
+
+def _look_at_first(images: LabelledImages, *, spare: bool) -> None:
+    """Reads an image, and so finds names of columns, labels and archives that are wrong.
+
+    Raises:
+        UserError: it is wrong; an image that is unreadable may be spared, as training does.
+    """
+    first = next(images.stored(seed=None), None) if isinstance(images, Stream) else 0
+    if first is None:
+        raise UserError("there is no image")
+    try:
+        images.read(first)
+    except Unreadable:
+        if not spare:
+            raise
 
 
 def train_loader(
@@ -127,10 +165,10 @@ def train_loader(
     *,
     total_batch_size: int,
     num_workers: int,
-) -> TrainLoader | EpochLoader:
+) -> TrainLoader:
     """Makes the training loader, of (B, 3, H, W) images and (B,) labels for each process.
 
-    It can start anywhere in a run, unless the data are a stream.
+    It can start anywhere in a run.
 
     Args:
         dataset: the config's node ``dataset``.
@@ -142,38 +180,54 @@ def train_loader(
     Raises:
         UserError: the batch cannot be divided among the processes.
     """
-    processes = comm.get_world_size()
-    if total_batch_size % processes:
-        raise UserError(
-            f"dataloader.train.total_batch_size must be a multiple of the {processes} processes, "
-            f"got {total_batch_size}"
-        )
-    loader = create_loader(
-        open_split(dataset, "train"),
-        input.size,
-        total_batch_size // processes,
-        is_training=True,
-        use_prefetcher=False,
-        mean=input.mean,
-        std=input.std,
-        distributed=processes > 1,
-        num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-        **augmentation,
-    )
-    for step in loader.dataset.transform.transforms:
-        mend_posterize(getattr(step, "ops", ()))
-    if isinstance(loader.dataset, IterableDataset):
-        return EpochLoader(loader)
-    if augmentation.get("num_aug_repeats"):
-        raise UserError("augmentation.num_aug_repeats must be 0: the order has no repetitions")
+    images = open_split(dataset, "train")
+    images.transform = training_transform(input, augmentation)
+    is_stream = isinstance(images, Stream)
+    make_order = StreamOrder if is_stream else BatchOrder
+    order = make_order(images if is_stream else len(images), total_batch_size)
     return TrainLoader(
-        loader.dataset,
-        BatchOrder(len(loader.dataset), total_batch_size),
+        images,
+        order,
         collate=default_collate,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def training_transform(
+    input: Input, augmentation: Mapping[str, Any]
+) -> Callable[[Image.Image], Tensor]:
+    """Makes timm's transform for training: an image of Pillow to (3, size, size), normalised.
+
+    Args:
+        input: size and normalisation.
+        augmentation: keywords of ``timm.data.create_loader``.
+
+    Raises:
+        UserError: images are to be repeated.
+    """
+    if augmentation.get("num_aug_repeats"):
+        raise UserError("augmentation.num_aug_repeats must be 0: the order has no repetitions")
+    try:
+        # Which keywords are the transform's is timm's to know.
+        loader = create_loader(
+            Images([Sample(Path(), "")], [""]),
+            input.size,
+            1,
+            is_training=True,
+            use_prefetcher=False,
+            mean=input.mean,
+            std=input.std,
+            num_workers=0,
+            **augmentation,
+        )
+    except (AssertionError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"timm refuses dataloader.train.augmentation: {reason}") from error
+    transform = loader.dataset.transform
+    for step in transform.transforms:
+        mend_posterize(getattr(step, "ops", ()))
+    return transform
 
 
 def test_loader(
@@ -188,19 +242,16 @@ def test_loader(
         input: the preprocessing.
         batch_size: images of a process.
         num_workers: of each process.
-
-    Raises:
-        UserError: a stream is to be divided among processes.
     """
     images = open_split(dataset, "val")
     images.transform = input.transform()
-    if isinstance(images, IterableDataset):
-        if comm.get_world_size() > 1:
-            raise UserError(
-                f"{dataset['val']} is a stream, which several processes cannot divide exactly: "
-                f"evaluate with --num-gpus 1"
-            )
-        images.set_loader_cfg(num_workers=num_workers)
+    if isinstance(images, Stream):
+        return DataLoader(
+            images,
+            batch_sampler=InOrder(images, batch_size),
+            num_workers=num_workers,
+            collate_fn=default_collate,
+        )
     return build_detection_test_loader(
         images,
         mapper=None,
@@ -233,15 +284,13 @@ def _find_data(cfg: DictConfig, training: bool) -> None:
 
 def _classes(cfg: DictConfig, training: bool) -> Sequence[str]:
     """Names of the classes, in the order of the outputs."""
-    if isinstance(cfg.dataset.classes, str):
-        return read_class_names(cfg.dataset.classes)
-    if cfg.dataset.classes:
-        return cfg.dataset.classes
+    if classes := given_classes(cfg.dataset.classes):
+        return classes
     source = cfg.dataset.train
     if not is_timm_source(source):
         return read_samples(source)[1]
     split = "train" if training else "val"
-    names = names_of(open_split(cfg.dataset, split))
+    names = names_of(_open_timm(cfg.dataset, split))
     if not names and not cfg.model.num_classes:
         raise UserError(f"{source} does not name its classes: give model.num_classes")
     return names or [str(index) for index in range(cfg.model.num_classes)]

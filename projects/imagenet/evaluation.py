@@ -13,6 +13,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import Tensor
 
+from mvitv2_det.errors import UserError
 from projects.common.accuracies import MOST_GUESSES, accuracies, write_classifications
 
 from .data import open_split
@@ -46,8 +47,17 @@ class ClassificationEvaluator(DatasetEvaluator):
         Args:
             inputs: images and (B,) labels.
             outputs: logits (B, C).
+
+        Raises:
+            UserError: the class of an image has no output.
         """
         labels, self._outputs = inputs[1], outputs.shape[1]
+        if (largest := int(labels.max())) >= self._outputs:
+            raise UserError(
+                f"validation has an image of class {self.dataset['classes'][largest]!r}, output "
+                f"{largest}, and evaluation looks at the first {self._outputs} alone: see "
+                f"task.first_outputs"
+            )
         probabilities = outputs.float().softmax(dim=1).cpu()
         top = probabilities.topk(min(MOST_GUESSES, outputs.shape[1]), dim=1)
         of_labels = probabilities.gather(1, labels[:, None])[:, 0]

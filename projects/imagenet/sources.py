@@ -1,89 +1,98 @@
-"""Where labelled images come from: folders of classes, csv files, and all that timm names.
+"""Where labelled images come from: folders of classes and csv files.
 
 =================== ==============================================================================
 source              what it is
 =================== ==============================================================================
 ``photos``          a folder with a folder for each class, as ImageNet's; images at any depth in it
 ``photos.csv``      lines ``path,label``, with or without that header; paths from the csv's folder
-``hfds/NAME``       a data set of Hugging Face, by ``timm.data.create_dataset``, as are ``hfids/``,
-                    ``wds/``, ``tfds/`` and ``torch/``, and a ``.tar`` of folders
+``hfds/NAME``, …    what timm reads; see :mod:`projects.imagenet.timm_sources`
 =================== ==============================================================================
+
+Axes: H × W pixels.
 """
 
 import csv
-import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import timm.data
+import numpy as np
 import torch
 from PIL import Image
 from timm.utils.misc import natural_key
 
 from mvitv2_det.errors import UserError
-from mvitv2_det.predict.images import read_rgb
+from mvitv2_det.predict.images import read_rgb, transformed
 from mvitv2_det.predict.inputs import IMAGE_ENDINGS
 from projects.common.sources import Sample, order_classes
-from projects.common.sources import find_splits as find_splits_of_files
-
-logger = logging.getLogger(__name__)
 
 TIMM_PREFIXES = ("hfds/", "hfids/", "tfds/", "torch/", "wds/")
 # Headers of so many images are read before training; of larger sets, so many evenly spaced.
 MOST_CHECKED = 20_000
 
 
-class Images(torch.utils.data.Dataset):
-    """Labelled image files; an image that cannot be read is an error, where timm takes the next.
+class LabelledImages(torch.utils.data.Dataset, ABC):
+    """Images and labels, from wherever they come: the pixels are those that prediction sees.
 
     Attributes:
-        samples: the files.
         classes: names of the classes; labels are their indexes.
         transform: of an RGB image of Pillow; set by a loader.
     """
 
-    def __init__(self, samples: Sequence[Sample], classes: Sequence[str]) -> None:
-        self.samples = list(samples)
+    def __init__(self, classes: Sequence[str]) -> None:
         self.classes = list(classes)
         self.transform: Callable[[Image.Image], Any] | None = None
-        self._labels = {name: index for index, name in enumerate(classes)}
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, index: Any) -> tuple[np.ndarray, int, object]:
+        """Reads an image: (H, W, 3) RGB uint8, its label, and what errors call it, as ``str()``.
+
+        Raises:
+            Unreadable: it cannot be read.
+        """
+
+    def __getitem__(self, index: Any) -> tuple[Any, int]:
+        """An image, transformed, and its label.
+
+        Raises:
+            Unreadable: it cannot be read or resized, so that training takes another.
+        """
+        rgb, label, name = self.read(index)
+        if not self.transform:
+            return Image.fromarray(rgb), label
+        return transformed(self.transform, rgb, name), label
+
+
+class Images(LabelledImages):
+    """Labelled image files.
+
+    Attributes:
+        samples: the files.
+        labels: names of the classes that they are of.
+    """
+
+    def __init__(self, samples: Sequence[Sample], classes: Sequence[str]) -> None:
+        super().__init__(classes)
+        self.samples = list(samples)
+        self.labels = {sample.label for sample in samples}
+        self._numbers = {name: index for index, name in enumerate(classes)}
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        """An image, transformed, and its label."""
+    def read(self, index: int) -> tuple[np.ndarray, int, object]:
+        """Reads a file; see :meth:`LabelledImages.read`."""
         sample = self.samples[index]
-        image = Image.fromarray(read_rgb(sample.path))
-        return self.transform(image) if self.transform else image, self._labels[sample.label]
+        return read_rgb(sample.path), self._numbers[sample.label], f"image {sample.path}"
 
     def filenames(self) -> list[str]:
         """Paths of the images, in order."""
         return [str(sample.path) for sample in self.samples]
-
-
-def is_timm_source(source: str) -> bool:
-    """Whether timm reads a source."""
-    return source.lower().startswith(TIMM_PREFIXES) or source.endswith(".tar")
-
-
-def find_splits(train: str, val: str) -> tuple[str, str]:
-    """Finds the two splits of what a user has named.
-
-    For what timm does not read, :func:`projects.common.sources.find_splits` does.
-
-    Args:
-        train, val: sources; ``val`` may be empty.
-
-    Returns:
-        Both sources. Validation is empty if there is none: a share of training is held out.
-    """
-    if is_timm_source(train):
-        # Of one data set, which the split's name divides.
-        return train, val or ("" if train.endswith(".tar") else train)
-    return find_splits_of_files(train, val)
 
 
 def read_samples(
@@ -128,50 +137,6 @@ def check_readable(samples: Sequence[Sample]) -> None:
                 pass
         except OSError:
             read_rgb(sample.path)  # says what is wrong with it
-
-
-def open_timm(
-    source: str, split: str, root: str, options: Mapping[str, Any], training: bool
-) -> Any:
-    """Opens what timm reads.
-
-    Args:
-        source: ``hfds/NAME`` and so on; see the head of this module.
-        split: name of the split.
-        root: folder of its files, where the kind needs one.
-        options: further keywords of ``timm.data.create_dataset``.
-        training: whether samples of a stream are shuffled.
-
-    Raises:
-        UserError: timm or the package that it needs for this refuses.
-    """
-    if any("pipe:" in str(value) for value in (source, split, root, *options.values())):
-        raise UserError(f"{source}, split {split!r}: webdataset would run what follows 'pipe:'")
-    is_tar = source.endswith(".tar")
-    try:
-        return timm.data.create_dataset(
-            "" if is_tar else source,
-            root=source if is_tar else root or None,
-            split=split,
-            is_training=training,
-            **options,
-        )
-    except ImportError as error:
-        raise UserError(f"{source}: {error}; install the package that it names") from error
-    except Exception as error:  # whatever the packages behind timm raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{source}, split {split!r} cannot be opened: {reason}") from error
-
-
-def names_of(dataset: Any) -> list[str]:
-    """Names of the classes of a data set that timm has opened; empty if it has none."""
-    if names := getattr(dataset, "classes", None):  # torchvision's
-        return [str(name) for name in names]
-    reader = getattr(dataset, "reader", None)
-    indexes = (
-        getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None) or {}
-    )
-    return [str(name) for name in sorted(indexes, key=indexes.__getitem__)]
 
 
 def _read_folder(folder: Path) -> list[Sample]:

@@ -30,8 +30,8 @@ from projects.common.sources import (
     Sample,
     count_samples,
     find_splits,
+    given_classes,
     held_out,
-    read_class_names,
 )
 
 from .augment import ClipAugmentation
@@ -326,8 +326,6 @@ def _find_data(cfg: DictConfig, training: bool) -> None:
 
 def _classes(cfg: DictConfig) -> Sequence[str]:
     """Names of the classes, in the order of the outputs."""
-    if isinstance(cfg.dataset.classes, str):
-        return read_class_names(cfg.dataset.classes)
-    if cfg.dataset.classes:
-        return cfg.dataset.classes
+    if classes := given_classes(cfg.dataset.classes):
+        return classes
     return read_manifest(cfg.dataset.train, **_manifest_options(cfg.dataset))[1]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import tarfile
 from collections import Counter
 
@@ -10,85 +11,41 @@ import pytest
 import timm
 import torch
 from detectron2.config import instantiate
+from imagenet_runs import (
+    CLASSES,
+    CONFIGS,
+    SMALL,
+    call,
+    config,
+    cut,
+    empty,
+    one_error,
+    write_image,
+)
 from models import randomize
 from omegaconf import OmegaConf
 from PIL import Image
-from scripts import ROOT, load_script
+from scripts import load_script
 from timm.data import Mixup, create_transform
 from timm.loss import SoftTargetCrossEntropy
 from timm.utils import accuracy
 
-from mvitv2_det import Classifier, Recognizer, UserError, Variant
+from mvitv2_det import Classifier, Recognizer, UserError
 from mvitv2_det.commands import main as mvitv2_det
-from mvitv2_det.config import load_config
 from mvitv2_det.engine import build_model
 from mvitv2_det.recognition.description import ENTRY, Description
 from mvitv2_det.visualize import results
 from mvitv2_det.visualize.run_files import read_metrics
 from projects.common.optim import parameter_groups
 from projects.common.runs import StoredDescription
-from projects.common.sources import Sample, held_out, read_class_names
+from projects.common.sources import given_classes, held_out
 from projects.common.task import Classification
-from projects.imagenet import data, sources
-from projects.imagenet.data import EpochLoader, prepare_datasets
+from projects.imagenet import sources, timm_sources
+from projects.imagenet.data import prepare_datasets
 from projects.imagenet.evaluation import ClassificationEvaluator
 
-CONFIGS = ROOT / "projects" / "imagenet" / "configs"
 NAMES = sorted(file.stem for file in CONFIGS.glob("*.py"))
-SMALL = Variant(embed_dim=8, blocks=(1, 1, 1, 1), num_heads=1, drop_path_rate=0.0)
-CLASSES = ("dark", "grey", "light")
-train_main = load_script("projects/imagenet/train.py").main
-
 pytestmark = pytest.mark.usefixtures("fresh_loggers")
-
-
-def config(name: str):
-    return load_config(str(CONFIGS / f"{name}.py"))
-
-
-def write_image(path, brightness: int, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 40, (36, 40, 3)) + brightness
-    Image.fromarray(pixels.astype(np.uint8)).save(path)
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """A folder with train/ and val/, of three classes with four and two images."""
-    for split, count in (("train", 4), ("val", 2)):
-        for number, name in enumerate(CLASSES):
-            for index in range(count):
-                path = tmp_path / "photos" / split / name / f"{index}.png"
-                write_image(path, 100 * number, index)
-    return tmp_path / "photos"
-
-
-@pytest.fixture
-def overrides(photos):
-    """Two steps of a tiny network on the CPU."""
-    return [
-        f"dataset.train={photos}",
-        f"train.output_dir={photos.parent}/out",
-        "model.variant.embed_dim=8",
-        "model.variant.blocks=[1,1,1,1]",
-        "dataloader.train.total_batch_size=6",
-        "dataloader.train.num_workers=0",
-        "recipe.epochs=1",
-        "recipe.eval_epochs=1",
-        "train.log_period=1",
-    ]
-
-
-def call(*arguments, name="digits"):
-    return train_main(["--config-file", str(CONFIGS / f"{name}.py"), *arguments])
-
-
-def one_error(capfd):
-    """The one line on standard error that starts with error, and no stack trace anywhere."""
-    out, err = capfd.readouterr()
-    assert "Traceback" not in out + err
-    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    return line
 
 
 def accuracies(folder):
@@ -195,16 +152,16 @@ def test_first_outputs_of_a_larger_classifier(overrides, photos, capfd):
     assert np.allclose(found["label_probabilities"], of_labels, atol=1e-5)  # float32
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[:200])
-
-
-def empty(folder):
-    for path in folder.iterdir():
-        path.unlink()
-
-
 BAD_DATA = {
+    "one class": (
+        lambda p: [shutil.rmtree(p / s / c) for s in ("train", "val") for c in ("grey", "light")],
+        "train has the class 'dark' alone: expected two or more",
+    ),
+    "one image of a class, of which a share is to be held out": (
+        lambda p: [shutil.rmtree(p / "val")]
+        + [(p / "train/grey" / f"{n}.png").unlink() for n in range(3)],
+        r"class 'grey' has .*3\.png alone, of which no share can be held out",
+    ),
     "no image": (lambda p: (p / "train/grey/0.png").write_text("x"), r"grey/0\.png: it is no"),
     "empty class": (lambda p: empty(p / "train/grey"), r"train/grey holds no image"),
     "class of validation alone": (
@@ -245,6 +202,15 @@ def test_bad_data(case, overrides, photos, capfd):
         ("dataloader.train.total_batch_size=100", "is 100, but there are 12 images to train on"),
         ("input.mode=whole", "input.mode must be centre or squash, got whole"),
         ("model.variant.blocks=[1,1]", "cannot be built"),
+        ("dataset.classes=3", "must be names, or a text file .* got 3"),
+        ("dataset.classes=[dark,grey,dark]", "it has 'dark' more than once"),
+        ("dataset.classes=[dark,grey]", "class 'light' .* not among the 2 classes"),
+        ("task.mixup.num_classes=2", "task.mixup.num_classes is 2, but there are 3 classes"),
+        ("task.first_outputs=0", "first_outputs must be from 1 to the 3 classes, got 0"),
+        ("task.first_outputs=2", "is 2, but validation has images of 'light', which is output 2"),
+        ("dataset.train=torch/image_folder", "dataset.root is missing"),
+        ("dataloader.train.augmentation.interpolation=cubic", "timm refuses .*'cubic'"),
+        ("dataloader.train.augmentation.scale=3", "timm refuses .*augmentation"),
     ],
 )
 def test_bad_settings(override, words, overrides, capfd):
@@ -270,15 +236,6 @@ def test_resuming_with_other_classes():
     stored.load_state_dict(stored.state_dict())
     with pytest.raises(UserError, match=r"was of 2 classes \(bee, ant, …\), the data are of 2"):
         stored.load_state_dict(content | {"classes": ["bee", "ant"]})
-
-
-def test_stream_on_several_processes(monkeypatch):
-    stream = timm.data.IterableImageDataset("", reader=object())
-    monkeypatch.setattr(data, "open_split", lambda *_: stream)
-    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
-    input = instantiate(config("digits").input)
-    with pytest.raises(UserError, match=r"wds/x is a stream.*--num-gpus 1"):
-        data.test_loader({"val": "wds/x"}, input, batch_size=2, num_workers=0)
 
 
 # Sources.
@@ -330,11 +287,11 @@ def test_classes_in_natural_order(photos):
 
 def test_splits_are_found(photos):
     train, val = str(photos / "train"), str(photos / "val")
-    assert sources.find_splits(str(photos), "") == (train, val)
-    assert sources.find_splits(train, "") == (train, val)
-    assert sources.find_splits(train, "elsewhere") == (train, "elsewhere")
-    assert sources.find_splits(str(photos / "val"), "") == (val, "")
-    assert sources.find_splits("hfds/beans", "") == ("hfds/beans", "hfds/beans")
+    assert timm_sources.find_splits(str(photos), "") == (train, val)
+    assert timm_sources.find_splits(train, "") == (train, val)
+    assert timm_sources.find_splits(train, "elsewhere") == (train, "elsewhere")
+    assert timm_sources.find_splits(str(photos / "val"), "") == (val, "")
+    assert timm_sources.find_splits("hfds/beans", "") == ("hfds/beans", "hfds/beans")
 
 
 def test_share_held_out(photos):
@@ -384,23 +341,10 @@ def test_labels_of_a_part_of_the_classes(photos):
 
 def test_class_names_of_a_file(photos):
     (photos / "names.txt").write_text("light\ndark\n\ngrey\n")
-    assert read_class_names(str(photos / "names.txt")) == ["light", "dark", "grey"]
+    assert given_classes(str(photos / "names.txt")) == ["light", "dark", "grey"]
     (photos / "names.txt").write_text("light\nlight\n")
     with pytest.raises(UserError, match="'light' more than once"):
-        read_class_names(str(photos / "names.txt"))
-
-
-def test_exif_rotation(photos):
-    """Training sees images as prediction does."""
-    image = Image.new("RGB", (20, 10))
-    image.putpixel((0, 0), (255, 0, 0))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    image.save(photos / "turned.png", exif=exif)
-    images = sources.Images([Sample(photos / "turned.png", "a")], ["a"])
-    turned, label = images[0]
-    assert turned.size == (10, 20) and label == 0
-    assert turned.getpixel((9, 0)) == (255, 0, 0)
+        given_classes(str(photos / "names.txt"))
 
 
 # Loaders.
@@ -439,14 +383,6 @@ def test_posterize_to_no_bits(photos):
     assert posterize(image).getextrema() == ((0, 0),) * 3
     posterize.magnitude = 5  # keeps two of eight bits
     assert posterize(image).getpixel((0, 0)) == (192, 64, 192)
-
-
-def test_epochs_are_shuffled_anew():
-    sampler = torch.utils.data.DistributedSampler(range(8), num_replicas=2, rank=0)
-    loader = torch.utils.data.DataLoader(range(8), batch_size=2, sampler=sampler)
-    batches = iter(EpochLoader(loader))
-    epochs = [torch.cat([next(batches), next(batches)]).tolist() for _ in range(3)]
-    assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
 # The recipe.
