@@ -18,7 +18,7 @@ from mvitv2_det import MViT, MViTFPN, Recognizer, UserError, Variant, get_config
 from mvitv2_det.attention.position import relative_index
 from mvitv2_det.config import apply_overrides
 from mvitv2_det.export import comparing, export_model, formats
-from mvitv2_det.export.formats import FeatureMaps
+from mvitv2_det.export.writers import FeatureMaps
 from mvitv2_det.fused import accelerate
 
 # More windows than the example of 64×96, which has one row of them; odd sides, an exact multiple.

@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
     """Serves the page until Ctrl-C."""
     logging.getLogger("mvitv2_det.weights").setLevel(logging.ERROR)
     from ..predict.predictor import Predictor
-    from ..serving.page import require_gradio, serve
     from ..serving.viewer import Viewer
+    from ..serving.web_page import require_gradio, serve
     from ..trained import read_config
 
     require_gradio()  # before the weights are read

@@ -40,8 +40,8 @@ from .comparing import (
     normalised,
     sizes_to_compare,
 )
-from .formats import FORMATS, READERS, WRITERS, FeatureMaps, Logits, write_detector_onnx
 from .quantizing import quantize_file
+from .writers import FORMATS, READERS, WRITERS, FeatureMaps, Logits, write_detector_onnx
 
 __all__ = [
     "FORMATS",

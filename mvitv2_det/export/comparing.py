@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from .formats import Runner
+from .writers import Runner
 
 _SAME_OVERLAP = 0.5  # IoU from which on two boxes of a class are of one instance
 

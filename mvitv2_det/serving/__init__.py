@@ -1,1 +1,1 @@
-"""A web page to try a detector: :mod:`.viewer` is what it does, :mod:`.page` how it looks."""
+"""A web page to try a detector: :mod:`.viewer` is what it does, :mod:`.web_page` how it looks."""

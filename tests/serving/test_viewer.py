@@ -9,8 +9,8 @@ from small_detector import save_detector
 from mvitv2_det import Predictor, UserError
 from mvitv2_det.commands import main
 from mvitv2_det.serving import viewer as viewer_module
-from mvitv2_det.serving.page import Handlers, build_page
 from mvitv2_det.serving.viewer import LEAST_SCORE, Viewer
+from mvitv2_det.serving.web_page import Handlers, build_page
 from mvitv2_det.visualize.attention_maps import attention_of_pixel
 
 pytestmark = pytest.mark.usefixtures("fresh_loggers")
