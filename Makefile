@@ -25,7 +25,7 @@ FAST_TESTS = tests/attention tests/backbone tests/fused tests/weights tests/test
 	tests/test_export.py
 # Workers of one thread each: threads of several would wait for each other. A worker without tests
 # takes over some of another's; what is left together shares what it has loaded and computed.
-PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses auto --maxprocesses 4 \
+PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses logical --maxprocesses 4 \
 	--dist worksteal
 
 .PHONY: demo test test-long test-floors test-newest lint types docs check mutate lock clean setup always
