@@ -96,11 +96,11 @@ def test_vitdets_recipe(name):
         assert predictor.get("use_fed_loss", False) is is_lvis
 
 
-# Ablations and networks of size L are made of the same parts as the others.
-OFTEN = [
-    pytest.param(name, marks=[pytest.mark.long] if name in ABLATIONS or "_l_" in name else [])
-    for name in NAMES
-]
+# Ablations and networks of size L and H are made of the same parts as the others.
+OFTEN = long_but(
+    [name for name in NAMES if name not in ABLATIONS and "_l_" not in name and "_h_" not in name],
+    NAMES,
+)
 
 
 @pytest.mark.parametrize("name", OFTEN)

@@ -168,7 +168,7 @@ def test_parts_equal_fvcore(name, image_size):
         (TINY | {"use_rel_pos": False, "residual_pooling": False}, 0),
         (TINY | {"expand_in_attention": False, "use_abs_pos": True}, ROUNDED),
         (TINY | {"use_rel_pos": False, "norm_layer": PLAIN_NORM}, 0),
-        (VARIANTS["T"].backbone_arguments(), ROUNDED),
+        pytest.param(VARIANTS["T"].backbone_arguments(), ROUNDED, marks=pytest.mark.long),
     ],
 )
 def test_backbone_equals_fvcore(arguments, tolerance):

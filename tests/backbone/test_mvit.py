@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from marks import long_but
 from models import SHAPES, TINY, narrow, randomize
 
 from mvitv2_det import VARIANTS, MViT
@@ -29,7 +30,7 @@ def test_output_shape_says_strides_and_channels():
     ]
 
 
-@pytest.mark.parametrize("variant", SHAPES)
+@pytest.mark.parametrize("variant", long_but("TS", SHAPES))
 @pytest.mark.parametrize("expand_in_attention", [True, False])
 def test_every_parameter_gets_a_gradient(variant, expand_in_attention):
     arguments = narrow(variant, expand_in_attention=expand_in_attention, use_abs_pos=True)

@@ -47,6 +47,7 @@ def train_detector(folder, name, *, seed=3, resume=False, leave=False):
         train(cfg, resume=resume)
 
 
+@pytest.mark.long
 def test_two_processes_are_left_and_resumed_bit_for_bit(coco_folder):
     run(_leave_and_resume, coco_folder, coco_folder)
     whole, left = (

@@ -128,6 +128,7 @@ def test_two_processes_evaluate_each_video_once(overrides, clips):
     assert np.allclose(two["probabilities"], one["probabilities"], atol=1e-5)  # float32
 
 
+@pytest.mark.long
 def test_trains_with_the_whole_recipe(overrides):
     """The recipe of Kinetics on small clips: RandAugment, erasing, mixup, repeated augmentation."""
     settings = [o for o in overrides if "variant" not in o]

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from marks import long_but
 from models import TINY, randomize
 from timm.models.mvitv2 import checkpoint_filter_fn
 from weight_files import (
@@ -22,7 +23,7 @@ from mvitv2_det.commands import main
 from mvitv2_det.weights.files import read_weights
 
 
-@pytest.mark.parametrize("case", TIMM_NAMES)
+@pytest.mark.parametrize("case", long_but(("T", "S", "S cls"), TIMM_NAMES))
 def test_timm_reads_our_mvit_files(case, tmp_path):
     """By timm's own function for them."""
     network = timm_network(case)

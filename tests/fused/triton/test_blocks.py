@@ -93,6 +93,7 @@ def test_the_self_check_passes(dtype):
     assert self_check.fault(torch.device(DEVICE, 0 if HAS_GPU else None), dtype, 96) is None
 
 
+@pytest.mark.long
 @needs_kernels
 def test_the_self_check_finds_what_is_wrong(monkeypatch):
     from mvitv2_det.fused.triton import norm_gelu, self_check
