@@ -52,6 +52,7 @@ class AvVideo(Video):
         status = path.stat()
         self._file = (str(path), status.st_size, status.st_mtime_ns)
         self._container, self._stream = _open(path)
+        self._pixels = _Pixels()
         self._decoded: Iterator[Any] | None = None
         self._next = 0  # number of the next frame, of those that are counted
         self._last: int | None = None  # time stamp of the last frame, of those that have one
@@ -88,7 +89,7 @@ class AvVideo(Video):
                 last = self._last
                 if last is None or last >= stamp or (key > 0 and index.keys[key] > last):
                     self._seek(index, key, stamp)
-                found.append(_pixels(self._find(stamp)))
+                found.append(self._pixels(self._find(stamp)))
         return found
 
     def _seek(self, index: _Index, key: int, stamp: int) -> None:
@@ -129,7 +130,7 @@ class AvVideo(Video):
             for frame in self._decoded or ():
                 self._next += 1
                 if self._next - 1 in wanted:
-                    found.append(_pixels(frame))
+                    found.append(self._pixels(frame))
                 if len(found) == len(wanted):
                     return found
         raise Unreadable(f"video {self.path} ended early: it has changed while it was read")
@@ -146,10 +147,10 @@ class AvVideo(Video):
 def stream_frames(source: str | Path) -> Iterator[Frame]:
     """Yields the frames of a file or stream; see :func:`mvitv2_det.video.read_stream`."""
     container, stream = _open(source)
-    clock = _Clock(stream)
+    clock, pixels = _Clock(stream), _Pixels()
     with container, naming_broken(source):
         for frame in container.decode(stream):
-            yield Frame(clock.seconds(frame.pts), _pixels(frame))
+            yield Frame(clock.seconds(frame.pts), pixels(frame))
     if not clock.count:
         raise Unreadable(f"video {source} has no frame that can be decoded")
 
@@ -218,10 +219,9 @@ def _open(source: str | Path) -> tuple[Any, Any]:
         container.close()
         raise Unreadable(f"{source} has no video that FFmpeg can decode: expected a video file")
     stream = streams[0]
-    # A worker of a data loader has one core; frames that are decoded side by side need memory.
-    is_worker = torch.utils.data.get_worker_info() is not None
-    stream.thread_type = "NONE" if is_worker else "AUTO"
-    stream.thread_count = 1 if is_worker else 0
+    # Frames that are decoded side by side need memory.
+    stream.thread_type = "NONE" if _is_worker() else "AUTO"
+    stream.thread_count = 1 if _is_worker() else 0
     return container, stream
 
 
@@ -264,11 +264,29 @@ def _count_frames(path: str | Path) -> _Index:
     return _Index(None, np.empty(0, dtype=np.int64), np.array(seconds))
 
 
-def _pixels(frame: Any) -> np.ndarray:
-    """(H, W, 3) RGB, turned as the file says."""
-    pixels = frame.to_ndarray(format="rgb24")
-    quarters = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(pixels, quarters)) if quarters else pixels
+class _Pixels:
+    """Turns decoded frames into pixels, by a scaler of its own.
+
+    PyAV 19 keeps one scaler for each thread, whose helper threads a loader's worker lacks that was
+    forked after them: it would wait for them for ever.
+    """
+
+    def __init__(self) -> None:
+        av = require_av()
+        self._scaler = av.video.reformatter.VideoReformatter()
+        takes_threads = int(av.__version__.split(".")[0]) >= 18
+        self._options = {"threads": 1} if _is_worker() and takes_threads else {}
+
+    def __call__(self, frame: Any) -> np.ndarray:
+        """(H, W, 3) RGB, turned as the file says."""
+        pixels = self._scaler.reformat(frame, format="rgb24", **self._options).to_ndarray()
+        quarters = round(frame.rotation / 90) % 4
+        return np.ascontiguousarray(np.rot90(pixels, quarters)) if quarters else pixels
+
+
+def _is_worker() -> bool:
+    """Whether this is a worker of a data loader, which has one core."""
+    return torch.utils.data.get_worker_info() is not None
 
 
 def _before(first: Any, rest: Iterator[Any]) -> Iterator[Any]:

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from mvitv2_det.errors import UserError
 from mvitv2_det.video import open_video, read_stream
@@ -76,6 +77,24 @@ def test_frames_in_any_order(tmp_path, backend, ending, codec, options):
         assert numbers_in([frame.pixels for frame in video]) == list(range(40))
         if backend == "av":
             np.testing.assert_array_equal(video.frames(range(40)), decoded_in_order(file))
+
+
+def test_workers_read_after_their_parent_has_read(tmp_path):
+    """PyAV 19 keeps threads that a forked process lacks: a worker would wait for ever."""
+    path = tmp_path / "clip.mp4"
+    write_video(path, numbered_frames(4, height=240, width=320), 30)
+    expected = decoded_in_order(path)
+    with open_video(path) as video:
+        assert np.array_equal(video.frames(range(4)), expected)
+
+    def read(paths):
+        with open_video(paths[0]) as video:
+            return video.frames(range(4))
+
+    loader = DataLoader([path], 1, num_workers=1, collate_fn=read, timeout=60)
+    # The worker collates, so that it reads.
+    (found,) = loader
+    assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("backend", ["av", "opencv"])
