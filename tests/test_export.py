@@ -17,7 +17,7 @@ from torch import nn
 from mvitv2_det import MViT, MViTFPN, Recognizer, UserError, Variant, get_config
 from mvitv2_det.attention.position import relative_index
 from mvitv2_det.config import apply_overrides
-from mvitv2_det.export import comparing, export_model, formats
+from mvitv2_det.export import comparing, export_model, writers
 from mvitv2_det.export.writers import FeatureMaps
 from mvitv2_det.fused import accelerate
 
@@ -63,7 +63,7 @@ def traced_pyramid():
     """
     model = pyramid(LEVELS[:2])
     with torch.no_grad():
-        return model, formats.torch_program(FeatureMaps(model), noise(2, 3, 64, 96), (0, 2, 3))
+        return model, writers.torch_program(FeatureMaps(model), noise(2, 3, 64, 96), (0, 2, 3))
 
 
 @pytest.mark.long
@@ -72,9 +72,9 @@ def test_pyramid_with_dynamic_sizes(format, traced_pyramid, tmp_path, monkeypatc
     """Float32, to 1e-4 of the largest value, torch.export's plain operations to 1e-5."""
     pytest.importorskip("onnxruntime" if format == "onnx" else "torch")
     model, program = traced_pyramid
-    monkeypatch.setattr(formats, "torch_program", lambda *_: program)
-    read_once = cache(formats.READERS[format])  # for the comparison and for this test
-    monkeypatch.setitem(formats.READERS, format, read_once)
+    monkeypatch.setattr(writers, "torch_program", lambda *_: program)
+    read_once = cache(writers.READERS[format])  # for the comparison and for this test
+    monkeypatch.setitem(writers.READERS, format, read_once)
     file = tmp_path / "pyramid"
     comparison = export_model(
         model, file, part="backbone", format=format, image_size=(64, 96), dynamic=True
@@ -215,7 +215,7 @@ def test_classifier_of_any_number_of_images(format, class_token, tmp_path):
         model, file, part="classifier", format=format, image_size=(96, 96), metadata=metadata
     )
     assert comparison.sizes == [(96, 96)] and comparison.error <= 1e-4
-    run = formats.READERS[format](file)
+    run = writers.READERS[format](file)
     for batch in (1, 2, 5):
         images = noise(batch, 3, 96, 96)
         with torch.no_grad():
@@ -254,7 +254,7 @@ def test_classifier_of_any_number_of_clips(format, frames, class_token, dynamic,
     comparison = export_model(model, file, image_size=(frames, 64, 64), **request)
     assert comparison.sizes[0] == (frames, 64, 64) and comparison.error <= 1e-4
     assert len(comparison.sizes) == (3 if dynamic else 1)
-    run = formats.READERS[format](file)
+    run = writers.READERS[format](file)
     for batch, size in ((1, (64, 64)), (3, (97, 70) if dynamic else (64, 64))):
         clips = noise(batch, 3, frames, *size)
         with torch.no_grad():
