@@ -32,7 +32,8 @@ class ExportedInput:
             is then resized as above or, where it would not fit, to fit; and what is left of
             H × W, to the right and below, gets the colour ``mean``.
         channel_order: ``RGB`` or ``BGR``.
-        mean, std: of each channel in that order, for values of 0 to 255.
+        mean: of each channel in that order, for values of 0 to 255.
+        std: likewise.
         normalised: whether the file takes (x − mean) / std and a batch of images, as a backbone
             does; a detector takes x, of one image.
     """
@@ -50,10 +51,15 @@ class ExportedInput:
         """Reads what a file of ONNX says of itself.
 
         Raises:
-            UserError: it is no such file, or says nothing.
+            UserError: it is no such file, or says nothing; or ONNX Runtime is not installed.
         """
-        import onnxruntime
-
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UserError(
+                f"{file} is read by ONNX Runtime, which cannot be imported ({error}): "
+                f"pip install onnxruntime, or use ExportedInput.from_json"
+            ) from error
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4  # errors are raised as well

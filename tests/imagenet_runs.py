@@ -27,14 +27,6 @@ def call(*arguments, name="digits"):
     return train_main(["--config-file", str(CONFIGS / f"{name}.py"), *arguments])
 
 
-def one_error(capfd):
-    """The one line on standard error that starts with error, and no stack trace anywhere."""
-    out, err = capfd.readouterr()
-    assert "Traceback" not in out + err
-    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    return line
-
-
 def cut(path):
     path.write_bytes(path.read_bytes()[:200])
 

@@ -12,8 +12,8 @@ def long_but(quick: Collection[Any], values: Iterable[Any]) -> list[Any]:
     Raises:
         AssertionError: a quick one is not among the values, as after a change of its name.
     """
-    values = list(values)
-    assert set(quick) <= set(values), f"not among the parameters: {set(quick) - set(values)}"
+    quick, values = set(quick), list(values)
+    assert quick <= set(values), f"not among the parameters: {quick - set(values)}"
     return [
         value if value in quick else pytest.param(value, marks=pytest.mark.long) for value in values
     ]

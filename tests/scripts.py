@@ -1,4 +1,4 @@
-"""Scripts outside of the package, as modules."""
+"""Scripts outside of the package, as modules, and what commands print."""
 
 import importlib.util
 import sys
@@ -16,3 +16,11 @@ def load_script(path: str) -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+def one_error(capfd):
+    """The one line on standard error that starts with error, and no stack trace anywhere."""
+    out, err = capfd.readouterr()
+    assert "Traceback" not in out + err
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    return line

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .entry import exit_status
+from .entry import add_device_arguments, exit_status
 
 _OF_VIDEOS = ("frames", "rate", "clips", "crops", "window", "stride", "overlay", "camera")
 
@@ -65,13 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=8, help="images or clips at once, at most (default: 8)"
     )
-    parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
-    parser.add_argument(
-        "--precision",
-        default="fp32",
-        metavar="{fp32,fp16,bf16}",
-        help="fp16 and bf16 are by autocast (default: fp32)",
-    )
+    add_device_arguments(parser)
     parser.add_argument(
         "--cuda-graphs", action="store_true", help="replay the network as CUDA graphs"
     )

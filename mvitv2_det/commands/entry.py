@@ -122,6 +122,25 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--trust`` and ``--opts`` to a command that takes a config by name."""
+    add_trust_argument(parser)
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the config"
+    )
+
+
+def add_device_arguments(parser: argparse.ArgumentParser, *, more: str = "") -> None:
+    """Adds the device and the precision of a network; ``more`` is said of the precision."""
+    parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        metavar="{fp32,fp16,bf16}",
+        help=f"fp16 and bf16 are by autocast{more} (default: fp32)",
+    )
+
+
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what says how data are read: their format, and what is done with what is odd."""
     parser.add_argument(

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, naming_unwritable
-from .entry import add_trust_argument
+from .entry import add_config_arguments
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,10 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare on this image, or video of a classifier of clips, instead of noise; may be "
         "repeated",
     )
-    add_trust_argument(parser)
-    parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the config"
-    )
+    add_config_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -25,7 +25,7 @@ import logging
 from pathlib import Path
 
 from ..errors import UserError, naming_unwritable
-from .entry import add_trust_argument
+from .entry import add_config_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,10 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--block", nargs="+", type=int, help="from 0 on (default: all global blocks)"
     )
     parser.add_argument("--output", required=True, type=Path, help="folder, made if missing")
-    add_trust_argument(parser)
-    parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the config"
-    )
+    add_config_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

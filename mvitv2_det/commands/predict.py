@@ -22,7 +22,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from .entry import add_trust_argument, exit_status
+from .entry import add_config_arguments, add_device_arguments, exit_status
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,13 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="follow the instances of videos from frame to frame, by ByteTrack: each has its "
         "number, and in the overlay its colour; needs pip install 'mvitv2_det[track]'",
     )
-    parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
-    parser.add_argument(
-        "--precision",
-        default="fp32",
-        metavar="{fp32,fp16,bf16}",
-        help="fp16 and bf16 are by autocast; int8 is of --runtime onnxruntime (default: fp32)",
-    )
+    add_device_arguments(parser, more="; int8 is of --runtime onnxruntime")
     parser.add_argument(
         "--runtime",
         default="torch",
@@ -91,10 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="label-studio also writes label_studio.json, tasks with predictions to correct, and "
         "label_studio.xml, the interface that they are for",
     )
-    add_trust_argument(parser)
-    parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the config"
-    )
+    add_config_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from .entry import add_trust_argument
+from .entry import add_config_arguments, add_device_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,17 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--score-threshold", type=float, default=0.5, help="at first (default: 0.5)"
     )
-    parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
-    parser.add_argument(
-        "--precision",
-        default="fp32",
-        metavar="{fp32,fp16,bf16}",
-        help="fp16 and bf16 are by autocast (default: fp32)",
-    )
-    add_trust_argument(parser)
-    parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the config"
-    )
+    add_device_arguments(parser)
+    add_config_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -107,6 +107,15 @@ def _write_onnx(
 def write_detector_onnx(
     exported: Any, example: Tensor, file: Path, axes: Sequence[int], metadata: Mapping[str, str]
 ) -> None:
+    """Writes a detector as ONNX.
+
+    Args:
+        exported: a :class:`mvitv2_det.detection.traceable.Detections`.
+        example: an image (3, H, W).
+        file: to write.
+        axes: those of any size; where there is none, the file takes images of (H, W) alone.
+        metadata: texts by name.
+    """
     # torchvision gives NMS and RoIAlign to the tracing exporter, which takes no metadata.
     count = {name: {0: "instances"} for name in exported.names}
     sizes = {"image": {1: "height", 2: "width"}} if axes else {}

@@ -23,7 +23,7 @@ Place = tuple[int, int]
 
 
 class Handlers:
-    """What happens on the page: plain functions of what is on it, to what is shown then."""
+    """What the page does: functions of the values on it that return the values to show."""
 
     def __init__(self, viewer: Viewer) -> None:
         self._viewer = viewer
@@ -31,7 +31,12 @@ class Handlers:
     def look(
         self, file: str | None, threshold: float
     ) -> tuple[Seen | None, np.ndarray | None, str, None, str, None]:
-        """Of an upload: what was seen, its picture, a line; and no place and its attention yet."""
+        """Looks at an upload.
+
+        Returns:
+            what was seen, its picture and a line about it; and the values that clear the clicked
+            place, its line and its attention.
+        """
         no_place = None, _NO_PLACE, None
         if file is None:
             return None, None, _NO_PICTURE, *no_place
@@ -46,7 +51,7 @@ class Handlers:
         return seen, *self.draw(seen, threshold), *no_place
 
     def draw(self, seen: Seen | None, threshold: float) -> tuple[np.ndarray | None, str]:
-        """Of another threshold: the picture, and a line."""
+        """Draws the instances over a threshold: the picture, and a line about them."""
         if seen is None:
             return None, _NO_PICTURE
         return self._viewer.draw(seen, threshold), self._viewer.summary(seen, threshold)
@@ -54,7 +59,7 @@ class Handlers:
     def attend(
         self, seen: Seen | None, place: Place | None, block: int
     ) -> tuple[str, Image.Image | None]:
-        """Of a place or another block: a line, and the attention from there."""
+        """Draws what a place attends to in a block: a line that names it, and the picture."""
         if seen is None or place is None:
             return _NO_PLACE, None
         return self._viewer.attention(seen, place, block)

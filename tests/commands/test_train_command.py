@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import dataset_overrides, tiny_overrides
 from PIL import Image
+from scripts import one_error
 
 import train_net
 from mvitv2_det import get_config
@@ -82,14 +83,6 @@ def test_two_processes_on_cpu_with_synchronised_batch_norm(overrides, coco_folde
     assert "bbox/AP" in metrics(coco_folder)[-1]
     found = json.loads((coco_folder / "out/inference/coco_instances_results.json").read_text())
     assert {instance["image_id"] for instance in found} == {1, 2}  # one image in each process
-
-
-def one_error(capfd):
-    """The one line on standard error that starts with error, and no stack trace anywhere."""
-    out, err = capfd.readouterr()
-    assert "Traceback" not in out + err
-    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    return line
 
 
 def corrupt(path):

@@ -164,23 +164,26 @@ def test_a_checkpoint_of_another_model(run):
 
 
 class FullDisk:
-    def __init__(self, file, room):
-        self.file, self.room = file, room
+    def __init__(self, file, room, error):
+        self.file, self.room, self.error = file, room, error
 
     def write(self, data):
         self.room -= len(data)
         if self.room < 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(self.error, os.strerror(self.error))
         return self.file.write(data)
 
     def flush(self):
         self.file.flush()
 
 
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT], ids=["full", "over a quota"])
 @pytest.mark.parametrize("room", [0, 300])
-def test_a_full_disk_leaves_the_last_one(room, run, monkeypatch):
+def test_a_full_disk_leaves_the_last_one(room, error, run, monkeypatch):
     real = torch.save
-    monkeypatch.setattr(torch, "save", lambda content, file: real(content, FullDisk(file, room)))
+    monkeypatch.setattr(
+        torch, "save", lambda content, file: real(content, FullDisk(file, room, error))
+    )
     with pytest.raises(UserError, match=r"cannot write checkpoint .*; earlier .* --resume"):
         save(run, "model_final", 12)
     assert find_newest(run) == run / "model_final.pth"

@@ -19,13 +19,12 @@ from imagenet_runs import (
     config,
     cut,
     empty,
-    one_error,
     write_image,
 )
 from models import randomize
 from omegaconf import OmegaConf
 from PIL import Image
-from scripts import load_script
+from scripts import load_script, one_error
 from timm.data import Mixup, create_transform
 from timm.loss import SoftTargetCrossEntropy
 from timm.utils import accuracy

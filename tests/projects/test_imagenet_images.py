@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from imagenet_runs import CLASSES, SMALL, call, cut, one_error
+from imagenet_runs import CLASSES, SMALL, call, cut
 from PIL import Image
+from scripts import one_error
 
 from mvitv2_det import Classifier, UserError
 from mvitv2_det.errors import Unreadable

@@ -11,7 +11,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from PIL import Image
-from scripts import ROOT, load_script
+from scripts import ROOT, load_script, one_error
 from timm.data import Mixup
 from timm.data.auto_augment import rand_augment_transform
 from timm.loss import SoftTargetCrossEntropy
@@ -78,13 +78,6 @@ def overrides(clips):
 
 def call(*arguments, name="moving_digits"):
     return train_main(["--config-file", str(CONFIGS / f"{name}.py"), *arguments])
-
-
-def one_error(capfd):
-    out, err = capfd.readouterr()
-    assert "Traceback" not in out + err
-    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    return line
 
 
 # Runs.
