@@ -6,8 +6,8 @@ normalised tokens and the activation are computed again.
 Axes: T tokens, C channels in, O channels out, M hidden channels.
 """
 
+import typing
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,12 @@ from torch.autograd.function import once_differentiable
 
 from .residual import scale_of_tokens
 from .tokens import (
+    Casts,
     NormGradient,
     TokenKernels,
-    add_product,
+    added,
+    added_product,
+    cast,
     chunks,
     column_sums,
     dense,
@@ -35,6 +38,7 @@ def norm_mlp(
     skip: Tensor | None,
     path_scale: Tensor | None,
     kernels: TokenKernels,
+    casts: Casts | None = None,
 ) -> Tensor:
     """``skip + path_scale * mlp(norm(x))``.
 
@@ -45,6 +49,7 @@ def norm_mlp(
         skip: (B, H, W, O), or None for ``x`` itself; then their gradients are summed here.
         path_scale: the factor of the path, (B, 1, 1, 1), or None where no path is dropped.
         kernels: what computes norms and GELU.
+        casts: those of both layers, if they have been cast already.
 
     Returns:
         (B, H, W, O).
@@ -54,8 +59,9 @@ def norm_mlp(
     saves_hidden = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (x, *parameters)
     )
-    options = _Options(norm.eps, cast(nn.GELU, mlp.act).approximate, saves_hidden, kernels)
-    return _NormMlp.apply(x, skip, scale_of_tokens(path_scale, x), *parameters, options)
+    options = _Options(norm.eps, typing.cast(nn.GELU, mlp.act).approximate, saves_hidden, kernels)
+    low = (*casts[fc1], *casts[fc2]) if casts else None
+    return _NormMlp.apply(x, skip, scale_of_tokens(path_scale, x), *parameters, options, low)
 
 
 @dataclass(frozen=True)
@@ -70,15 +76,14 @@ class _Options:
 
 class _NormMlp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, skip, path_scale, norm_weight, norm_bias, w1, b1, w2, b2, options):
+    def forward(ctx, x, skip, path_scale, norm_weight, norm_bias, w1, b1, w2, b2, options, low):
         dtype = product_dtype(x)
         activation = "gelu_tanh" if options.approximate == "tanh" else "gelu"
         tokens = x.reshape(-1, x.shape[-1])
         skipped = tokens if skip is None else skip.reshape(len(tokens), -1)
         output = torch.empty_like(skipped)
         saved = []  # chunk by chunk, so that nothing is copied together
-        c1, c2 = w1.to(dtype), w2.to(dtype)
-        d1, d2 = (None if bias is None else bias.to(dtype) for bias in (b1, b2))
+        c1, d1, c2, d2 = low or cast((w1, b1, w2, b2), dtype)
         with torch.autocast(x.device.type, enabled=False):
             for chunk in chunks(len(tokens), x.device):
                 normed, *_ = options.kernels.layer_norm_forward(
@@ -89,10 +94,10 @@ class _NormMlp(torch.autograd.Function):
                     hidden = F.gelu(saved[-1], approximate=options.approximate)
                 else:
                     hidden = dense(normed, c1, d1, activation)
-                added = dense(hidden, c2, d2)
+                path = dense(hidden, c2, d2)
                 if path_scale is not None:
-                    added *= path_scale[chunk]
-                torch.add(skipped[chunk], added, out=output[chunk])
+                    path *= path_scale[chunk]
+                torch.add(skipped[chunk], path, out=output[chunk])
         ctx.save_for_backward(x, path_scale, norm_weight, norm_bias, w1, w2, *saved)
         ctx.options, ctx.dtype = options, dtype
         ctx.has_bias = (b1 is not None, b2 is not None)
@@ -104,41 +109,39 @@ class _NormMlp(torch.autograd.Function):
     def backward(ctx, grad):
         x, path_scale, norm_weight, norm_bias, w1, w2, *saved = ctx.saved_tensors
         options, dtype = ctx.options, ctx.dtype
-        needs_x, needs_skip, _, *needs_parameters, _ = ctx.needs_input_grad
+        needs_x, needs_skip, _, *needs_parameters, _, _ = ctx.needs_input_grad
         tokens = x.reshape(-1, x.shape[-1])
         grads = grad.reshape(len(tokens), -1)
-        grad_x = None
+        grad_x = grad_w1 = grad_w2 = grad_b1 = grad_b2 = None
         grad_norm = NormGradient(options.kernels, norm_weight, norm_bias)
-        grad_w1, grad_w2 = torch.zeros_like(w1), torch.zeros_like(w2)
-        grad_b1 = w1.new_zeros(len(w1)) if ctx.has_bias[0] else None
-        grad_b2 = w2.new_zeros(len(w2)) if ctx.has_bias[1] else None
-        transposed1, transposed2 = (w.to(dtype).T for w in (w1, w2))
+        transposed1, transposed2 = (w.T for w in cast((w1, w2), dtype))
         with torch.autocast(x.device.type, enabled=False):
             for chunk, before in zip(chunks(len(tokens), x.device), saved, strict=True):
-                grad_added = grads[chunk]
+                grad_path = grads[chunk]
                 if path_scale is not None:
-                    grad_added = grad_added * path_scale[chunk]
-                grad_added = grad_added.to(dtype)
-                grad_hidden = dense(grad_added, transposed2, None)
+                    grad_path = grad_path * path_scale[chunk]
+                grad_path = grad_path.to(dtype)
+                grad_hidden = dense(grad_path, transposed2, None)
                 hidden, grad_hidden, sums = options.kernels.gelu_backward(
                     before, grad_hidden, options.approximate, in_place=True
                 )
-                add_product(grad_w2, grad_added.T, hidden)
+                grad_w2 = added_product(grad_w2, grad_path.T, hidden, w2.dtype)
                 del hidden  # as large as the saved one; the norm's temporaries come next
                 normed = options.kernels.layer_norm_forward(
                     tokens[chunk], norm_weight, norm_bias, options.eps, dtype
                 )
-                add_product(grad_w1, grad_hidden.T, normed[0])
-                if grad_b2 is not None:
-                    grad_b2 += column_sums(grad_added)
-                if grad_b1 is not None:
-                    grad_b1 += sums
+                grad_w1 = added_product(grad_w1, grad_hidden.T, normed[0], w1.dtype)
+                if ctx.has_bias[1]:
+                    grad_b2 = added(grad_b2, column_sums(grad_path))
+                if ctx.has_bias[0]:
+                    grad_b1 = added(grad_b1, sums)
                 grad_normed = dense(grad_hidden, transposed1, None)
                 grad_chunk = grad_norm.backward(grad_normed, tokens[chunk], normed)
                 if ctx.adds_input:
                     grad_chunk += grads[chunk]
                 if needs_x:
                     grad_x = write_chunk(grad_x, chunk, grad_chunk, len(tokens))
+        grad_b1, grad_b2 = (None if b is None else b.to(w1.dtype) for b in (grad_b1, grad_b2))
         parameters = (grad_norm.weight, grad_norm.bias, grad_w1, grad_b1, grad_w2, grad_b2)
         return (
             None if grad_x is None else grad_x.view(x.shape),
@@ -148,5 +151,6 @@ class _NormMlp(torch.autograd.Function):
                 gradient if needed else None
                 for gradient, needed in zip(parameters, needs_parameters, strict=True)
             ),
+            None,
             None,
         )

@@ -28,7 +28,7 @@ SIZE = (800, 1088)
 _NO_LAUNCH = {
     "_unsafe_view", "alias", "as_strided", "detach", "device", "empty", "empty_like", "expand",
     "new_empty", "permute", "select", "slice", "split", "squeeze", "t", "transpose", "unbind",
-    "unsqueeze", "view",
+    "promote_types", "unsqueeze", "view",
 }  # fmt: skip
 # Operations of several kernels: the sort of an indexed gradient, and gradients of parameters.
 _SEVERAL = {
