@@ -128,16 +128,18 @@ def triton(
     casts: Casts | None = None,
 ) -> Attended:
     """Triton kernels: pooling of q, k and v in one launch, and attention in one."""
+    from .triton.axis_tables import AxisTable
     from .triton.triton_attention import triton_attention
 
     pools, shape = pools_and_shape(attention, x)
-    embeddings = relative_embeddings(attention, shape)
+    sides = zip(attention.position_tables("q"), shape.window_q, shape.window_kv, strict=False)
+    tables = [AxisTable.of(table, *own) for table, *own in sides]
     (qkv,) = norm_linear(x, norm, attention.qkv, kernels, casts=casts)
     fills = attention.spec.window_fill_is_projected
     if fills:
         grid = WindowGrid.over(qkv, attention.spec.window_size)
         qkv = grid.filled(qkv, attention.qkv.bias)
-    z = triton_attention(qkv, pools, embeddings, shape)
+    z = triton_attention(qkv, pools, tables, shape)
     z = cropped(z, *x.shape[1:3]) if fills else z
     return linear_and_skip(z, attention.proj, skip, casts), None
 

@@ -100,8 +100,8 @@ def step(model: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("name", "run", "most"),
     [
-        ("T", infer, 298),
-        ("T", step, 1402),
+        ("T", infer, 172),
+        ("T", step, 707),
         pytest.param("B", infer, 664, marks=pytest.mark.long),
         pytest.param("B", step, 3210, marks=pytest.mark.long),
     ],
