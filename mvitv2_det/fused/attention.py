@@ -24,7 +24,7 @@ from .cpu.rows import attention_row_by_row
 from .cpu.tiled import pool_and_attend
 from .head_pool import HeadPool
 from .norm_linear import norm_linear, norm_product
-from .residual import Skip, linear_and_skip
+from .residual import Skip, Unsummed, linear_and_skip, linear_beside_skip
 from .sdpa import windowed_sdpa
 from .shape import AttentionShape
 from .tokens import Casts, TokenKernels
@@ -51,9 +51,9 @@ class Beside(NamedTuple):
 
 NOTHING = Beside()
 # From (attention, x, norm, skip, kernels, beside, casts) to skip.tokens + skip.path_scale *
-# attention(norm(x)), (B, H, W, C_in) to (B, H', W', C_out), and the attention's output for the
-# class token, (B, 1, C_out), or None.
-Attended = tuple[Tensor, Tensor | None]
+# attention(norm(x)), (B, H, W, C_in) to (B, H', W', C_out), perhaps not yet summed, and the
+# attention's output for the class token, (B, 1, C_out), or None.
+Attended = tuple[Tensor | Unsummed, Tensor | None]
 FusedAttention = Callable[
     [MultiScaleAttention, Tensor, nn.LayerNorm, Skip, TokenKernels, Beside, Casts | None], Attended
 ]
@@ -141,6 +141,8 @@ def triton(
         qkv = grid.filled(qkv, attention.qkv.bias)
     z = triton_attention(qkv, pools, tables, shape)
     z = cropped(z, *x.shape[1:3]) if fills else z
+    if kernels.JOINS_SUMS:
+        return linear_beside_skip(z, attention.proj, skip, casts), None
     return linear_and_skip(z, attention.proj, skip, casts), None
 
 

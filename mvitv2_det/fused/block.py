@@ -15,7 +15,7 @@ from .attention import NOTHING, Beside
 from .choice import AUTO, Choice, choose
 from .mlp import norm_mlp
 from .norm_linear import norm_linear
-from .residual import Skip
+from .residual import Skip, Unsummed
 from .skip_pool import pool_skip
 from .tokens import Casts, cast_linears, product_dtype
 
@@ -133,6 +133,7 @@ class FusedBlock(MultiScaleBlock):
         x, token = choice.fused_attend(self.attn, x, self.norm1, skip, kernels, beside, casts)
         skip = None
         if self.widens_in_mlp:
+            x = x.total() if isinstance(x, Unsummed) else x
             (skip,) = norm_linear(x, self.norm2, self.proj, kernels, casts=casts)
         return norm_mlp(x, self.norm2, self.mlp, skip, mlp_scale, kernels, casts), token
 

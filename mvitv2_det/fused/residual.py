@@ -44,6 +44,27 @@ class Skip(NamedTuple):
         return torch.add(self.tokens, path, out=out)
 
 
+class Unsummed(NamedTuple):
+    """A skip connection, and the path to be added to it, of one shape and type."""
+
+    skip: Tensor
+    path: Tensor
+
+    def total(self) -> Tensor:
+        """The sum."""
+        return self.skip + self.path
+
+
+def linear_beside_skip(
+    z: Tensor, linear: nn.Linear, skip: Skip, casts: Casts | None = None
+) -> Unsummed:
+    """As :func:`linear_and_skip`, but for the sum."""
+    tokens, scale = skip
+    scale, low = scale_of_tokens(scale, z), casts[linear] if casts else None
+    path = _LinearAndSkip.apply(z, None, scale, linear.weight, linear.bias, low)
+    return Unsummed(tokens, path)
+
+
 def linear_and_skip(z: Tensor, linear: nn.Linear, skip: Skip, casts: Casts | None = None) -> Tensor:
     """``skip.tokens + skip.path_scale * linear(z)``.
 
@@ -73,16 +94,20 @@ class _LinearAndSkip(torch.autograd.Function):
         dtype = product_dtype(z)
         ctx.save_for_backward(z, path_scale, weight)
         ctx.dtype, ctx.has_bias = dtype, bias is not None
-        inputs, skipped = z.reshape(-1, z.shape[-1]), skip.reshape(-1, skip.shape[-1])
-        output = torch.empty_like(skipped)
+        inputs = z.reshape(-1, z.shape[-1])
+        skipped = None if skip is None else skip.reshape(-1, skip.shape[-1])
+        output = None if skipped is None else torch.empty_like(skipped)
         weight, bias = low or cast((weight, bias), dtype)
         with torch.autocast(z.device.type, enabled=False):
             for chunk in chunks(len(inputs), z.device):
                 path = dense(inputs[chunk].to(dtype), weight, bias)
                 if path_scale is not None:
                     path *= path_scale[chunk]
-                torch.add(skipped[chunk], path, out=output[chunk])
-        return output.view(skip.shape)
+                if skipped is None:
+                    output = write_chunk(output, chunk, path, len(inputs))
+                else:
+                    torch.add(skipped[chunk], path, out=output[chunk])
+        return output.view(*z.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable

@@ -17,11 +17,19 @@ from torch import Tensor, nn
 # Weight and bias of linear layers in the type of products; see :func:`cast_linears`.
 Casts = Mapping[nn.Linear, tuple[Tensor, Tensor | None]]
 
+JOINS_SUMS = False
+
 _CPU_CHUNK = 4096  # tokens; with 4·96 to 4·768 channels 6 to 50 MB, about a last-level cache
 
 
 class TokenKernels(Protocol):
-    """The operations that PyTorch and Triton compute each in their own way."""
+    """The operations that PyTorch and Triton compute each in their own way.
+
+    Attributes:
+        JOINS_SUMS: whether there is ``add_layer_norm_forward``, a norm of a residual sum.
+    """
+
+    JOINS_SUMS: bool
 
     def layer_norm_forward(
         self,
@@ -40,6 +48,7 @@ class TokenKernels(Protocol):
         rstd: Tensor,
         weight: Tensor | None,
         has_bias: bool,
+        skip: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]: ...
 
     def gelu_backward(
@@ -56,15 +65,26 @@ def layer_norm_forward(
 
 
 def layer_norm_backward(
-    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, has_bias: bool
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    has_bias: bool,
+    skip: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients of the tokens (t, C), the weight and the bias; None without weight or bias."""
+    """Gradients of the tokens (t, C), the weight and the bias; None without weight or bias.
+
+    Args:
+        skip: what comes to the tokens around the norm, (t, C), which is added to their gradient.
+    """
     # The bias itself is not read; without one there is none to give a gradient to.
     bias = weight if has_bias and weight is not None else None
     mask = [True, weight is not None, has_bias]
-    return torch.ops.aten.native_layer_norm_backward(
+    grad_x, *parameters = torch.ops.aten.native_layer_norm_backward(
         grad.to(x.dtype), x, x.shape[-1:], mean, rstd, weight, bias, mask
     )
+    return grad_x if skip is None else grad_x.add_(skip), *parameters
 
 
 def gelu_backward(
@@ -195,12 +215,19 @@ class NormGradient:
         self.bias: Tensor | None = None
 
     def backward(
-        self, grad: Tensor, tokens: Tensor, normed: tuple[Tensor, Tensor, Tensor]
+        self,
+        grad: Tensor,
+        tokens: Tensor,
+        normed: tuple[Tensor, Tensor, Tensor],
+        skip: Tensor | None = None,
     ) -> Tensor:
-        """The gradient of (t, C) tokens from that of what ``layer_norm_forward`` made of them."""
+        """The gradient of (t, C) tokens from that of what ``layer_norm_forward`` made of them.
+
+        Plus ``skip``, (t, C), what comes to them around the norm.
+        """
         _, mean, rstd = normed
         grad_tokens, grad_weight, grad_bias = self._kernels.layer_norm_backward(
-            grad, tokens, mean, rstd, self._weight, self._has_bias
+            grad, tokens, mean, rstd, self._weight, self._has_bias, skip
         )
         if grad_weight is not None:
             self.weight = added(self.weight, grad_weight)

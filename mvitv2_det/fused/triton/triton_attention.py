@@ -18,7 +18,7 @@ from .attention_arguments import MAX_CHANNELS, MAX_KEYS_ALONG
 from .attention_backward import attention_backward
 from .attention_forward import attention_forward
 from .axis_tables import AxisTable
-from .pool import pool_backward, pool_forward
+from .pool import packed_parameters, pool_backward, pool_forward
 
 MAX_TAPS = 25  # of a pooling kernel: the loop over them is unrolled, and more spill registers
 
@@ -87,13 +87,14 @@ class _TritonAttention(torch.autograd.Function):
         qkv, table_h, table_w, out, lse, *parameters = ctx.saved_tensors
         pools = with_flat_parameters(ctx.pools, parameters)
         with torch.cuda.device_of(qkv):
-            pooled = pool_forward(qkv, pools)
+            packed = packed_parameters(pools)
+            pooled = pool_forward(qkv, pools, packed)
             tables = _axis_tables((table_h, table_w), ctx.places)
             *grads, grad_h, grad_w = attention_backward(
                 grad.to(qkv.dtype).contiguous(), *pooled, *tables, out, lse, ctx.shape
             )
             del pooled
-            grad_qkv, grad_parameters = pool_backward(qkv, pools, grads)
+            grad_qkv, grad_parameters = pool_backward(qkv, pools, grads, packed)
         flat = [tensor for of_pool in grad_parameters for tensor in of_pool]
         return None, None, None, grad_qkv, grad_h, grad_w, *flat
 
