@@ -1,5 +1,7 @@
 """Blocks by Triton kernels: in the interpreter where there is no GPU, at real sizes on one."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from fused.blocks import assert_same, block, outputs_and_gradients
@@ -152,6 +154,33 @@ def test_narrow_heads_are_not_for_a_gpu(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     reason = available.why_unavailable(torch.device("cuda"), torch.bfloat16, channels=8)
     assert reason == "its heads have 8 channels, at least 64 go on a GPU"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", ["triton", "auto", "sdpa"])
+@pytest.mark.parametrize("index", range(10))
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")
+def test_blocks_of_t_on_a_gpu(index, backend, dtype):
+    """Output and all gradients of each block: at most twice the plain one's error in float64.
+
+    Maps have odd sides, so that windows reach over the border.
+    """
+    options = VARIANTS["T"].backbone_arguments() | {"drop_path_rate": 0.0}
+    plain, fast = (
+        randomize(MViT(**options, attention_backend=name)).blocks[index].cuda()
+        for name in ("reference", backend)
+    )
+    halvings = sum(index > first for first in (1, 3, 8))
+    x = torch.randn(2, 101 >> halvings, 135 >> halvings, plain.attn.spec.dim, device="cuda")
+    exact = outputs_and_gradients(deepcopy(plain).double(), x.double())
+    with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+        eager, found = (outputs_and_gradients(module, x) for module in (plain, fast))
+    rounding = 1e-3 * max(tensor.abs().max() for tensor in exact.values())
+    for name, wanted in exact.items():
+        theirs, ours = ((one[name].double() - wanted).abs().max() for one in (eager, found))
+        least = 1e-6 if dtype == torch.float32 else 1e-3
+        assert ours <= 2 * theirs + least * wanted.abs().max() + least * rounding, name
 
 
 @pytest.mark.parametrize("size", [(224, 224), (800, 1088), (333, 501)])
