@@ -226,9 +226,10 @@ def layer_norm_backward(
     sums = torch.empty(programs, 2, channels, dtype=accumulator_dtype(x), device=x.device)
     with _device(x):
         _norm_backward[(programs,)](
-            grad, x, mean, rstd, weight, skip, grad_x, sums, tokens, tiles,
+            grad, x, mean, rstd, weight, x if skip is None else skip, grad_x, sums, tokens, tiles,
+            int(skip is not None),
             C=channels, GRAD_ROW=grad.stride(0), X_ROW=x.stride(0),
-            SKIP_ROW=0 if skip is None else skip.stride(0), ACC=accumulator(x),
+            SKIP_ROW=channels if skip is None else skip.stride(0), ACC=accumulator(x),
             BLOCK_T=block, BLOCK_C=width, num_warps=warps,
         )  # fmt: skip
     totals = sums.sum(0).to(sums.dtype if weight is None else weight.dtype)
@@ -236,9 +237,10 @@ def layer_norm_backward(
     return grad_x, grad_weight, totals[1] if has_bias else None
 
 
-@triton.jit(do_not_specialize=["tokens", "tiles"])
+@triton.jit(do_not_specialize=["tokens", "tiles", "has_skip"])
 def _norm_backward(
     grad_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, skip_ptr, grad_x_ptr, sums_ptr, tokens, tiles,
+    has_skip,
     C: tl.constexpr, GRAD_ROW: tl.constexpr, X_ROW: tl.constexpr, SKIP_ROW: tl.constexpr,
     ACC: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -267,7 +269,7 @@ def _norm_backward(
         along = tl.sum(grad * normed, axis=1) / C
         level = tl.sum(grad, axis=1) / C
         grad_x = (grad - level[:, None] - normed * along[:, None]) * rstd[:, None]
-        if skip_ptr is not None:
+        if has_skip == 1:  # one binary for both
             at = skip_ptr + offsets * SKIP_ROW + columns[None, :]
             grad_x += tl.load(at, mask=mask, other=0.0).to(ACC)
         place = grad_x_ptr + offsets * C + columns[None, :]
