@@ -142,10 +142,13 @@ def _normalise(
         torch.empty(tokens, dtype=accumulator_dtype(x), device=x.device) for _ in range(2)
     )
     block, width, warps = norm_blocks(channels)
+    joins = summed is not None
+    if not joins:  # never read or written: one binary with sums and without
+        path = shift = total = summed = x
     if tokens:
         with _device(x):
             _norm_forward[(triton.cdiv(tokens, block),)](
-                x, path, shift, weight, bias, total, summed, normed, mean, rstd, tokens,
+                x, path, shift, weight, bias, total, summed, normed, mean, rstd, tokens, int(joins),
                 EPS=eps, C=channels, X_ROW=x.stride(0),
                 PATH_ROW=0 if path is None else path.stride(0), ACC=accumulator(x),
                 BLOCK_T=block, BLOCK_C=width, num_warps=warps,
@@ -153,10 +156,10 @@ def _normalise(
     return normed, mean, rstd
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "joins"])
 def _norm_forward(
     x_ptr, path_ptr, shift_ptr, weight_ptr, bias_ptr, total_ptr, summed_ptr, normed_ptr, mean_ptr,
-    rstd_ptr, tokens, EPS: tl.constexpr, C: tl.constexpr, X_ROW: tl.constexpr,
+    rstd_ptr, tokens, joins, EPS: tl.constexpr, C: tl.constexpr, X_ROW: tl.constexpr,
     PATH_ROW: tl.constexpr, ACC: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     # Widths are constants: their divisibility is what makes accesses of 16 bytes.
@@ -167,13 +170,13 @@ def _norm_forward(
     offsets = rows.to(tl.int64)[:, None]
     x = tl.load(x_ptr + offsets * X_ROW + columns[None, :], mask=mask, other=0.0).to(ACC)
     place = offsets * C + columns[None, :]
-    if path_ptr is not None:
-        at = path_ptr + offsets * PATH_ROW + columns[None, :]
-        total = (x + tl.load(at, mask=mask, other=0.0).to(ACC)).to(x_ptr.dtype.element_ty)
-        if total_ptr is not None:
-            tl.store(total_ptr + place, total, mask=mask)
-        x = total.to(ACC)  # what is kept is normalised again in backward
-    if summed_ptr is not None:
+    if joins == 1:
+        if path_ptr is not None:
+            at = path_ptr + offsets * PATH_ROW + columns[None, :]
+            total = (x + tl.load(at, mask=mask, other=0.0).to(ACC)).to(x_ptr.dtype.element_ty)
+            if total_ptr is not None:
+                tl.store(total_ptr + place, total, mask=mask)
+            x = total.to(ACC)  # what is kept is normalised again in backward
         summed = x
         if shift_ptr is not None:
             summed += tl.load(shift_ptr + columns, mask=real, other=0.0).to(ACC)[None, :]
