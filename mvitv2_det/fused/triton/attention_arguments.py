@@ -13,6 +13,7 @@ from torch import Tensor
 from ..shape import AttentionShape
 from .launch import Blocks, accumulator, channel_tiles, operand
 from .logits import term_columns
+from .tile_table import FEW_KEYS, Case
 
 MAX_CHANNELS = 128  # of a head: a tile of them is in registers
 MAX_KEYS_ALONG = 256  # rows and columns of a window: their logits are in shared memory
@@ -67,6 +68,12 @@ class AttentionConstants(NamedTuple):
         terms = term_columns(shape.window_kv)[0] if has_rel else 0
         options = shape.residual, shape.mask_padding, accumulator(q), operand(q)
         return cls(shape.scale, channels, *tiles, terms, *options)
+
+
+def case_of(q: Tensor, constants: AttentionConstants, shape: AttentionShape) -> Case:
+    """What the blocks of an attention depend on."""
+    few_keys = shape.window_kv[0] * shape.window_kv[1] <= FEW_KEYS
+    return Case(q.dtype, constants.channels, constants.terms, few_keys)
 
 
 def window_count(q: Tensor, shape: AttentionShape) -> int:

@@ -12,7 +12,6 @@ each of the Q_a positions, and goes through their queries in blocks.
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -20,6 +19,7 @@ from torch import Tensor
 from ..shape import AttentionShape
 from .attention_tiles import product, zeros
 from .launch import PROCESSORS, Blocks, accumulator, accumulator_dtype, operand, padded
+from .tile_table import Case, measured_or
 
 
 class AxisQueries(NamedTuple):
@@ -98,6 +98,10 @@ class AxisConstants(NamedTuple):
         channels, columns = rel.shape[2], half if second == half else terms
         return cls(channels, padded(channels), terms, columns, accumulator(q), operand(q))
 
+    def case_of(self, q: Tensor) -> Case:
+        """What the blocks depend on."""
+        return Case(q.dtype, self.channels, self.padded_columns)
+
 
 def term_columns(window_kv: tuple[int, int]) -> tuple[int, int]:
     """T, a power of two, and the first column of the second axis' logits.
@@ -110,18 +114,24 @@ def term_columns(window_kv: tuple[int, int]) -> tuple[int, int]:
     return total, total // 2 if max(rows, columns) <= total // 2 else rows
 
 
-def logits_blocks(dtype: torch.dtype, columns: int, *, backward: bool) -> Blocks:
-    """Blocks of queries for an axis with so many columns.
+@measured_or("logits_forward")
+def forward_blocks(case: Case) -> Blocks:
+    """Blocks of queries of the forward kernel, of which several programs share a processor.
 
-    Chosen so that several programs share a processor: compiled for sm_90, forward takes 94
-    registers a thread or fewer, backward 128 for windows of 14 × 14 keys and 186 for whole maps
-    of 25 × 34. float32 has no tensor cores at full precision, and its products are unrolled.
+    Compiled for sm_90, it takes 94 registers a thread or fewer. float32 has no tensor cores at
+    full precision, and its products are unrolled.
     """
-    if dtype.itemsize > 2:
+    if case.dtype.itemsize > 2:
         return Blocks(queries=16, keys=0, warps=8, stages=1)
-    if backward:
-        return Blocks(queries=32, keys=0, warps=4 if columns <= 64 else 8, stages=2)
     return Blocks(queries=64, keys=0, warps=8, stages=1)
+
+
+@measured_or("logits_backward")
+def backward_blocks(case: Case) -> Blocks:
+    """As :func:`forward_blocks`: 128 registers for 14 × 14 keys, 186 for whole maps of 25 × 34."""
+    if case.dtype.itemsize > 2:
+        return Blocks(queries=16, keys=0, warps=8, stages=1)
+    return Blocks(queries=32, keys=0, warps=4 if case.terms <= 64 else 8, stages=2)
 
 
 def logits_forward(q: Tensor, rel_h: Tensor, rel_w: Tensor, shape: AttentionShape) -> Tensor:
@@ -144,7 +154,7 @@ def logits_forward(q: Tensor, rel_h: Tensor, rel_w: Tensor, shape: AttentionShap
     for axis, rel in enumerate((rel_h, rel_w)):
         queries, columns = AxisQueries.of(q, rel, axis, shape), AxisColumns.of(axis, shape)
         constants = AxisConstants.of(q, rel, shape)
-        blocks = logits_blocks(q.dtype, constants.padded_columns, backward=False)
+        blocks = forward_blocks(q.device, constants.case_of(q))
         grid = (triton.cdiv(queries.count, blocks.queries), rel.shape[0])
         _logits_forward_kernel[grid](
             q,
@@ -178,7 +188,7 @@ def logits_backward(
     for axis, rel in enumerate((rel_h, rel_w)):
         queries, columns = AxisQueries.of(q, rel, axis, shape), AxisColumns.of(axis, shape)
         constants = AxisConstants.of(q, rel, shape)
-        blocks = logits_blocks(q.dtype, constants.padded_columns, backward=True)
+        blocks = backward_blocks(q.device, constants.case_of(q))
         tiles = triton.cdiv(queries.count, blocks.queries)
         programs = min(tiles, triton.cdiv(2 * PROCESSORS, rel.shape[0]))
         partial = q.new_empty(programs, *rel.shape, dtype=accumulator_dtype(q))
