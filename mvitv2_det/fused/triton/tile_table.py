@@ -70,8 +70,8 @@ def measured_or(kernel: str) -> Callable[[Rule], Callable[[torch.device, Case], 
     """
 
     def decorate(rule: Rule) -> Callable[[torch.device, Case], Blocks]:
-        @cache
         @wraps(rule)
+        @cache
         def choose(device: torch.device, case: Case) -> Blocks:
             measured = None
             if device.type == "cuda":
