@@ -78,17 +78,16 @@ def run(args: argparse.Namespace, command: str) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     gpu = tile_table.names_of(device)
     progress = Progress()
-    tasks = tasks_of(SETTINGS, [KERNELS[name] for name in args.kernels])
-    progress(f"{len(tasks)} kernels and classes of shapes")
 
     def left() -> float:
         return 60 * args.minutes - progress.seconds
 
-    capability = torch.cuda.get_device_capability(device)
-    compiler = Compiler(SETTINGS, capability, args.processes)
+    compiler = Compiler(SETTINGS, torch.cuda.get_device_capability(device), args.processes)
     bench, verdicts = GpuBench(SETTINGS), []
     try:
+        tasks = tasks_of(SETTINGS, [KERNELS[name] for name in args.kernels])
         compiler.begin(tasks)
+        progress(f"{len(tasks)} kernels and classes of shapes")
         for task in tasks:
             failed = compiler.failures(task, left)
             name = f"{task.kernel.name}, {task.case}"

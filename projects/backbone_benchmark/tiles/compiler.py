@@ -78,6 +78,7 @@ class Compiler:
     ) -> None:
         context = get_context("spawn")
         self._pool = futures.ProcessPoolExecutor(processes, context, become_compiler, (capability,))
+        self._pool.submit(int)  # the processes start, and import, while others plan
         self._settings = settings
         self._begun: dict[tuple[Any, ...], futures.Future[list[int]]] = {}
 

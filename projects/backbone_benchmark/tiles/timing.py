@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,24 +9,12 @@ from torch import Tensor
 from mvitv2_det.fused.triton.launch import Blocks
 from projects.backbone_benchmark.networks import Setting
 from projects.backbone_benchmark.roofline import Work
-from projects.backbone_benchmark.tiles.choosing import Kernel
+from projects.backbone_benchmark.tiles.choosing import Kernel, Trial
 from projects.backbone_benchmark.tiles.shapes import chosen, launches_of, pieces_of, setting_of
 
 _ROUNDS = 7
 _GRAPH_SECONDS = 4e-4  # of a graph of several launches: longer than a clock's step
-_MOST_LAUNCHES = 16
-
-
-class GpuTrial(NamedTuple):
-    """A :class:`.choosing.Trial`.
-
-    Attributes:
-        again: what is timed.
-    """
-
-    outputs: list[Tensor]
-    spills: int
-    again: Callable[[], object]
+_MOST_LAUNCHES = 48
 
 
 class GpuBench:
@@ -39,7 +26,7 @@ class GpuBench:
         self._operation: Callable[[], object] = lambda: None
 
     @torch.no_grad()
-    def run(self, kernel: Kernel, work: Work, blocks: Blocks) -> GpuTrial:
+    def run(self, kernel: Kernel, work: Work, blocks: Blocks) -> Trial:
         """Runs a kernel's operation once."""
         if (kernel.family, work) != self._key:  # the last one only: memory
             pieces = pieces_of(setting_of(self._settings, work, "cuda"), work)
@@ -58,10 +45,10 @@ class GpuBench:
                 launch()
 
         spills = max(launch.compiled.n_spills for launch in launches)
-        return GpuTrial(outputs, spills, alone if kernel.alone else whole)
+        return Trial(outputs, spills, alone if kernel.alone else whole)
 
     @torch.no_grad()
-    def seconds(self, trials: Sequence[GpuTrial]) -> list[float]:
+    def seconds(self, trials: Sequence[Trial]) -> list[float]:
         """Replays each one's graph of launches, in turns: the median of a launch's time."""
         once = _replay_seconds(captured(trials[0].again, 1))
         number = min(max(round(_GRAPH_SECONDS / once), 1), _MOST_LAUNCHES)
