@@ -6,12 +6,11 @@ and K_a keys along axis a of a window.
 
 from typing import NamedTuple
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..shape import AttentionShape
-from .launch import Blocks, accumulator, channel_tiles, operand
+from .launch import Blocks, accumulator, ceil_div, channel_tiles, operand
 from .logits import term_columns
 from .tile_table import FEW_KEYS, Case
 
@@ -42,7 +41,7 @@ class Windows(NamedTuple):
     @classmethod
     def of(cls, q: Tensor, k: Tensor, shape: AttentionShape) -> "Windows":
         """The windows of ``shape`` over (B, Hq, Wq, C) queries and (B, Hk, Wk, C) keys."""
-        across = triton.cdiv(q.shape[2], shape.window_q[1])
+        across = ceil_div(q.shape[2], shape.window_q[1])
         sides = *q.shape[1:3], *shape.window_q, *k.shape[1:3], *shape.window_kv
         return cls(*sides, across, shape.heads, term_columns(shape.window_kv)[1])
 
@@ -79,7 +78,7 @@ def case_of(q: Tensor, constants: AttentionConstants, shape: AttentionShape) -> 
 def window_count(q: Tensor, shape: AttentionShape) -> int:
     """Number of windows of one map."""
     (height, width), (rows, columns) = q.shape[1:3], shape.window_q
-    return triton.cdiv(height, rows) * triton.cdiv(width, columns)
+    return ceil_div(height, rows) * ceil_div(width, columns)
 
 
 def most_queries(q: Tensor, shape: AttentionShape) -> int:
@@ -89,7 +88,7 @@ def most_queries(q: Tensor, shape: AttentionShape) -> int:
 
 def query_grid(q: Tensor, shape: AttentionShape, blocks: Blocks) -> tuple[int, int, int]:
     """Grid of a kernel with one program for each block of queries, window, and image's head."""
-    tiles = triton.cdiv(most_queries(q, shape), blocks.queries)
+    tiles = ceil_div(most_queries(q, shape), blocks.queries)
     return tiles, window_count(q, shape), q.shape[0] * shape.heads
 
 
@@ -138,7 +137,7 @@ def _span(x: Tensor) -> int:
 
 def _check_windows(q: Tensor, k: Tensor, shape: AttentionShape) -> None:
     for axis, (queries, keys) in enumerate(zip(shape.window_q, shape.window_kv, strict=True)):
-        counts = triton.cdiv(q.shape[1 + axis], queries), triton.cdiv(k.shape[1 + axis], keys)
+        counts = ceil_div(q.shape[1 + axis], queries), ceil_div(k.shape[1 + axis], keys)
         if counts[0] != counts[1]:
             raise ValueError(
                 f"q has {counts[0]} windows along axis {axis} and k {counts[1]}: maps "

@@ -40,7 +40,7 @@ from .attention_tiles import (
     zero_tile,
     zeros,
 )
-from .launch import PROCESSORS, Blocks, Map, accumulator_dtype
+from .launch import PROCESSORS, Blocks, Map, accumulator_dtype, ceil_div
 from .logits import logits_backward, logits_forward
 from .tile_table import Case, measured_or
 
@@ -193,8 +193,8 @@ def _sum_over_queries(
     constants = AttentionConstants.of(q, shape, has_rel=logits is not None)
     blocks = key_blocks(q.device, case_of(q, constants, shape))
     windows, planes = window_count(q, shape), len(q) * shape.heads
-    tiles = triton.cdiv(most_queries(q, shape), blocks.queries)
-    key_tiles = triton.cdiv(keys, blocks.keys)
+    tiles = ceil_div(most_queries(q, shape), blocks.queries)
+    key_tiles = ceil_div(keys, blocks.keys)
     splits = query_splits(key_tiles * windows * planes, tiles)
     dtype = q.dtype if splits == 1 else accumulator_dtype(q)
     grads = torch.empty((2, splits, *k.shape), dtype=dtype, device=k.device)
@@ -210,7 +210,7 @@ def _sum_over_queries(
         grads[1],
         *Windows.of(q, k, shape),
         key_tiles,
-        triton.cdiv(tiles, splits) * blocks.queries,
+        ceil_div(tiles, splits) * blocks.queries,
         constants,
         blocks.queries,
         blocks.keys,

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from .launch import Blocks, accumulator, accumulator_dtype
+from .launch import Blocks, accumulator, accumulator_dtype, ceil_div, power_of_2
 from .pool_kernels import (
     InputStrides,
     PoolConstants,
@@ -64,7 +63,7 @@ def gather_tile(case: Case) -> Blocks:
 
 
 def _tile(channels: int, halved: bool = False) -> Blocks:
-    padded = triton.next_power_of_2(channels)
+    padded = power_of_2(channels)
     height = max(min(1024 // padded, 8) // (2 if halved else 1), 1)
     threads = height * 8 * padded // (16 if halved else 32)
     return Blocks(height, 8, min(max(threads // 32, 1), 8), stages=1)
@@ -215,7 +214,7 @@ def _over_inputs(qkv: Tensor, pools: Sequence["HeadPool"], tile: Blocks) -> _Lau
 
 
 def _programs(qkv: Tensor, size: Sequence[int], pool: "HeadPool", tile: Blocks) -> int:
-    down, across = triton.cdiv(size[0], tile.queries), triton.cdiv(size[1], tile.keys)
+    down, across = ceil_div(size[0], tile.queries), ceil_div(size[1], tile.keys)
     return len(qkv) * pool.heads * down * across
 
 
@@ -236,7 +235,7 @@ def _launch(
         PoolSizes(*starts, pooled.heads, *qkv.shape[1:3], *heights, *widths, *pool_strides),
         InputStrides(*qkv.stride()[:3], qkv.shape[3] // 3),
         PoolConstants(
-            channels, *kernel, *pooled.padding, pooled.eps, triton.next_power_of_2(channels),
+            channels, *kernel, *pooled.padding, pooled.eps, power_of_2(channels),
             tile.queries, tile.keys, accumulator(qkv),
         ),
         tile,
