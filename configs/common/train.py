@@ -32,6 +32,8 @@ train = dict(
     compile=False,
     # Replay the backbone as CUDA graphs in --eval-only, on a GPU.
     cuda_graphs=False,
+    # Replay it in training, forward and backward, and in the evaluations between.
+    cuda_graphs_in_training=False,
     # What computes in --eval-only: torch; or on a CPU openvino (fp32, bf16) or onnxruntime (fp32).
     runtime="torch",
     runtime_precision="fp32",

@@ -14,6 +14,7 @@ from torch import nn
 from ..backbone.trunk import Trunk
 from ..data.loader import TrainLoader, build_train_loader
 from ..errors import UserError
+from ..graphs import replay_graphs
 from ..weights import LoadReport, load_weights
 from .averages import WeightAverage
 from .validate import AMP_DTYPES, setting
@@ -105,6 +106,13 @@ def compile_model(cfg: DictConfig, model: nn.Module) -> None:
         raise
     except ValueError as error:
         raise UserError(f"train.compile: {error}; set it to false") from error
+
+
+def replay_model(cfg: DictConfig, model: nn.Module, *, training: bool = False) -> None:
+    """Has the backbone, or the whole network of another task, replayed where the config asks."""
+    key = "train.cuda_graphs_in_training" if training else "train.cuda_graphs"
+    if setting(cfg, key):
+        replay_graphs(getattr(model, "backbone", model), training=training)
 
 
 def build_average(cfg: DictConfig, model: nn.Module) -> WeightAverage | None:

@@ -10,10 +10,16 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
-from ..graphs import replay_graphs
 from ..runtimes import TORCH, run_exported
 from ..stop_signals import unheard_by_children
-from .building import build_model, compile_model, ddp_options, load_checkpoint, with_task
+from .building import (
+    build_model,
+    compile_model,
+    ddp_options,
+    load_checkpoint,
+    replay_model,
+    with_task,
+)
 from .peers import PeerWatch
 from .sharding import whole_parameters
 from .validate import setting
@@ -58,8 +64,7 @@ def evaluate_checkpoint(
     if report := load_checkpoint(cfg, model):
         report.check_complete()
     compile_model(cfg, model)
-    if cfg.train.get("cuda_graphs", False):
-        replay_graphs(getattr(model, "backbone", model))
+    replay_model(cfg, model)
     runtime = setting(cfg, "train.runtime")
     if runtime != TORCH:
         exported = run_exported(

@@ -21,8 +21,9 @@ A config for another task than detection may have, beside what all have:
 - ``train.loggers``: further writers of metrics, names in :data:`.loggers.LOGGERS`;
 - ``train.checkpoint_parts``: further entries of each checkpoint, what Checkpointer takes;
 - ``train.hooks``: further hooks, after all others;
-- ``train.cuda_graphs``: whether evaluation replays the backbone, or the whole network of another
-  task, as CUDA graphs; see :func:`mvitv2_det.replay_graphs`;
+- ``train.cuda_graphs``, ``train.cuda_graphs_in_training``: whether evaluation alone, and whether
+  training, replays the backbone, or the whole network of another task, as CUDA graphs; see
+  :func:`mvitv2_det.replay_graphs`;
 - ``train.runtime``, ``train.runtime_precision``: what computes the detector in evaluation alone;
   see :mod:`mvitv2_det.runtimes`.
 """
@@ -54,6 +55,7 @@ from .building import (
     ddp_options,
     load_checkpoint,
     precision_of,
+    replay_model,
     with_plain_settings,
     with_task,
 )
@@ -151,6 +153,7 @@ def train(
         cfg.optimizer.params.model = model
         plain, average = model, build_average(cfg, model)
         compile_model(cfg, model)
+        replay_model(cfg, model, training=True)
         optimizer = with_plain_settings(instantiate(cfg.optimizer))
         if not sharded:
             model = create_ddp_model(model, **ddp_options(cfg))

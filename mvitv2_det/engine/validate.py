@@ -30,6 +30,8 @@ DEFAULTS: Mapping[str, Any] = {
     "train.accumulate": 1,
     "train.fsdp": False,
     "train.compile": False,
+    "train.cuda_graphs": False,
+    "train.cuda_graphs_in_training": False,
     "train.dry_run": False,
     "train.loggers": (),
     "train.model_ema.enabled": False,
@@ -98,6 +100,7 @@ _EVALUATION = {
     "train.runtime": _TEXT,
     "train.runtime_precision": _TEXT,
     "train.compile": _BOOLEAN,
+    "train.cuda_graphs": _BOOLEAN,
     "train.seed": _Kind(
         f"an integer from -1, which draws one, to {LARGEST_SEED}",
         lambda value: _is_integer(value) and -1 <= value <= LARGEST_SEED,
@@ -126,6 +129,7 @@ _TRAINING = {
     "train.best_metric": _Kind("a text or null", lambda value: isinstance(value, str), True),
     "train.patience": _integer(1, null=True),
     "train.accumulate": _integer(1),
+    "train.cuda_graphs_in_training": _BOOLEAN,
     "train.fsdp": _BOOLEAN,
     "train.model_ema.enabled": _BOOLEAN,
     "train.model_ema.decay": _SHARE,
@@ -184,6 +188,7 @@ def check_settings(cfg: DictConfig, *, training: bool, complete: bool = True) ->
         _check_sharding(cfg)
     if training:
         check_loggers(setting(cfg, "train.loggers"))
+        _check_graphs(cfg)
     else:
         _check_runtime(cfg)
     if training and setting(cfg, "train.patience") and not setting(cfg, "train.best_metric"):
@@ -197,9 +202,26 @@ def _check_sharding(cfg: DictConfig) -> None:
             "train.fsdp needs train.amp.dtype=bfloat16 or train.amp.enabled=false: the scaler of "
             "float16 does not know the parts of the others"
         )
-    for key in ("train.model_ema.enabled", "train.compile"):
+    for key in ("train.model_ema.enabled", "train.compile", "train.cuda_graphs_in_training"):
         if setting(cfg, key):
             raise UserError(f"train.fsdp and {key} do not go together: take one")
+
+
+def _check_graphs(cfg: DictConfig) -> None:
+    """Checks that training can be replayed as CUDA graphs, if it is to be.
+
+    Raises:
+        UserError: it cannot.
+    """
+    key = "train.cuda_graphs_in_training"
+    if not setting(cfg, key):
+        return
+    if torch.device(cfg.train.device).type == "cpu":
+        raise UserError(
+            f"{key} is for GPUs, and train.device is {cfg.train.device}: set it to false"
+        )
+    if setting(cfg, "train.compile"):
+        raise UserError(f"train.compile and {key} do not go together: take one")
 
 
 def _check_runtime(cfg: DictConfig) -> None:

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _CPU_CHUNK = 4096  # tokens; with 4·96 to 4·768 channels 6 to 50 MB, about a last-level cache
+# Devices whose LayerNorm takes tokens of another type than its weight; CUDA's does not.
+_MIXED_NORMS = ("cpu",)
 
 
 class TokenKernels(Protocol):
@@ -48,7 +50,9 @@ def layer_norm_forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalised tokens (t, C) in ``dtype``, their means and reciprocal standard deviations."""
-    normed, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
+    normed, mean, rstd = torch.native_layer_norm(
+        _as_norms_take(x, weight), x.shape[-1:], weight, bias, eps
+    )
     return normed.to(dtype), mean, rstd
 
 
@@ -59,9 +63,18 @@ def layer_norm_backward(
     # The bias itself is not read; without one there is none to give a gradient to.
     bias = weight if has_bias and weight is not None else None
     mask = [True, weight is not None, has_bias]
-    return torch.ops.aten.native_layer_norm_backward(
-        grad.to(x.dtype), x, x.shape[-1:], mean, rstd, weight, bias, mask
+    tokens = _as_norms_take(x, weight)
+    grad_x, *of_parameters = torch.ops.aten.native_layer_norm_backward(
+        grad.to(tokens.dtype), tokens, x.shape[-1:], mean, rstd, weight, bias, mask
     )
+    return grad_x.to(x.dtype), *of_parameters
+
+
+def _as_norms_take(x: Tensor, weight: Tensor | None) -> Tensor:
+    """Tokens in the type of the norm's weight, where a device's LayerNorm takes no other."""
+    if weight is None or x.device.type in _MIXED_NORMS:
+        return x
+    return x.to(weight.dtype)
 
 
 def gelu_backward(

@@ -11,6 +11,7 @@ Images are noise of 224². Compared are the logits, seconds of an inference and 
 import argparse
 import sys
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from mvitv2_det import Recognizer, load_weights
+from mvitv2_det import Recognizer, load_weights, replay_graphs
 from mvitv2_det.fused import BACKENDS
 from projects.common import results as files
 from projects.common.memory import GIB, saved_for_backward
@@ -75,6 +76,9 @@ def measure(
     )
     load_weights(ours, theirs, strict=True)
     networks = {"ours": ours.to(args.device), "timm": theirs.to(args.device)}
+    if args.device == "cuda":
+        networks["ours, CUDA graphs"] = replayed = deepcopy(ours)
+        replay_graphs(replayed, training=True)
     images = torch.randn(args.batch, 3, IMAGE_SIZE, IMAGE_SIZE, device=args.device)
     autocast = partial(
         torch.autocast,
@@ -108,13 +112,16 @@ def measure(
         )
         row: dict[str, object] = {"network": variant, "task": task}
         row |= {f"{name} (s)": seconds(timing) for name, timing in found.items()}
-        if isinstance(found["ours"], Timing) and isinstance(found["timm"], Timing):
-            ratio = found["ours"].speed_over(found["timm"])
-            row["times as fast"] = f"{ratio.median:.2f} ({ratio.lower:.2f} to {ratio.upper:.2f})"
+        for name, timing in found.items():
+            if name != "timm" and isinstance(timing, Timing) and isinstance(found["timm"], Timing):
+                ratio = timing.speed_over(found["timm"])
+                row[f"{name}: times as fast"] = (
+                    f"{ratio.median:.2f} ({ratio.lower:.2f} to {ratio.upper:.2f})"
+                )
         rows.append(row)
     saved = {
         name: saved_for_backward(partial(loss, network), [*network.parameters()])
-        for name, network in networks.items()
+        for name, network in (("ours", ours), ("timm", theirs))
     }
     rows[1] |= {f"{name} saves (GiB)": f"{size / GIB:.3f}" for name, size in saved.items()}
     rows[1]["ratio saved"] = f"{saved['ours'] / saved['timm']:.2f}"

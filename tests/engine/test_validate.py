@@ -166,6 +166,24 @@ def test_the_command_says_one_line(arguments, cfg, coco_folder, capfd):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.device=cpu"], "is for GPUs, and train.device is cpu: set it to false"),
+        (["train.device=cuda", "train.compile=true"], "train.compile and train.cuda_graphs_in"),
+        (["train.device=cuda", "train.fsdp=true"], "train.fsdp and train.cuda_graphs_in_training"),
+    ],
+)
+def test_graphs_in_training(cfg, overrides, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    apply_overrides(
+        cfg, ["train.cuda_graphs_in_training=true", "train.amp.enabled=false", *overrides]
+    )
+    with pytest.raises(UserError, match=message):
+        check_settings(cfg, training=True)
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("train.runtime=tensorrt", "must be one of torch, openvino, onnxruntime, got 'tensorrt'"),

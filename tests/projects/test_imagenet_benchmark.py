@@ -14,7 +14,7 @@ def test_writes_speed_and_memory_of_both(tmp_path, monkeypatch):
     assert (inference["network"], inference["task"]) == ("T", "inference")
     assert float(inference["largest difference"]) < 1e-4
     assert training["task"] == "training step" and float(training["ratio saved"]) < 1
-    assert " to " in inference["times as fast"]
+    assert " to " in inference["ours: times as fast"]
     assert "| T " in (tmp_path / "speed.md").read_text()
 
 

@@ -1,5 +1,7 @@
 """Blocks by Triton kernels: in the interpreter where there is no GPU, at real sizes on one."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from fused.blocks import assert_same, block, outputs_and_gradients
@@ -27,7 +29,9 @@ KINDS = {
     "no pooling": {"pool_q": False, "pool_kv": False, "residual_pooling": False},
     "no pooling, windows": {"pool_q": False, "pool_kv": False, "window_size": 4},
 }
-SMALL = {"dim": 8, "dim_out": 16, "num_heads": 2, "table_size": 8}
+# Heads of 8 channels in the interpreter, and of 64, the fewest that go, on a GPU.
+WIDTH = 8 if HAS_GPU else 1
+SMALL = {"dim": 8 * WIDTH, "dim_out": 16 * WIDTH, "num_heads": 2, "table_size": 8}
 
 
 @needs_kernels
@@ -41,7 +45,7 @@ def test_equals_the_plain_block(kind):
     fast, plain = (
         block(name, **SMALL, **KINDS[kind]).to(DEVICE, dtype) for name in ("triton", None)
     )
-    x = torch.randn(1, 6, 5, 8, dtype=dtype, device=DEVICE)
+    x = torch.randn(1, 6, 5, SMALL["dim"], dtype=dtype, device=DEVICE)
     assert_same(outputs_and_gradients(fast, x), outputs_and_gradients(plain, x), tolerance)
 
 
@@ -74,9 +78,10 @@ def test_what_is_saved_for_backward():
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: sizes.append(tuple(tensor.shape)) or tensor, lambda tensor: tensor
     ):
-        module(torch.randn(1, 6, 5, 8, device=DEVICE, requires_grad=True))
+        module(torch.randn(1, 6, 5, SMALL["dim"], device=DEVICE, requires_grad=True))
     maps = [shape for shape in sizes if len(shape) == 4 and shape[0] == 1]
-    assert sorted(set(maps)) == [(1, 2, 6, 5), (1, 6, 5, 8), (1, 6, 5, 16), (1, 6, 5, 48)]
+    channels = [WIDTH * c for c in (8, 16, 48)]
+    assert sorted(set(maps)) == [(1, 2, 6, 5), *((1, 6, 5, c) for c in channels)]
 
 
 @needs_kernels
@@ -152,6 +157,35 @@ def test_narrow_heads_are_not_for_a_gpu(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     reason = available.why_unavailable(torch.device("cuda"), torch.bfloat16, channels=8)
     assert reason == "its heads have 8 channels, at least 64 go on a GPU"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", ["triton", "auto", "sdpa"])
+@pytest.mark.parametrize("index", range(10))
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")
+def test_blocks_of_t_on_a_gpu(index, backend, dtype):
+    """Output and all gradients of each block: at most twice the plain one's error in float64.
+
+    Maps have odd sides, so that windows reach over the border.
+    """
+    options = VARIANTS["T"].backbone_arguments() | {"drop_path_rate": 0.0}
+    plain, fast = (
+        MViT(**options, attention_backend=name).blocks[index].cuda()
+        for name in ("reference", backend)
+    )
+    fast.load_state_dict(randomize(plain.cpu()).state_dict())
+    plain.cuda()
+    halvings = sum(index > first for first in (1, 3, 8))
+    x = torch.randn(2, 101 >> halvings, 135 >> halvings, plain.attn.spec.dim, device="cuda")
+    exact = outputs_and_gradients(deepcopy(plain).double(), x.double())
+    with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+        eager, found = (outputs_and_gradients(module, x) for module in (plain, fast))
+    rounding = 1e-3 * max(tensor.abs().max() for tensor in exact.values())
+    for name, wanted in exact.items():
+        theirs, ours = ((one[name].double() - wanted).abs().max() for one in (eager, found))
+        least = 1e-6 if dtype == torch.float32 else 1e-3
+        assert ours <= 2 * theirs + least * wanted.abs().max() + least * rounding, name
 
 
 @pytest.mark.parametrize("size", [(224, 224), (800, 1088), (333, 501)])
