@@ -7,6 +7,7 @@ compiled on disk, where the process that measures finds it.
 from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
+from itertools import product
 from multiprocessing import get_context
 from typing import Any
 
@@ -82,17 +83,21 @@ class Compiler:
         self._settings = settings
         self._begun: dict[tuple[Any, ...], futures.Future[list[int]]] = {}
 
-    def begin(self, tasks: Iterable[Task]) -> None:
-        """Puts all in the queue."""
+    def begin(self, tasks: Sequence[Task]) -> None:
+        """Puts all in the queue; first what the rules choose, which other kernels' tasks run."""
         for task in tasks:
-            for blocks in dict.fromkeys((task.kernel.rule_of(task.case), *task.kernel.candidates)):
-                for work in task.works:
-                    key = self._key(task, work, blocks)
-                    if key not in self._begun:
-                        setting = setting_of(self._settings, work, "meta")
-                        self._begun[key] = self._pool.submit(
-                            compile_blocks, setting, task.kernel.name, work, blocks
-                        )
+            self._submit(task, (task.kernel.rule_of(task.case),))
+        for task in tasks:
+            self._submit(task, task.kernel.candidates)
+
+    def _submit(self, task: Task, candidates: Iterable[Blocks]) -> None:
+        for blocks, work in product(candidates, task.works):
+            key = self._key(task, work, blocks)
+            if key not in self._begun:
+                setting = setting_of(self._settings, work, "meta")
+                self._begun[key] = self._pool.submit(
+                    compile_blocks, setting, task.kernel.name, work, blocks
+                )
 
     def failures(self, task: Task, seconds: Callable[[], float]) -> dict[Blocks, str]:
         """Waits until a task's candidates are compiled; says why some are not.

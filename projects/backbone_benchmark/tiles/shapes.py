@@ -86,8 +86,9 @@ def pieces_of(setting: Setting, work: Work) -> Triton:
         return Triton(attention, torch.empty(shape, dtype=dtype, device="meta"))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in attention.parameters():
-            parameter.normal_(0, 0.1, generator=generator)
+        for name, parameter in attention.named_parameters():
+            mean = float("norm" in name and name.endswith("weight"))
+            parameter.normal_(mean, 0.1, generator=generator)
     torch.manual_seed(0)
     return Triton(
         attention.to(setting.device), torch.randn(shape, dtype=dtype, device=setting.device)
