@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shape import AttentionShape
+from .axis_tables import AxisTable
 from .launch import Blocks, accumulator, ceil_div, channel_tiles, operand
 from .logits import term_columns
 from .tile_table import FEW_KEYS, Case
@@ -96,8 +97,8 @@ def check(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    rel_h: Tensor | None,
-    rel_w: Tensor | None,
+    rel_h: AxisTable | None,
+    rel_w: AxisTable | None,
     shape: AttentionShape,
 ) -> None:
     """Checks that the attention kernels can run on these tensors.
@@ -117,9 +118,8 @@ def check(
     channels = q.shape[3] // shape.heads
     if channels > MAX_CHANNELS:
         raise ValueError(f"heads have at most {MAX_CHANNELS} channels, got {channels}")
-    tensors = [tensor for tensor in (q, k, v, rel_h, rel_w) if tensor is not None]
-    if any(tensor.dtype != q.dtype for tensor in tensors):
-        raise ValueError(f"one dtype for all, got {[tensor.dtype for tensor in tensors]}")
+    if len({tensor.dtype for tensor in (q, k, v)}) > 1:
+        raise ValueError(f"one dtype for all, got {[tensor.dtype for tensor in (q, k, v)]}")
     if any(tensor.stride(3) != 1 for tensor in (q, k, v)):
         raise ValueError("channels of q, k and v must be contiguous")
     if any(_span(tensor) >= 2**31 for tensor in (q, k, v)):
@@ -146,11 +146,11 @@ def _check_windows(q: Tensor, k: Tensor, shape: AttentionShape) -> None:
 
 
 def _check_embeddings(
-    rel_h: Tensor | None, rel_w: Tensor | None, channels: int, shape: AttentionShape
+    rel_h: AxisTable | None, rel_w: AxisTable | None, channels: int, shape: AttentionShape
 ) -> None:
     if (rel_h is None) != (rel_w is None):
         raise ValueError("rel_h and rel_w come together")
-    if rel_h is None:
+    if rel_h is None or rel_w is None:
         return
     if sum(shape.window_kv) > MAX_KEYS_ALONG:
         raise ValueError(
@@ -159,5 +159,6 @@ def _check_embeddings(
         )
     for axis, rel in enumerate((rel_h, rel_w)):
         wanted = (shape.window_q[axis], shape.window_kv[axis], channels)
-        if tuple(rel.shape) != wanted:
-            raise ValueError(f"R of axis {axis} must be {wanted}, got {tuple(rel.shape)}")
+        got = (*rel.rows.shape, rel.table.shape[1])
+        if got != wanted:
+            raise ValueError(f"R of axis {axis} must be {wanted}, got {got}")

@@ -40,6 +40,7 @@ from .attention_tiles import (
     zero_tile,
     zeros,
 )
+from .axis_tables import AxisTable
 from .launch import PROCESSORS, Blocks, Map, accumulator_dtype, ceil_div
 from .logits import logits_backward, logits_forward
 from .tile_table import Case, measured_or
@@ -52,8 +53,8 @@ def attention_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    rel_h: Tensor | None,
-    rel_w: Tensor | None,
+    rel_h: AxisTable | None,
+    rel_w: AxisTable | None,
     out: Tensor,
     lse: Tensor,
     shape: AttentionShape,
@@ -74,18 +75,18 @@ def attention_backward(
         out, lse: what it returned, contiguous.
 
     Returns:
-        the gradients of q (the residual's included), k, v, rel_h and rel_w, all contiguous and
-        of the dtype of what they belong to; None for rel_h and rel_w where those are None.
+        the gradients of q (the residual's included), k, v, and the tables of rel_h and rel_w,
+        all contiguous and of the dtype of what they belong to; None for tables that are None.
 
     Raises:
         ValueError: sizes, windows, dtypes or strides do not fit together.
     """
     check(q, k, v, rel_h, rel_w, shape)
     grad = grad if grad.stride(3) == 1 else grad.contiguous()
-    logits = None if rel_h is None else logits_forward(q, rel_h, rel_w, shape)
+    logits = None if rel_h is None or rel_w is None else logits_forward(q, rel_h, rel_w, shape)
     grad_q, grad_logits, delta = _sum_over_keys(grad, q, k, v, logits, rel_h, out, lse, shape)
     grad_k, grad_v = _sum_over_queries(grad, q, k, v, logits, lse, delta, shape)
-    if rel_h is None:
+    if rel_h is None or rel_w is None or grad_logits is None:
         return grad_q, grad_k, grad_v, None, None
     grad_h, grad_w = logits_backward(grad_logits, q, rel_h, rel_w, grad_q, shape)
     return grad_q, grad_k, grad_v, grad_h, grad_w
@@ -142,7 +143,7 @@ def _sum_over_keys(
     k: Tensor,
     v: Tensor,
     logits: Tensor | None,
-    rel_h: Tensor | None,
+    rel_h: AxisTable | None,
     out: Tensor,
     lse: Tensor,
     shape: AttentionShape,
@@ -163,7 +164,7 @@ def _sum_over_keys(
         Map.of(v),
         Map.of(grad),
         logits,
-        None if rel_h is None else rel_h.contiguous(),
+        *((None, None) if rel_h is None else rel_h[:2]),
         out,
         lse,
         grad_q,
@@ -239,7 +240,7 @@ def _inner(out, queries, grads, CONST: tl.constexpr):
 
 @triton.jit(do_not_specialize=Windows._fields)
 def _over_keys_kernel(
-    q, k, v, grad, logits, rel_h, out, lse, grad_q, grad_logits, delta,
+    q, k, v, grad, logits, table_h, rows_h, out, lse, grad_q, grad_logits, delta,
     height, width, rows, columns, keys_height, keys_width,
     key_rows, key_columns, across, heads, second,
     CONST: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
@@ -294,7 +295,7 @@ def _over_keys_kernel(
         tl.store(grad_logits + term_offsets, grad_terms, mask=inside[:, None])
         row = y - window // windows.across * windows.rows
         grad_queries = _add_row_logits(
-            grad_queries, grad_terms, rel_h, row, start, window, windows, CONST, M
+            grad_queries, grad_terms, table_h, rows_h, row, start, window, windows, CONST, M
         )
     if CONST.residual:
         grad_queries = added(grad_queries, grads, CONST)
@@ -303,7 +304,7 @@ def _over_keys_kernel(
 
 @triton.jit
 def _add_row_logits(
-    grad_queries, grad_terms, rel_h, row, start, window, windows,
+    grad_queries, grad_terms, table_h, rows_h, row, start, window, windows,
     CONST: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     """Adds what a block's queries, at ``row`` of their window, get through the logits of rows."""
@@ -312,8 +313,9 @@ def _add_row_logits(
     columns = tl.minimum(windows.columns, windows.width - left)
     end = tl.minimum((start + M - 1) // columns + 1, windows.rows)
     for near in range(start // columns, end):
-        rel_start = rel_h + near * windows.key_rows * CONST.channels
-        rel = load_tile(rel_start, term, term, CONST.channels, 0, term < windows.key_rows, CONST)
+        known = term < windows.key_rows
+        place = tl.load(rows_h + near * windows.key_rows + term, mask=known, other=0)
+        rel = load_tile(table_h, place, place, CONST.channels, 0, known, CONST)
         of_row = tl.where((row == near)[:, None], grad_terms, 0.0).to(grad_terms.dtype)
         grad_queries = product_over_places(of_row, rel, grad_queries, CONST)
     return grad_queries

@@ -36,6 +36,7 @@ from .attention_tiles import (
     store_tile,
     zero_tile,
 )
+from .axis_tables import AxisTable
 from .launch import Blocks, Map, accumulator_dtype
 from .logits import logits_forward
 from .tile_table import Case, measured_or
@@ -45,8 +46,8 @@ def attention_forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    rel_h: Tensor | None,
-    rel_w: Tensor | None,
+    rel_h: AxisTable | None,
+    rel_w: AxisTable | None,
     shape: AttentionShape,
 ) -> tuple[Tensor, Tensor]:
     """Computes softmax(scale·q·kᵀ + q·R) v, plus q with a residual (Eqs. 1, 4 and 5).
@@ -63,7 +64,7 @@ def attention_forward(
         q: (B, Hq, Wq, C), float16, bfloat16 or float32, or float64 in Triton's interpreter;
             channels contiguous, other strides arbitrary.
         k, v: (B, Hk, Wk, C), as q.
-        rel_h, rel_w: R of Eq. 4 per axis of a window, (Q_a, K_a, d), in q's dtype; or both None.
+        rel_h, rel_w: R of Eq. 4 per axis of a window, (Q_a, K_a, d), as a table; or both None.
         shape: heads, scale and windows.
 
     Returns:
@@ -75,7 +76,7 @@ def attention_forward(
         ValueError: sizes, windows, dtypes or strides do not fit together.
     """
     check(q, k, v, rel_h, rel_w, shape)
-    logits = None if rel_h is None else logits_forward(q, rel_h, rel_w, shape)
+    logits = None if rel_h is None or rel_w is None else logits_forward(q, rel_h, rel_w, shape)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = q.new_empty(len(q), shape.heads, *q.shape[1:3], dtype=accumulator_dtype(q))
     constants = AttentionConstants.of(q, shape, has_rel=logits is not None)

@@ -69,7 +69,9 @@ def _tile(channels: int, halved: bool = False) -> Blocks:
     return Blocks(height, 8, min(max(threads // 32, 1), 8), stages=1)
 
 
-def pool_forward(qkv: Tensor, pools: Sequence["HeadPool"]) -> tuple[Tensor, Tensor, Tensor]:
+def pool_forward(
+    qkv: Tensor, pools: Sequence["HeadPool"], packed: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Pools and normalises q, k and v.
 
     Bytes, with n = B·H·W·C·itemsize of a part, r = H'·W' / (H·W) and f = min(T·r, 1) of the places
@@ -81,6 +83,7 @@ def pool_forward(qkv: Tensor, pools: Sequence["HeadPool"]) -> tuple[Tensor, Tens
             channels. q's channels come first, then k's and v's, heads side by side in each.
         pools: of q, k and v; with one stride for both axes and, those that pool, the same heads,
             kernel, padding and eps. Their parameters may have another type than ``qkv``.
+        packed: the pools' parameters if :func:`packed_parameters` has put them together already.
 
     Returns:
         (B, H', W', C) of each, contiguous and of ``qkv``'s type; a part that is not pooled is a
@@ -100,12 +103,16 @@ def pool_forward(qkv: Tensor, pools: Sequence["HeadPool"]) -> tuple[Tensor, Tens
         for part, pool in zip(parts, pools, strict=True)
     )
     launch = _over_outputs(qkv, pools, forward_tile(qkv.device, _case(qkv, pools)))
-    _run(pool_forward_kernel, launch, qkv, packed_parameters(pools), outputs)
+    packed = packed_parameters(pools) if packed is None else packed
+    _run(pool_forward_kernel, launch, qkv, packed, outputs)
     return outputs
 
 
 def pool_backward(
-    qkv: Tensor, pools: Sequence["HeadPool"], grads: Sequence[Tensor]
+    qkv: Tensor,
+    pools: Sequence["HeadPool"],
+    grads: Sequence[Tensor],
+    packed: Tensor | None = None,
 ) -> tuple[Tensor, list[tuple[Tensor | None, Tensor | None, Tensor | None]]]:
     """Gradients of :func:`pool_forward`; pools again, so that only ``qkv`` is saved.
 
@@ -119,7 +126,7 @@ def pool_backward(
     projection's gradient (2). It saves (1 + r)·n in forward.
 
     Args:
-        qkv, pools: as in :func:`pool_forward`.
+        qkv, pools, packed: as in :func:`pool_forward`.
         grads: (B, H', W', C) of its three outputs, in their type.
 
     Returns:
@@ -138,7 +145,7 @@ def pool_backward(
         torch.empty_like(grad, dtype=qkv.dtype) if pool.kernel is not None else grad
         for grad, pool in zip(grads, pools, strict=True)
     ]
-    packed = packed_parameters(pools)
+    packed = packed_parameters(pools) if packed is None else packed
     launch = _over_outputs(qkv, pools, backward_tile(qkv.device, _case(qkv, pools)))
     partial = packed.new_empty(launch.programs, *packed.shape[1:], dtype=accumulator_dtype(qkv))
     _run(pool_backward_kernel, launch, qkv, packed, tuple(grads), tuple(convolved), partial)
@@ -154,12 +161,14 @@ def pool_backward(
     return grad_qkv, parameters
 
 
-def packed_parameters(pools: Sequence["HeadPool"]) -> Tensor:
+def packed_parameters(pools: Sequence["HeadPool"]) -> Tensor | None:
     """(3, T + 2, d): the convolution's taps, then the norm's weight and bias, in one copy.
 
     Channels come last, so that a warp reads a tap's weights from consecutive addresses. A part
-    that is not pooled gets the parameters of another, which nothing reads.
+    that is not pooled gets the parameters of another, which nothing reads; None where none is.
     """
+    if all(pool.kernel is None for pool in pools):
+        return None
     rows, filler = [], _first_pooled(pools)
     for pool in pools:
         kernel, norm_weight, norm_bias = (filler if pool.kernel is None else pool).parameters
