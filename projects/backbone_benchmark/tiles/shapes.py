@@ -6,7 +6,7 @@ Axes: B images, H × W tokens, C channels.
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -83,7 +83,9 @@ def pieces_of(setting: Setting, work: Work) -> Triton:
     shape = (work.batch, *work.size, 3 * work.channels)
     dtype = DTYPES[setting.precision]
     if meta:
-        return Triton(attention, torch.empty(shape, dtype=dtype, device="meta"))
+        # Autocast knows no such device.
+        with patch.object(torch, "autocast", lambda *_, **__: nullcontext()):
+            return Triton(attention, torch.empty(shape, dtype=dtype, device="meta"))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in attention.named_parameters():
