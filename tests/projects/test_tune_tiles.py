@@ -16,7 +16,14 @@ from mvitv2_det.fused.triton.launch import Blocks
 from mvitv2_det.fused.triton.tile_table import Case, Key
 from projects.backbone_benchmark import tune_tiles
 from projects.backbone_benchmark.roofline import Work
-from projects.backbone_benchmark.tiles.choosing import KERNELS, Task, Trial, largest_error, tune
+from projects.backbone_benchmark.tiles.choosing import (
+    KERNELS,
+    Task,
+    Trial,
+    Verdict,
+    largest_error,
+    tune,
+)
 
 CASE = Case(torch.bfloat16, 96, 32)
 GPU = ("NVIDIA H100 80GB HBM3", "9.0")
@@ -162,6 +169,16 @@ def test_rows_stay_without_time(on_an_h100, tmp_path, capsys):
     assert tune_tiles.main(arguments) == 0
     assert tile_table.read(table) == rows
     assert "no time left" in capsys.readouterr().out
+
+
+def test_rows_stay_where_not_all_shapes_were_tried(on_an_h100, tmp_path, monkeypatch):
+    table, report = tmp_path / "tiles.csv", tmp_path / "tiles.md"
+    rows = {Key(*GPU, "attention_forward", CASE): SLOW}
+    tile_table.write(table, rows)
+    monkeypatch.setattr(tune_tiles, "tune", lambda *_: Verdict(TASK, RULE, seconds={RULE: 1.0}))
+    assert tune_tiles.main(["--table", str(table), "--report", str(report)]) == 0
+    assert tile_table.read(table) == rows
+    assert "no time" in report.read_text()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU tunes")

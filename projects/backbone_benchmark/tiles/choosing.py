@@ -220,7 +220,7 @@ def tune(
             if trials[blocks].spills:
                 verdict.spilled.add(blocks)
             off = largest_error(trials[blocks].outputs, trials[rule].outputs)
-            if not off <= TOLERANCE:
+            if off > TOLERANCE:
                 verdict.failed[blocks] = f"other outputs than the rule's, by {off:.0e}"
                 del trials[blocks]
         found = dict(zip(trials, bench.seconds(list(trials.values())), strict=True))
