@@ -54,6 +54,7 @@ NOTHING = Beside()
 # attention(norm(x)), (B, H, W, C_in) to (B, H', W', C_out), perhaps not yet summed, and the
 # attention's output for the class token, (B, 1, C_out), or None.
 Attended = tuple[Tensor | Unsummed, Tensor | None]
+Alone = tuple[Tensor, Tensor | None]  # without the skip connection
 FusedAttention = Callable[
     [MultiScaleAttention, Tensor, nn.LayerNorm, Skip, TokenKernels, Beside, Casts | None], Attended
 ]
@@ -73,7 +74,7 @@ def reference(
     return skip.add(attended), token
 
 
-def reference_alone(attention: MultiScaleAttention, x: Tensor, beside: Beside) -> Attended:
+def reference_alone(attention: MultiScaleAttention, x: Tensor, beside: Beside) -> Alone:
     """``attention(x, beside.token)`` of a map whose frames lie below each other."""
     axes = attention.spec.axes
     maps = x if axes == 2 else x.unflatten(1, (beside.frames, -1))
@@ -161,7 +162,7 @@ def sdpa(
     return linear_and_skip(z, attention.proj, skip, casts), token
 
 
-def sdpa_alone(attention: MultiScaleAttention, x: Tensor, beside: Beside = NOTHING) -> Attended:
+def sdpa_alone(attention: MultiScaleAttention, x: Tensor, beside: Beside = NOTHING) -> Alone:
     """``attention(x)`` with one call of PyTorch's fused attention, and nothing else fused."""
     maps = attention.qkv(x).chunk(3, dim=-1)
     z, token = _pool_and_sdpa(attention, x, maps, beside)
@@ -170,7 +171,7 @@ def sdpa_alone(attention: MultiScaleAttention, x: Tensor, beside: Beside = NOTHI
 
 def _pool_and_sdpa(
     attention: MultiScaleAttention, x: Tensor, maps: Sequence[Tensor], beside: Beside
-) -> Attended:
+) -> Alone:
     """From the projected q, k and v of ``x`` (B, H, W, C) to what is projected last.
 
     Of the class token, to what has been projected.

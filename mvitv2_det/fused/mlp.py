@@ -54,7 +54,7 @@ def norm_mlp(
     Returns:
         (B, H, W, O).
     """
-    fc1, fc2 = mlp.fc1, mlp.fc2
+    fc1, fc2 = typing.cast(nn.Linear, mlp.fc1), typing.cast(nn.Linear, mlp.fc2)
     # The sums before and after the MLP then take no passes of their own.
     first = x.skip if isinstance(x, Unsummed) else x
     joins = kernels.JOINS_SUMS and skip is None and first.dtype == product_dtype(first)
@@ -93,7 +93,7 @@ class _NormMlp(torch.autograd.Function):
         shape, tokens, kept = x.shape, x.reshape(-1, x.shape[-1]), x if path is None else None
         others = None if path is None else path.reshape(tokens.shape)
         skipped = tokens if skip is None else skip.reshape(len(tokens), -1)
-        output = None if options.joins_sums else torch.empty_like(skipped)
+        output: typing.Any = None if options.joins_sums else torch.empty_like(skipped)
         saved = []  # chunk by chunk, so that nothing is copied together
         c1, d1, c2, d2 = low or cast((w1, b1, w2, b2), dtype)
         with torch.autocast(x.device.type, enabled=False):

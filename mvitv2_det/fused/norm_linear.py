@@ -7,6 +7,7 @@ Axes: T tokens, C channels in, O channels out.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +131,7 @@ class _NormLinear(torch.autograd.Function):
         grads = [grad.reshape(len(tokens), -1).to(ctx.dtype) for grad in grad_outputs]
         grad_tokens = None
         grad_norm = NormGradient(ctx.kernels, norm_weight, norm_bias)
-        grad_weights: list[Tensor | None] = [None] * ctx.parts
+        grad_weights: list[Any] = [None] * ctx.parts
         with torch.autocast(x.device.type, enabled=False):
             for chunk in chunks(len(tokens), x.device):
                 normed = ctx.kernels.layer_norm_forward(
@@ -159,6 +160,6 @@ class _NormLinear(torch.autograd.Function):
         return grad_x, *parameters, None, None, None
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
+def _joined(parts: list[Tensor]) -> Tensor:
     """Parts of a weight or bias below each other."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)

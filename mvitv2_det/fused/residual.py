@@ -3,7 +3,7 @@
 Axes: B images, H × W tokens, T of them in all, C channels in and out.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ class _LinearAndSkip(torch.autograd.Function):
         ctx.dtype, ctx.has_bias = dtype, bias is not None
         inputs = z.reshape(-1, z.shape[-1])
         skipped = None if skip is None else skip.reshape(-1, skip.shape[-1])
-        output = None if skipped is None else torch.empty_like(skipped)
+        output: Any = None if skipped is None else torch.empty_like(skipped)
         weight, bias = low or cast((weight, bias), dtype)
         with torch.autocast(z.device.type, enabled=False):
             for chunk in chunks(len(inputs), z.device):

@@ -8,7 +8,7 @@ Axes: T tokens, t of them in a chunk, C channels in, O channels out, M hidden ch
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -138,7 +138,7 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+def cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Any]:
     """Parameters in the type of products; those that have it are not copied.
 
     On a GPU all are cast by one launch. Nothing is kept: weights may change at any time.

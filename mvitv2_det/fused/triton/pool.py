@@ -150,10 +150,10 @@ def pool_backward(
     partial = packed.new_empty(launch.programs, *packed.shape[1:], dtype=accumulator_dtype(qkv))
     _run(pool_backward_kernel, launch, qkv, packed, tuple(grads), tuple(convolved), partial)
     starts = (0, launch.sizes.start_k, launch.sizes.start_v, launch.programs)
-    parameters = [
-        (None, None, None) if pool.kernel is None else _unpack(partial[start:end].sum(0), pool)
-        for start, end, pool in zip(starts, starts[1:], pools, strict=False)
-    ]
+    sums = torch.empty(packed.shape, dtype=partial.dtype, device=partial.device)
+    for own, start, end in zip(sums, starts[:3], starts[1:], strict=True):
+        torch.sum(partial[start:end], 0, out=own)
+    parameters = _unpack(sums, pools)
     grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     launch = _over_inputs(grad_qkv, pools, gather_tile(qkv.device, _case(qkv, pools)))
     strides = tuple(0 if pool.kernel is None else pool.stride[0] for pool in pools)
@@ -179,11 +179,20 @@ def packed_parameters(pools: Sequence["HeadPool"]) -> Tensor | None:
     return torch.cat(rows).view(3, -1, rows[0].shape[1])
 
 
-def _unpack(sums: Tensor, pool: "HeadPool") -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Splits a (T + 2, d) gradient into those of the kernel and of the norm's parameters."""
-    grad_kernel = sums[:-2].T.reshape(pool.kernel.shape).to(pool.kernel.dtype)
-    norm = zip((pool.norm_weight, pool.norm_bias), sums[-2:], strict=True)
-    return grad_kernel, *(None if own is None else grad.to(own.dtype) for own, grad in norm)
+def _unpack(
+    sums: Tensor, pools: Sequence["HeadPool"]
+) -> list[tuple[Tensor | None, Tensor | None, Tensor | None]]:
+    """Splits (3, T + 2, d) gradients into those of kernels and of the norms' parameters."""
+    taps = sums[:, :-2].transpose(1, 2).contiguous()
+    return [
+        (None, None, None)
+        if pool.kernel is None
+        else tuple(
+            None if own is None else grad.reshape(own.shape).to(own.dtype)
+            for own, grad in zip(pool.parameters, (of_kernel, *of_norm), strict=True)
+        )
+        for pool, of_kernel, of_norm in zip(pools, taps, sums[:, -2:], strict=True)
+    ]
 
 
 def _first_pooled(pools: Sequence["HeadPool"]) -> "HeadPool":

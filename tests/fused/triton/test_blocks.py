@@ -28,11 +28,18 @@ KINDS = {
     "no positions, no bias": {"use_rel_pos": False, "qkv_bias": False, "window_size": 4},
     "no pooling of queries": {"pool_q": False, "window_size": 4, "stride_kv": 2},
     "no pooling": {"pool_q": False, "pool_kv": False, "residual_pooling": False},
+    "dropped paths": {"pool_q": False, "pool_kv": False, "window_size": 4, "drop_path": 0.5},
     "no pooling, windows": {"pool_q": False, "pool_kv": False, "window_size": 4},
 }
 # Heads of 8 channels in the interpreter, and of 64, the fewest that go, on a GPU.
 WIDTH = 8 if HAS_GPU else 1
 SMALL = {"dim": 8 * WIDTH, "dim_out": 16 * WIDTH, "num_heads": 2, "table_size": 8}
+KINDS["wider in the MLP"] = {
+    "stride_kv": 2,
+    "dim_out": SMALL["dim"],
+    "num_heads": 1,
+    "block_dim_out": SMALL["dim_out"],
+}
 
 
 @needs_kernels
@@ -44,7 +51,7 @@ def test_equals_the_plain_block(kind):
     """
     dtype, tolerance = (torch.float32, 1e-3) if HAS_GPU else (torch.float64, 1e-10)
     fast, plain = (
-        block(name, **SMALL, **KINDS[kind]).to(DEVICE, dtype) for name in ("triton", None)
+        block(name, **SMALL | KINDS[kind]).to(DEVICE, dtype) for name in ("triton", None)
     )
     x = torch.randn(1, 6, 5, SMALL["dim"], dtype=dtype, device=DEVICE)
     assert_same(outputs_and_gradients(fast, x), outputs_and_gradients(plain, x), tolerance)
