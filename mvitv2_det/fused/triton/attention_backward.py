@@ -17,6 +17,7 @@ from ..shape import AttentionShape
 from .attention_arguments import (
     AttentionConstants,
     Windows,
+    case_of,
     check,
     most_queries,
     query_grid,
@@ -40,8 +41,9 @@ from .attention_tiles import (
     zeros,
 )
 from .axis_tables import AxisTable
-from .launch import PROCESSORS, Blocks, Map, accumulator_dtype
+from .launch import PROCESSORS, Blocks, Map, accumulator_dtype, ceil_div
 from .logits import logits_backward, logits_forward
+from .tile_table import Case, measured_or
 
 _MAX_SPLITS = 32  # of the queries of a window: bounds the partial sums' memory
 
@@ -90,32 +92,34 @@ def attention_backward(
     return grad_q, grad_k, grad_v, grad_h, grad_w
 
 
-def query_blocks(dtype: torch.dtype, terms: int) -> Blocks:
+@measured_or("attention_over_keys")
+def query_blocks(case: Case) -> Blocks:
     """Blocks of the kernel that sums over keys, for T columns of position logits.
 
     Two programs of four warps share a processor, with 255 registers a thread: for d = 96 none
     are spilled with T <= 32, 32 bytes with T = 64. More columns, of large images, take more
     registers than that, and so more warps (compiled for sm_90).
     """
-    if dtype.itemsize > 2:
+    if case.dtype.itemsize > 2:
         return Blocks(queries=32, keys=32, warps=8, stages=1)
-    if terms > 64:
+    if case.terms > 64:
         return Blocks(queries=64, keys=32, warps=8, stages=2)
     return Blocks(queries=64, keys=64, warps=4, stages=2)
 
 
-def key_blocks(dtype: torch.dtype, keys: int, terms: int) -> Blocks:
+@measured_or("attention_over_queries")
+def key_blocks(case: Case) -> Blocks:
     """Blocks of the kernel that sums over queries, for the keys of a window and T.
 
     Queries are read again for each block of keys, so that the blocks are large where there are
     many keys. No spills with d = 96 (compiled for sm_90); with many columns only
     small blocks fit into shared memory.
     """
-    if dtype.itemsize > 2:
+    if case.dtype.itemsize > 2:
         return Blocks(queries=32, keys=32, warps=8, stages=1)
-    if terms > 128:
+    if case.terms > 128:
         return Blocks(queries=32, keys=64, warps=4, stages=2)
-    if keys <= 64:
+    if case.few_keys:
         return Blocks(queries=64, keys=64, warps=4, stages=2)
     return Blocks(queries=64, keys=128, warps=8, stages=2)
 
@@ -153,7 +157,7 @@ def _sum_over_keys(
     grad_logits = None if logits is None else torch.empty_like(logits)
     delta = torch.empty_like(lse)
     constants = AttentionConstants.of(q, shape, has_rel=logits is not None)
-    blocks = query_blocks(q.dtype, constants.terms)
+    blocks = query_blocks(q.device, case_of(q, constants, shape))
     _over_keys_kernel[query_grid(q, shape, blocks)](
         Map.of(q),
         Map.of(k),
@@ -188,10 +192,10 @@ def _sum_over_queries(
     """Gradients of k and v."""
     keys = shape.window_kv[0] * shape.window_kv[1]
     constants = AttentionConstants.of(q, shape, has_rel=logits is not None)
-    blocks = key_blocks(q.dtype, keys, constants.terms)
+    blocks = key_blocks(q.device, case_of(q, constants, shape))
     windows, planes = window_count(q, shape), len(q) * shape.heads
-    tiles = triton.cdiv(most_queries(q, shape), blocks.queries)
-    key_tiles = triton.cdiv(keys, blocks.keys)
+    tiles = ceil_div(most_queries(q, shape), blocks.queries)
+    key_tiles = ceil_div(keys, blocks.keys)
     splits = query_splits(key_tiles * windows * planes, tiles)
     dtype = q.dtype if splits == 1 else accumulator_dtype(q)
     grads = torch.empty((2, splits, *k.shape), dtype=dtype, device=k.device)
@@ -207,7 +211,7 @@ def _sum_over_queries(
         grads[1],
         *Windows.of(q, k, shape),
         key_tiles,
-        triton.cdiv(tiles, splits) * blocks.queries,
+        ceil_div(tiles, splits) * blocks.queries,
         constants,
         blocks.queries,
         blocks.keys,

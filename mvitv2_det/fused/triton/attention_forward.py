@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shape import AttentionShape
-from .attention_arguments import AttentionConstants, Windows, check, query_grid
+from .attention_arguments import AttentionConstants, Windows, case_of, check, query_grid
 from .attention_tiles import (
     LOG2_E,
     added,
@@ -39,6 +39,7 @@ from .attention_tiles import (
 from .axis_tables import AxisTable
 from .launch import Blocks, Map, accumulator_dtype
 from .logits import logits_forward
+from .tile_table import Case, measured_or
 
 
 def attention_forward(
@@ -79,7 +80,7 @@ def attention_forward(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = q.new_empty(len(q), shape.heads, *q.shape[1:3], dtype=accumulator_dtype(q))
     constants = AttentionConstants.of(q, shape, has_rel=logits is not None)
-    blocks = forward_blocks(q.dtype, constants.channels, constants.terms)
+    blocks = forward_blocks(q.device, case_of(q, constants, shape))
     _forward_kernel[query_grid(q, shape, blocks)](
         Map.of(q),
         Map.of(k),
@@ -96,7 +97,8 @@ def attention_forward(
     return out, lse
 
 
-def forward_blocks(dtype: torch.dtype, channels: int, terms: int) -> Blocks:
+@measured_or("attention_forward")
+def forward_blocks(case: Case) -> Blocks:
     """Blocks of the forward kernel for d channels of a head and T columns of position logits.
 
     Two or three programs of four warps share a processor, so that one computes exponentials
@@ -104,9 +106,9 @@ def forward_blocks(dtype: torch.dtype, channels: int, terms: int) -> Blocks:
     each: without spills for d <= 96 and T <= 32 (compiled for sm_90). float32 has no tensor
     cores at full precision, and its products are unrolled.
     """
-    if dtype.itemsize > 2:
+    if case.dtype.itemsize > 2:
         return Blocks(queries=32, keys=32, warps=8, stages=1)
-    registers = 168 if channels <= 96 and terms <= 32 else None
+    registers = 168 if case.channels <= 96 and case.terms <= 32 else None
     return Blocks(queries=64, keys=64, warps=4, stages=2, registers=registers)
 
 

@@ -13,7 +13,6 @@ the positions of height come first.
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -21,7 +20,8 @@ from torch import Tensor
 from ..shape import AttentionShape
 from .attention_tiles import product, zeros
 from .axis_tables import AxisTable, table_gradients
-from .launch import PROCESSORS, Blocks, accumulator, accumulator_dtype, operand, padded
+from .launch import PROCESSORS, Blocks, accumulator, accumulator_dtype, ceil_div, operand, padded
+from .tile_table import Case, measured_or
 
 
 class Queries(NamedTuple):
@@ -51,8 +51,8 @@ class Queries(NamedTuple):
         batch, height, width, _ = q.shape
         (rows, columns), second = shape.window_q, term_columns(shape.window_kv)[1]
         return cls(
-            batch * triton.cdiv(height, rows) * width * shape.heads,
-            batch * triton.cdiv(width, columns) * height * shape.heads,
+            batch * ceil_div(height, rows) * width * shape.heads,
+            batch * ceil_div(width, columns) * height * shape.heads,
             height, width, rows, columns, *shape.window_kv, shape.heads, second, *q.stride()[:3],
         )  # fmt: skip
 
@@ -63,7 +63,7 @@ class Queries(NamedTuple):
 
     def tiles(self, block: int) -> int:
         """Blocks of queries at a position of the axis that has more."""
-        return triton.cdiv(max(self.count_h, self.count_w), block)
+        return ceil_div(max(self.count_h, self.count_w), block)
 
 
 _UNSPECIALISED = [name for name in Queries._fields if not name.startswith("q_")]
@@ -87,6 +87,10 @@ class AxisConstants(NamedTuple):
         channels, columns = q.shape[3] // shape.heads, half if second == half else terms
         return cls(channels, padded(channels), terms, columns, accumulator(q), operand(q))
 
+    def case_of(self, q: Tensor) -> Case:
+        """What the blocks depend on."""
+        return Case(q.dtype, self.channels, self.padded_columns)
+
 
 def term_columns(window_kv: tuple[int, int]) -> tuple[int, int]:
     """T, a power of two, and the first column of the second axis' logits.
@@ -99,18 +103,24 @@ def term_columns(window_kv: tuple[int, int]) -> tuple[int, int]:
     return total, total // 2 if max(rows, columns) <= total // 2 else rows
 
 
-def logits_blocks(dtype: torch.dtype, columns: int, *, backward: bool) -> Blocks:
-    """Blocks of queries for an axis with so many columns.
+@measured_or("logits_forward")
+def forward_blocks(case: Case) -> Blocks:
+    """Blocks of queries of the forward kernel, of which several programs share a processor.
 
-    Chosen so that several programs share a processor: compiled for sm_90, forward takes 94
-    registers a thread or fewer, backward 128 for windows of 14 × 14 keys and 186 for whole maps
-    of 25 × 34. float32 has no tensor cores at full precision, and its products are unrolled.
+    Compiled for sm_90, it takes 94 registers a thread or fewer. float32 has no tensor cores at
+    full precision, and its products are unrolled.
     """
-    if dtype.itemsize > 2:
+    if case.dtype.itemsize > 2:
         return Blocks(queries=16, keys=0, warps=8, stages=1)
-    if backward:
-        return Blocks(queries=32, keys=0, warps=4 if columns <= 64 else 8, stages=2)
     return Blocks(queries=64, keys=0, warps=8, stages=1)
+
+
+@measured_or("logits_backward")
+def backward_blocks(case: Case) -> Blocks:
+    """As :func:`forward_blocks`: 128 registers for 14 × 14 keys, 186 for whole maps of 25 × 34."""
+    if case.dtype.itemsize > 2:
+        return Blocks(queries=16, keys=0, warps=8, stages=1)
+    return Blocks(queries=32, keys=0, warps=4 if case.terms <= 64 else 8, stages=2)
 
 
 def logits_forward(q: Tensor, rel_h: AxisTable, rel_w: AxisTable, shape: AttentionShape) -> Tensor:
@@ -130,7 +140,7 @@ def logits_forward(q: Tensor, rel_h: AxisTable, rel_w: AxisTable, shape: Attenti
     """
     constants, queries = AxisConstants.of(q, shape), Queries.of(q, shape)
     logits = q.new_empty(len(q), shape.heads, *q.shape[1:3], constants.terms)
-    blocks = logits_blocks(q.dtype, constants.padded_columns, backward=False)
+    blocks = forward_blocks(q.device, constants.case_of(q))
     _logits_forward_kernel[(queries.tiles(blocks.queries), queries.positions)](
         q, *rel_h[:2], *rel_w[:2], logits, *queries, constants, blocks.queries, **blocks.options
     )
@@ -153,14 +163,14 @@ def logits_backward(
     read and written once.
     """
     constants, queries = AxisConstants.of(q, shape), Queries.of(q, shape)
-    blocks = logits_blocks(q.dtype, constants.padded_columns, backward=True)
+    blocks = backward_blocks(q.device, constants.case_of(q))
     tiles = queries.tiles(blocks.queries)
-    programs = min(tiles, triton.cdiv(4 * PROCESSORS, queries.positions))
+    programs = min(tiles, ceil_div(4 * PROCESSORS, queries.positions))
     places = rel_h.rows.numel() + rel_w.rows.numel()
     partial = q.new_empty(programs, places, constants.channels, dtype=accumulator_dtype(q))
     _logits_backward_kernel[(programs, queries.positions)](
         q, *rel_h[:2], *rel_w[:2], grad_logits, grad_q, partial, *queries,
-        triton.cdiv(tiles, programs), constants, blocks.queries, **blocks.options,
+        ceil_div(tiles, programs), constants, blocks.queries, **blocks.options,
     )  # fmt: skip
     return table_gradients(partial, rel_h, rel_w)
 
