@@ -1,7 +1,7 @@
 """Recorded passes: inference, and training's forward with its backward."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,15 +14,6 @@ Outputs = Tensor | dict[str, Tensor]
 _WARM_UPS = 3  # passes before the recording: compilation, choice of algorithms, constants of a size
 
 
-class Pass(Protocol):
-    """A pass on inputs of one size."""
-
-    nbytes: int  # of what is held between calls
-
-    def __call__(self, x: Tensor) -> Outputs:
-        """The outputs for ``x``."""
-
-
 class InferencePass:
     """A recorded pass without gradients.
 
@@ -30,6 +21,9 @@ class InferencePass:
         forward: the pass.
         x: an input of the size.
         pool: memory that the graphs of a module share.
+
+    Attributes:
+        nbytes: of what is held between calls.
     """
 
     def __init__(self, forward: Callable[[Tensor], Outputs], x: Tensor, pool: Any) -> None:
@@ -69,7 +63,7 @@ class TrainingPass:
         pool: memory that the graphs of a module share.
 
     Attributes:
-        in_flight: the caller's token of the pass that runs; set before a call.
+        nbytes: of what is held between calls.
     """
 
     def __init__(
@@ -92,7 +86,7 @@ class TrainingPass:
         self.nbytes = _nbytes([self._input, *self._outputs, *self._grads])
 
     def __call__(self, x: Tensor, in_flight: InFlight) -> Outputs:
-        """The outputs for ``x``, which hold until the next pass."""
+        """The outputs for ``x``, which hold until the next pass; ``in_flight`` lives as long."""
         outputs = _Replayed.apply(self, in_flight, x, *self._parameters)
         return self._form.whole(list(outputs))
 

@@ -173,7 +173,8 @@ def test_narrow_heads_are_not_for_a_gpu(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")
 def test_blocks_of_t_on_a_gpu(index, backend, dtype):
-    """Output and all gradients of each block: at most twice the plain one's error in float64.
+    """Each block against float64: at most twice the plain one's error in its output and the input's
+    gradient, four times in those of parameters, which are sums of roundings in another order.
 
     Maps have odd sides, so that windows reach over the border.
     """
@@ -193,7 +194,10 @@ def test_blocks_of_t_on_a_gpu(index, backend, dtype):
     for name, wanted in exact.items():
         theirs, ours = ((one[name].double() - wanted).abs().max() for one in (eager, found))
         least = 1e-6 if dtype == torch.float32 else 1e-3
-        assert ours <= 2 * theirs + least * wanted.abs().max() + least * rounding, name
+        times = 2 if name in ("output", "input") else 4
+        # A shift of all keys changes no attention: that gradient is rounding alone.
+        times = 10 if name == "attn.norm_k.bias" else times
+        assert ours <= times * theirs + least * wanted.abs().max() + least * rounding, name
 
 
 @pytest.mark.parametrize("size", [(224, 224), (800, 1088), (333, 501)])
