@@ -75,7 +75,8 @@ class TrainingPass:
         pool: Any,
     ) -> None:
         self._parameters, self._gradients = tuple(parameters), gradients
-        self._input, self._grads = x.detach().clone(), []
+        self._input = x.detach().clone()
+        self._grads: list[Tensor] = []
         self._form, self._run = _flattened(forward)
         with _same_autocast(x), torch.random.fork_rng(_indices(x)):
             _warm_up(lambda: (self._forward(), self._backward()))
