@@ -37,6 +37,7 @@ BACKENDS = (AUTO, TILED, SDPA, TRITON, REFERENCE)
 # run where they are asked for.
 _AUTOMATIC = {"cpu": (TILED, SDPA), "cuda": (SDPA,)}
 _MEASURED, _MEASURED_DTYPES = ((9, 0), 96), (torch.bfloat16,)
+_MEASURED_KEYS = 14  # along a window, in training
 
 _FUSED_ATTENTION: dict[str, FusedAttention] = {
     REFERENCE: paths.reference,
@@ -152,13 +153,25 @@ def _fastest(
     not_fused = _why_not_fused(block, x)
     for name in _automatic(block, x):
         reason = _why_not(name, block, x, not_fused, beside_images)
-        if reason is None:
+        if (reason := reason or _why_not_unasked(name, block)) is None:
             break
         passed_over += ((name, reason),)
     else:
         name = REFERENCE
     _say(passed_over)
     return Choice(name, None if not_fused else _kernels_of(name), passed_over=passed_over)
+
+
+def _why_not_unasked(name: str, block: MultiScaleBlock) -> str | None:
+    """Why a backend that can compute the block is not taken by itself; None where it is."""
+    spec = block.attn.spec
+    keys = spec.window_size // spec.stride_kv[0]
+    if name == TRITON and keys > _MEASURED_KEYS and torch.is_grad_enabled():
+        return (
+            f"its gradients with windows of {keys}×{keys} keys were wrong on a GPU in 16 bits; "
+            f"since they were changed they have not been measured"
+        )
+    return None
 
 
 def _kernels_of(name: str) -> TokenKernels:

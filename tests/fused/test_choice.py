@@ -76,6 +76,20 @@ def test_kernels_are_taken_unasked_where_they_were_measured(
     assert chosen(block("triton", **options), x) == "triton, fused norms and MLP"
 
 
+@pytest.mark.parametrize(
+    ("window_size", "grad", "taken"),
+    [(28, True, "triton"), (56, True, "sdpa"), (56, False, "triton"), (0, True, "triton")],
+)
+def test_large_windows_are_not_trained_by_kernels_unasked(monkeypatch, window_size, grad, taken):
+    monkeypatch.setattr("mvitv2_det.fused.triton.available.why_unavailable", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    options = {"dim": 8, "dim_out": 96, "num_heads": 1, "window_size": window_size, "stride_kv": 2}
+    x = torch.randn(1, 6, 5, 8, dtype=torch.bfloat16).as_subclass(OnGpu)
+    with torch.set_grad_enabled(grad):
+        assert chosen(block("auto", **options), x) == f"{taken}, fused norms and MLP"
+        assert chosen(block("triton", **options), x) == "triton, fused norms and MLP"
+
+
 def test_sdpa_by_name_is_the_attention_alone():
     module = block("sdpa")
     assert chosen(module) == "sdpa"

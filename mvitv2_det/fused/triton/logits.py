@@ -95,12 +95,12 @@ class AxisConstants(NamedTuple):
 def term_columns(window_kv: tuple[int, int]) -> tuple[int, int]:
     """T, a power of two, and the first column of the second axis' logits.
 
-    Each axis begins at half of the columns where that leaves room enough: then both of its
-    products are of the smallest size.
+    Of 32 columns each axis has half where that is room enough: then both of its products are of
+    the smallest size. Halves of more would be other kernels, which nothing has tried on a GPU.
     """
     rows, columns = window_kv
     total = max(padded(rows + columns), 32)
-    return total, total // 2 if max(rows, columns) <= total // 2 else rows
+    return total, 16 if max(rows, columns, total // 2) == 16 else rows
 
 
 @measured_or("logits_forward")

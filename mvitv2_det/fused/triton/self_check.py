@@ -21,6 +21,12 @@ from .triton_attention import triton_attention
 # Largest relative error of a tensor in the 2-norm, at least twice that of correct rounding.
 _TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 4e-2, torch.float32: 1e-5, torch.float64: 1e-8}
 _HEADS, _SIZE = 2, (6, 5)
+# Queries along the sides of a window; keys are half as many.
+_WINDOWS = {
+    "windowed attention": (4, 4),
+    "windowed attention (28×28 keys)": (56, 56),
+    "global attention": _SIZE,
+}
 
 
 @cache
@@ -38,11 +44,9 @@ def fault(device: torch.device, dtype: torch.dtype, channels: int) -> str | None
             torch.autocast(device.type, enabled=False),
         ):
             torch.manual_seed(0)
-            errors = {
-                "LayerNorm and GELU": _norm_gelu_error(device, dtype),
-                "windowed attention": _attention_error(device, dtype, channels, window=4),
-                "global attention": _attention_error(device, dtype, channels, window=None),
-            }
+            errors = {"LayerNorm and GELU": _norm_gelu_error(device, dtype)}
+            for name, window in _WINDOWS.items():
+                errors[name] = _attention_error(device, dtype, channels, window)
     except Exception as error:  # whatever a compiler, a driver or a launch raises
         return f"its kernels do not run on {device}: {' '.join(str(error).split())[:200]}"
     for name, error in errors.items():
@@ -71,10 +75,9 @@ def _norm_gelu_error(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _attention_error(
-    device: torch.device, dtype: torch.dtype, channels: int, window: int | None
+    device: torch.device, dtype: torch.dtype, channels: int, window_q: tuple[int, int]
 ) -> float:
     """Error of the output and all gradients, against plain operations in float64."""
-    window_q = _SIZE if window is None else (window, window)
     window_kv = tuple(-(-side // 2) for side in window_q)
     shape = AttentionShape(_HEADS, channels**-0.5, window_q, window_kv, residual=True)
     sides = list(zip(window_q, window_kv, strict=True))

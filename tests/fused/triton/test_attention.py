@@ -85,6 +85,8 @@ LARGE = {
     "stage 1, whole": whole((200, 272), (25, 34), channels=96),
     "stage 2": Case((100, 136), (50, 68), (28, 28), (14, 14), heads=2, channels=96),
     "stage 2, masked": Case((100, 136), (50, 68), (28, 28), (14, 14), 2, 96, mask=True),
+    "stage 2, first block": Case((50, 68), (50, 68), (28, 28), (28, 28), heads=2, channels=96),
+    "stage 3, first block": Case((25, 34), (50, 68), (14, 14), (28, 28), heads=4, channels=96),
     "stage 3": Case((50, 68), (50, 68), (14, 14), (14, 14), heads=4, channels=96),
     "stage 3, whole": whole((50, 68), (25, 34), heads=4, channels=96),
     "stage 4": Case((25, 34), (25, 34), (7, 7), (7, 7), heads=8, channels=96),
@@ -242,7 +244,9 @@ def test_queries_are_split_where_there_are_few_programs():
 def test_columns_and_channels_are_padded_little():
     assert term_columns((14, 14)) == (32, 16)
     assert term_columns((25, 34)) == (64, 25)
-    assert term_columns((32, 32)) == (64, 32)
+    assert term_columns((28, 28)) == (64, 28)
+    assert term_columns((7, 7)) == (32, 16)
+    assert term_columns((3, 20)) == (32, 3)
     assert channel_tiles(96) == (64, 32)
     assert channel_tiles(72) == (64, 16)
     assert channel_tiles(112) == (128, 0)

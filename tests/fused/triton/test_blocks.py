@@ -100,10 +100,22 @@ def test_what_is_saved_for_backward():
         *(pytest.param(d, marks=pytest.mark.long) for d in (torch.float16, torch.float32)),
     ],
 )
-def test_the_self_check_passes(dtype):
+def test_the_self_check_passes(dtype, monkeypatch):
     from mvitv2_det.fused.triton import self_check
 
+    self_check.fault.cache_clear()
+    if not HAS_GPU:  # a minute in the interpreter
+        monkeypatch.delitem(self_check._WINDOWS, "windowed attention (28×28 keys)")
     assert self_check.fault(torch.device(DEVICE, 0 if HAS_GPU else None), dtype, 96) is None
+
+
+@pytest.mark.long
+@needs_kernels
+def test_the_self_check_of_large_windows_passes():
+    from mvitv2_det.fused.triton import self_check
+
+    error = self_check._attention_error(torch.device(DEVICE), torch.bfloat16, 96, (56, 56))
+    assert error < self_check._TOLERANCE[torch.bfloat16]
 
 
 @pytest.mark.long
