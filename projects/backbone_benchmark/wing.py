@@ -16,7 +16,9 @@ from projects.common.timing import Step, Task, cpu_clock, interleave
 ALL = "all"
 
 
-def _norm_linear(x: Tensor, norm: nn.Module, linear: nn.Module, kernels: object, parts: int = 1):
+def _norm_linear(
+    x: Tensor, norm: nn.Module, linear: nn.Module, kernels: object, parts: int = 1, casts=None
+) -> list[Tensor]:
     return list(linear(norm(x)).chunk(parts, dim=-1))
 
 
@@ -29,7 +31,9 @@ def _norm_products(x: Tensor, norm: nn.Module, weights, biases, kernels) -> list
     return [nn.functional.linear(x, *pair) for pair in zip(weights, biases, strict=True)]
 
 
-def _norm_mlp(x: Tensor, norm: nn.Module, mlp: nn.Module, skip, path_scale, kernels) -> Tensor:
+def _norm_mlp(
+    x: Tensor, norm: nn.Module, mlp: nn.Module, skip, path_scale, kernels, casts=None
+) -> Tensor:
     path = mlp(norm(x))
     return (x if skip is None else skip) + (path if path_scale is None else path_scale * path)
 
@@ -65,7 +69,7 @@ WITHOUT: dict[str, list[tuple[object, str, object]]] = {
         ),
     ],
     "residual.py": [
-        (attention, "linear_and_skip", lambda z, linear, skip: skip.add(linear(z))),
+        (attention, "linear_and_skip", lambda z, linear, skip, casts=None: skip.add(linear(z))),
     ],
     "skip_pool.py": [(block, "pool_skip", lambda x, pool, frames=1: pool_map(x, pool))],
     "tokens.py: oneDNN's product": [(tokens, "_has_onednn", lambda: False)],
