@@ -6,16 +6,18 @@ import os
 from functools import partial
 from pathlib import Path
 
+import torch
+
+if not torch.cuda.is_available():
+    # Triton's kernels then run in its interpreter, on the CPU. It must be said before Triton, which
+    # some of the imports below load, makes its own functions.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import numpy as np
 import pytest
-import torch
 from detectron2.utils.logger import setup_logger
 from imagenet_runs import CLASSES, write_image
 from PIL import Image
-
-if not torch.cuda.is_available():
-    # Triton's kernels then run in its interpreter, on the CPU. It must be said before they load.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
