@@ -6,6 +6,7 @@
 
 Stages, in this order:
   tests    the tests marked gpu, and all quick ones of the kernels and of CUDA graphs
+  tiles    projects/backbone_benchmark/tune_tiles.py, tiles of the Triton kernels, one by one
   speed    projects/backbone_benchmark/run.py --preset gpu
   images   classifiers against timm's, projects/imagenet/benchmark.py
   clips    networks of clips, projects/video/benchmark.py
@@ -49,6 +50,15 @@ class Stage:
 
 STAGES: Mapping[str, Stage] = {
     "tests": Stage(3, ((*_PYTEST, *_QUICK), (*_PYTEST, *_MARKED))),
+    "tiles": Stage(
+        2,
+        (
+            (
+                "projects/backbone_benchmark/tune_tiles.py", "--minutes", "{minutes}",
+                "--table", "{output}/tiles.csv", "--report", "{output}/tiles.md",
+            ),
+        ),
+    ),
     "speed": Stage(
         5,
         (

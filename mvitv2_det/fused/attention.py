@@ -24,10 +24,10 @@ from .cpu.rows import attention_row_by_row
 from .cpu.tiled import pool_and_attend
 from .head_pool import HeadPool
 from .norm_linear import norm_linear, norm_product
-from .residual import Skip, linear_and_skip
+from .residual import Skip, Unsummed, linear_and_skip, linear_beside_skip
 from .sdpa import windowed_sdpa
 from .shape import AttentionShape
-from .tokens import TokenKernels
+from .tokens import Casts, TokenKernels
 
 Pools = tuple[HeadPool, HeadPool, HeadPool]
 
@@ -50,12 +50,13 @@ class Beside(NamedTuple):
 
 
 NOTHING = Beside()
-# From (attention, x, norm, skip, kernels, beside) to skip.tokens + skip.path_scale *
-# attention(norm(x)), (B, H, W, C_in) to (B, H', W', C_out), and the attention's output for the
-# class token, (B, 1, C_out), or None.
-Attended = tuple[Tensor, Tensor | None]
+# From (attention, x, norm, skip, kernels, beside, casts) to skip.tokens + skip.path_scale *
+# attention(norm(x)), (B, H, W, C_in) to (B, H', W', C_out), perhaps not yet summed, and the
+# attention's output for the class token, (B, 1, C_out), or None.
+Attended = tuple[Tensor | Unsummed, Tensor | None]
+Alone = tuple[Tensor, Tensor | None]  # without the skip connection
 FusedAttention = Callable[
-    [MultiScaleAttention, Tensor, nn.LayerNorm, Skip, TokenKernels, Beside], Attended
+    [MultiScaleAttention, Tensor, nn.LayerNorm, Skip, TokenKernels, Beside, Casts | None], Attended
 ]
 
 
@@ -66,13 +67,14 @@ def reference(
     skip: Skip,
     kernels: TokenKernels,
     beside: Beside = NOTHING,
+    casts: Casts | None = None,
 ) -> Attended:
     """The modules of the plain model, for options that nothing faster computes."""
     attended, token = reference_alone(attention, norm(x), beside)
     return skip.add(attended), token
 
 
-def reference_alone(attention: MultiScaleAttention, x: Tensor, beside: Beside) -> Attended:
+def reference_alone(attention: MultiScaleAttention, x: Tensor, beside: Beside) -> Alone:
     """``attention(x, beside.token)`` of a map whose frames lie below each other."""
     axes = attention.spec.axes
     maps = x if axes == 2 else x.unflatten(1, (beside.frames, -1))
@@ -88,6 +90,7 @@ def tiled(
     skip: Skip,
     kernels: TokenKernels,
     beside: Beside = NOTHING,
+    casts: Casts | None = None,
 ) -> Attended:
     """Tiles that stay in the cache of a CPU, with little saved for backward."""
     pools, shape = pools_and_shape(attention, x, beside.frames)
@@ -107,10 +110,10 @@ def tiled(
         maps = [q, *folded_projection(x, norm, weight_kv, bias_kv, pools[1:])]
         pools = (pools[0], pools[1].without_convolution(), pools[2].without_convolution())
     else:
-        maps = _windows_filled(attention, norm_linear(x, norm, qkv, kernels, parts=3))
+        maps = _windows_filled(attention, norm_linear(x, norm, qkv, kernels, parts=3, casts=casts))
     token = None if beside.token is None else attention.project_token(beside.token)
     z, of_token = pool_and_attend(maps, pools, embeddings, shape, token)
-    attended = linear_and_skip(z, attention.proj, skip)
+    attended = linear_and_skip(z, attention.proj, skip, casts)
     if token is None or of_token is None:
         return attended, None
     return attended, _projected_token(attention, of_token, token[0])
@@ -123,20 +126,25 @@ def triton(
     skip: Skip,
     kernels: TokenKernels,
     beside: Beside = NOTHING,
+    casts: Casts | None = None,
 ) -> Attended:
     """Triton kernels: pooling of q, k and v in one launch, and attention in one."""
+    from .triton.axis_tables import AxisTable
     from .triton.triton_attention import triton_attention
 
     pools, shape = pools_and_shape(attention, x)
-    embeddings = relative_embeddings(attention, shape)
-    (qkv,) = norm_linear(x, norm, attention.qkv, kernels)
+    sides = zip(attention.position_tables("q"), shape.window_q, shape.window_kv, strict=False)
+    tables = [AxisTable.of(table, *own) for table, *own in sides]
+    (qkv,) = norm_linear(x, norm, attention.qkv, kernels, casts=casts)
     fills = attention.spec.window_fill_is_projected
     if fills:
         grid = WindowGrid.over(qkv, attention.spec.window_size)
         qkv = grid.filled(qkv, attention.qkv.bias)
-    z = triton_attention(qkv, pools, embeddings, shape)
+    z = triton_attention(qkv, pools, tables, shape)
     z = cropped(z, *x.shape[1:3]) if fills else z
-    return linear_and_skip(z, attention.proj, skip), None
+    if kernels.JOINS_SUMS:
+        return linear_beside_skip(z, attention.proj, skip, casts), None
+    return linear_and_skip(z, attention.proj, skip, casts), None
 
 
 def sdpa(
@@ -146,14 +154,15 @@ def sdpa(
     skip: Skip,
     kernels: TokenKernels,
     beside: Beside = NOTHING,
+    casts: Casts | None = None,
 ) -> Attended:
     """One call of PyTorch's fused attention."""
-    maps = norm_linear(x, norm, attention.qkv, kernels, parts=3)
+    maps = norm_linear(x, norm, attention.qkv, kernels, parts=3, casts=casts)
     z, token = _pool_and_sdpa(attention, x, maps, beside)
-    return linear_and_skip(z, attention.proj, skip), token
+    return linear_and_skip(z, attention.proj, skip, casts), token
 
 
-def sdpa_alone(attention: MultiScaleAttention, x: Tensor, beside: Beside = NOTHING) -> Attended:
+def sdpa_alone(attention: MultiScaleAttention, x: Tensor, beside: Beside = NOTHING) -> Alone:
     """``attention(x)`` with one call of PyTorch's fused attention, and nothing else fused."""
     maps = attention.qkv(x).chunk(3, dim=-1)
     z, token = _pool_and_sdpa(attention, x, maps, beside)
@@ -162,7 +171,7 @@ def sdpa_alone(attention: MultiScaleAttention, x: Tensor, beside: Beside = NOTHI
 
 def _pool_and_sdpa(
     attention: MultiScaleAttention, x: Tensor, maps: Sequence[Tensor], beside: Beside
-) -> Attended:
+) -> Alone:
     """From the projected q, k and v of ``x`` (B, H, W, C) to what is projected last.
 
     Of the class token, to what has been projected.

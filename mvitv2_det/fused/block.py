@@ -5,7 +5,7 @@ whose height is then T·H; a class token travels beside it, (B, 1, C).
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,9 @@ from .attention import NOTHING, Beside
 from .choice import AUTO, Choice, choose
 from .mlp import norm_mlp
 from .norm_linear import norm_linear
-from .residual import Skip
+from .residual import Skip, Unsummed
 from .skip_pool import pool_skip
+from .tokens import Casts, cast_linears, product_dtype
 
 # Factors of the attention's and of the MLP's path, (B, 1, 1, 1) each, drawn by stochastic depth;
 # None where no path is dropped.
@@ -125,14 +126,22 @@ class FusedBlock(MultiScaleBlock):
             skip = self.proj(normed) if self.widens_in_mlp else x
             return Skip(skip, mlp_scale).add(self.mlp(normed)), token
         kernels, skip = choice.kernels, x
+        casts = self._casts(product_dtype(x))
         if self.widens_in_attention:
-            (skip,) = norm_linear(x, self.norm1, self.proj, kernels)
+            (skip,) = norm_linear(x, self.norm1, self.proj, kernels, casts=casts)
         skip = Skip(pool_skip(skip, self.pool_skip, beside.frames), attention_scale)
-        x, token = choice.fused_attend(self.attn, x, self.norm1, skip, kernels, beside)
+        summed, token = choice.fused_attend(self.attn, x, self.norm1, skip, kernels, beside, casts)
         skip = None
         if self.widens_in_mlp:
-            (skip,) = norm_linear(x, self.norm2, self.proj, kernels)
-        return norm_mlp(x, self.norm2, self.mlp, skip, mlp_scale, kernels), token
+            summed = summed.total() if isinstance(summed, Unsummed) else summed
+            (skip,) = norm_linear(summed, self.norm2, self.proj, kernels, casts=casts)
+        return norm_mlp(summed, self.norm2, self.mlp, skip, mlp_scale, kernels, casts), token
+
+    def _casts(self, dtype: torch.dtype) -> Casts:
+        """All linear layers of the block in the type of products, by one launch on a GPU."""
+        widening = [self.proj] if self.widens_in_attention or self.widens_in_mlp else []
+        layers = self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2, *widening
+        return cast_linears(cast("tuple[nn.Linear, ...]", layers), dtype)
 
     def draw_path_scales(self, x: Tensor) -> PathScales:
         """Factors of the paths of each image of ``x`` (B, H, W, C), attention's first."""

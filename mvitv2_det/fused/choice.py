@@ -73,7 +73,7 @@ class Choice:
 
     def attend(
         self, attention: MultiScaleAttention, x: Tensor, beside: paths.Beside
-    ) -> paths.Attended:
+    ) -> paths.Alone:
         """The attention alone, of normalised tokens."""
         alone = paths.sdpa_alone if self.attention == SDPA else paths.reference_alone
         return alone(attention, x, beside)

@@ -6,8 +6,8 @@ normalised tokens and the activation are computed again.
 Axes: T tokens, C channels in, O channels out, M hidden channels.
 """
 
+import typing
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,14 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .residual import scale_of_tokens
+from .residual import Unsummed, scale_of_tokens
 from .tokens import (
+    Casts,
     NormGradient,
     TokenKernels,
-    add_product,
+    added,
+    added_product,
+    cast,
     chunks,
     column_sums,
     dense,
@@ -29,33 +32,44 @@ from .tokens import (
 
 
 def norm_mlp(
-    x: Tensor,
+    x: Tensor | Unsummed,
     norm: nn.LayerNorm,
     mlp: Mlp,
     skip: Tensor | None,
     path_scale: Tensor | None,
     kernels: TokenKernels,
+    casts: Casts | None = None,
 ) -> Tensor:
     """``skip + path_scale * mlp(norm(x))``.
 
     Args:
-        x: (B, H, W, C).
+        x: (B, H, W, C), or two of them that are to be summed first.
         norm: a LayerNorm of the channels.
         mlp: linear layer, GELU, linear layer, from C to O channels.
         skip: (B, H, W, O), or None for ``x`` itself; then their gradients are summed here.
         path_scale: the factor of the path, (B, 1, 1, 1), or None where no path is dropped.
         kernels: what computes norms and GELU.
+        casts: those of both layers, if they have been cast already.
 
     Returns:
         (B, H, W, O).
     """
-    fc1, fc2 = mlp.fc1, mlp.fc2
+    fc1, fc2 = typing.cast(nn.Linear, mlp.fc1), typing.cast(nn.Linear, mlp.fc2)
+    # The sums before and after the MLP then take no passes of their own.
+    first = x.skip if isinstance(x, Unsummed) else x
+    joins = kernels.JOINS_SUMS and skip is None and first.dtype == product_dtype(first)
+    if isinstance(x, Unsummed) and not joins:
+        x = x.total()
+    x, path = x if isinstance(x, Unsummed) else (x, None)
     parameters = (norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
     saves_hidden = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (x, *parameters)
+        tensor is not None and tensor.requires_grad for tensor in (x, path, *parameters)
     )
-    options = _Options(norm.eps, cast(nn.GELU, mlp.act).approximate, saves_hidden, kernels)
-    return _NormMlp.apply(x, skip, scale_of_tokens(path_scale, x), *parameters, options)
+    options = _Options(
+        norm.eps, typing.cast(nn.GELU, mlp.act).approximate, saves_hidden, joins, kernels
+    )
+    low = (*casts[fc1], *casts[fc2]) if casts else None
+    return _NormMlp.apply(x, path, skip, scale_of_tokens(path_scale, x), *parameters, options, low)
 
 
 @dataclass(frozen=True)
@@ -65,88 +79,107 @@ class _Options:
     eps: float
     approximate: str
     saves_hidden: bool
+    joins_sums: bool
     kernels: TokenKernels
 
 
 class _NormMlp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, skip, path_scale, norm_weight, norm_bias, w1, b1, w2, b2, options):
+    def forward(
+        ctx, x, path, skip, path_scale, norm_weight, norm_bias, w1, b1, w2, b2, options, low
+    ):
         dtype = product_dtype(x)
         activation = "gelu_tanh" if options.approximate == "tanh" else "gelu"
-        tokens = x.reshape(-1, x.shape[-1])
+        shape, tokens, kept = x.shape, x.reshape(-1, x.shape[-1]), x if path is None else None
+        others = None if path is None else path.reshape(tokens.shape)
         skipped = tokens if skip is None else skip.reshape(len(tokens), -1)
-        output = torch.empty_like(skipped)
+        output: typing.Any = None if options.joins_sums else torch.empty_like(skipped)
         saved = []  # chunk by chunk, so that nothing is copied together
-        c1, c2 = w1.to(dtype), w2.to(dtype)
-        d1, d2 = (None if bias is None else bias.to(dtype) for bias in (b1, b2))
+        c1, d1, c2, d2 = low or cast((w1, b1, w2, b2), dtype)
         with torch.autocast(x.device.type, enabled=False):
             for chunk in chunks(len(tokens), x.device):
-                normed, *_ = options.kernels.layer_norm_forward(
-                    tokens[chunk], norm_weight, norm_bias, options.eps, dtype
-                )
+                if options.joins_sums:
+                    total, summed, normed = options.kernels.add_layer_norm_forward(
+                        tokens[chunk], None if others is None else others[chunk],
+                        d2 if path_scale is None else None, norm_weight, norm_bias, options.eps,
+                        dtype, options.saves_hidden,
+                    )  # fmt: skip
+                    if others is not None and total is not None:
+                        kept = write_chunk(kept, chunk, total, len(tokens))
+                else:
+                    normed, *_ = options.kernels.layer_norm_forward(
+                        tokens[chunk], norm_weight, norm_bias, options.eps, dtype
+                    )
                 if options.saves_hidden:
                     saved.append(dense(normed, c1, d1))
                     hidden = F.gelu(saved[-1], approximate=options.approximate)
                 else:
                     hidden = dense(normed, c1, d1, activation)
-                added = dense(hidden, c2, d2)
+                if options.joins_sums and path_scale is None:
+                    output = write_chunk(output, chunk, summed.addmm_(hidden, c2.T), len(tokens))
+                    continue
+                added_path = dense(hidden, c2, d2)
                 if path_scale is not None:
-                    added *= path_scale[chunk]
-                torch.add(skipped[chunk], added, out=output[chunk])
-        ctx.save_for_backward(x, path_scale, norm_weight, norm_bias, w1, w2, *saved)
+                    added_path *= path_scale[chunk]
+                if options.joins_sums:
+                    output = write_chunk(output, chunk, summed.add_(added_path), len(tokens))
+                else:
+                    torch.add(skipped[chunk], added_path, out=output[chunk])
+        ctx.save_for_backward(kept, path_scale, norm_weight, norm_bias, w1, w2, *saved)
         ctx.options, ctx.dtype = options, dtype
         ctx.has_bias = (b1 is not None, b2 is not None)
         ctx.adds_input = skip is None
-        return output.view(*x.shape[:-1], -1)
+        ctx.shape = shape
+        return output.view(*shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, path_scale, norm_weight, norm_bias, w1, w2, *saved = ctx.saved_tensors
         options, dtype = ctx.options, ctx.dtype
-        needs_x, needs_skip, _, *needs_parameters, _ = ctx.needs_input_grad
+        needs_x, needs_path, needs_skip, _, *needs_parameters, _, _ = ctx.needs_input_grad
         tokens = x.reshape(-1, x.shape[-1])
         grads = grad.reshape(len(tokens), -1)
-        grad_x = None
+        grad_x = grad_w1 = grad_w2 = grad_b1 = grad_b2 = None
         grad_norm = NormGradient(options.kernels, norm_weight, norm_bias)
-        grad_w1, grad_w2 = torch.zeros_like(w1), torch.zeros_like(w2)
-        grad_b1 = w1.new_zeros(len(w1)) if ctx.has_bias[0] else None
-        grad_b2 = w2.new_zeros(len(w2)) if ctx.has_bias[1] else None
-        transposed1, transposed2 = (w.to(dtype).T for w in (w1, w2))
+        transposed1, transposed2 = (w.T for w in cast((w1, w2), dtype))
         with torch.autocast(x.device.type, enabled=False):
             for chunk, before in zip(chunks(len(tokens), x.device), saved, strict=True):
-                grad_added = grads[chunk]
+                grad_path = grads[chunk]
                 if path_scale is not None:
-                    grad_added = grad_added * path_scale[chunk]
-                grad_added = grad_added.to(dtype)
-                grad_hidden = dense(grad_added, transposed2, None)
+                    grad_path = grad_path * path_scale[chunk]
+                grad_path = grad_path.to(dtype)
+                grad_hidden = dense(grad_path, transposed2, None)
                 hidden, grad_hidden, sums = options.kernels.gelu_backward(
                     before, grad_hidden, options.approximate, in_place=True
                 )
-                add_product(grad_w2, grad_added.T, hidden)
+                grad_w2 = added_product(grad_w2, grad_path.T, hidden, w2.dtype)
                 del hidden  # as large as the saved one; the norm's temporaries come next
                 normed = options.kernels.layer_norm_forward(
                     tokens[chunk], norm_weight, norm_bias, options.eps, dtype
                 )
-                add_product(grad_w1, grad_hidden.T, normed[0])
-                if grad_b2 is not None:
-                    grad_b2 += column_sums(grad_added)
-                if grad_b1 is not None:
-                    grad_b1 += sums
+                grad_w1 = added_product(grad_w1, grad_hidden.T, normed[0], w1.dtype)
+                if ctx.has_bias[1]:
+                    grad_b2 = added(grad_b2, column_sums(grad_path))
+                if ctx.has_bias[0]:
+                    grad_b1 = added(grad_b1, sums)
                 grad_normed = dense(grad_hidden, transposed1, None)
-                grad_chunk = grad_norm.backward(grad_normed, tokens[chunk], normed)
-                if ctx.adds_input:
-                    grad_chunk += grads[chunk]
-                if needs_x:
+                around = grads[chunk] if ctx.adds_input else None
+                grad_chunk = grad_norm.backward(grad_normed, tokens[chunk], normed, around)
+                if needs_x or needs_path:
                     grad_x = write_chunk(grad_x, chunk, grad_chunk, len(tokens))
+        grad_b1, grad_b2 = (None if b is None else b.to(w1.dtype) for b in (grad_b1, grad_b2))
         parameters = (grad_norm.weight, grad_norm.bias, grad_w1, grad_b1, grad_w2, grad_b2)
+        grad_x = None if grad_x is None else grad_x.view(ctx.shape)
         return (
-            None if grad_x is None else grad_x.view(x.shape),
+            grad_x if needs_x else None,
+            grad_x if needs_path else None,
             grad if needs_skip else None,
             None,
             *(
                 gradient if needed else None
                 for gradient, needed in zip(parameters, needs_parameters, strict=True)
             ),
+            None,
             None,
         )

@@ -7,15 +7,18 @@ Axes: T tokens, C channels in, O channels out.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .tokens import (
+    Casts,
     NormGradient,
     TokenKernels,
-    add_product,
+    added_product,
+    cast,
     chunks,
     column_sums,
     dense,
@@ -25,7 +28,12 @@ from .tokens import (
 
 
 def norm_linear(
-    x: Tensor, norm: nn.LayerNorm, linear: nn.Linear, kernels: TokenKernels, parts: int = 1
+    x: Tensor,
+    norm: nn.LayerNorm,
+    linear: nn.Linear,
+    kernels: TokenKernels,
+    parts: int = 1,
+    casts: Casts | None = None,
 ) -> list[Tensor]:
     """``linear(norm(x))``, cut into parts along its channels.
 
@@ -35,18 +43,21 @@ def norm_linear(
         linear: a linear layer from C to O channels.
         kernels: what computes norms.
         parts: number of parts; must divide O.
+        casts: that of ``linear``, if it has been cast already.
 
     Returns:
         ``parts`` tensors (…, O / parts), each contiguous.
     """
-    return list(_NormLinear.apply(x, *_of_norm(norm), linear.weight, linear.bias, parts, kernels))
+    low = casts[linear] if casts else None
+    parameters = *_of_norm(norm), linear.weight, linear.bias
+    return list(_NormLinear.apply(x, *parameters, parts, kernels, low))
 
 
 def norm_product(
     x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None, kernels: TokenKernels
 ) -> Tensor:
     """``linear(norm(x))`` with some rows of a layer's weight (O, C) and bias (O)."""
-    return _NormLinear.apply(x, *_of_norm(norm), weight, bias, 1, kernels)[0]
+    return _NormLinear.apply(x, *_of_norm(norm), weight, bias, 1, kernels, None)[0]
 
 
 def norm_products_without_gradients(
@@ -98,13 +109,14 @@ def _products(
 
 class _NormLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, norm_weight, norm_bias, eps, weight, bias, parts, kernels):
+    def forward(ctx, x, norm_weight, norm_bias, eps, weight, bias, parts, kernels, low):
         dtype = product_dtype(x)
         ctx.save_for_backward(x, norm_weight, norm_bias, weight)
         ctx.eps, ctx.parts, ctx.kernels = eps, parts, kernels
         ctx.dtype, ctx.has_bias = dtype, bias is not None
-        weights = weight.to(dtype).chunk(parts)
-        biases = (None,) * parts if bias is None else bias.to(dtype).chunk(parts)
+        weight, bias = low or cast((weight, bias), dtype)
+        weights = weight.chunk(parts)
+        biases = (None,) * parts if bias is None else bias.chunk(parts)
         return tuple(_products(x, norm_weight, norm_bias, eps, weights, biases, kernels))
 
     @staticmethod
@@ -119,16 +131,18 @@ class _NormLinear(torch.autograd.Function):
         grads = [grad.reshape(len(tokens), -1).to(ctx.dtype) for grad in grad_outputs]
         grad_tokens = None
         grad_norm = NormGradient(ctx.kernels, norm_weight, norm_bias)
-        grad_weight = torch.zeros_like(weight) if needs_weight else None
-        grad_weights = () if grad_weight is None else grad_weight.chunk(ctx.parts)
+        grad_weights: list[Any] = [None] * ctx.parts
         with torch.autocast(x.device.type, enabled=False):
             for chunk in chunks(len(tokens), x.device):
                 normed = ctx.kernels.layer_norm_forward(
                     tokens[chunk], norm_weight, norm_bias, ctx.eps, ctx.dtype
                 )
                 parts = [grad[chunk] for grad in grads]
-                for part_weight, part in zip(grad_weights, parts, strict=False):
-                    add_product(part_weight, part.T, normed[0])
+                if needs_weight:
+                    grad_weights = [
+                        added_product(total, part.T, normed[0], weight.dtype)
+                        for total, part in zip(grad_weights, parts, strict=True)
+                    ]
                 if needs_x or needs_norm_weight or needs_norm_bias:
                     grad_normed = dense(parts[0], weights[0].T, None)
                     for part, part_weight in zip(parts[1:], weights[1:], strict=True):
@@ -136,8 +150,16 @@ class _NormLinear(torch.autograd.Function):
                     grad_chunk = grad_norm.backward(grad_normed, tokens[chunk], normed)
                     if needs_x:
                         grad_tokens = write_chunk(grad_tokens, chunk, grad_chunk, len(tokens))
-        grad_bias = None
+        grad_weight = grad_bias = None
+        if needs_weight:
+            grad_weight = _joined(grad_weights)
         if ctx.has_bias and needs_bias:
-            grad_bias = torch.cat([column_sums(grad) for grad in grads]).to(weight.dtype)
+            grad_bias = _joined([column_sums(grad) for grad in grads]).to(weight.dtype)
         grad_x = None if grad_tokens is None else grad_tokens.view(x.shape)
-        return grad_x, grad_norm.weight, grad_norm.bias, None, grad_weight, grad_bias, None, None
+        parameters = grad_norm.weight, grad_norm.bias, None, grad_weight, grad_bias
+        return grad_x, *parameters, None, None, None
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Parts of a weight or bias below each other."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -3,14 +3,17 @@
 Axes: B images, H × W tokens, T of them in all, C channels in and out.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .tokens import (
-    add_product,
+    Casts,
+    added,
+    added_product,
+    cast,
     chunks,
     column_sums,
     dense,
@@ -41,19 +44,43 @@ class Skip(NamedTuple):
         return torch.add(self.tokens, path, out=out)
 
 
-def linear_and_skip(z: Tensor, linear: nn.Linear, skip: Skip) -> Tensor:
+class Unsummed(NamedTuple):
+    """A skip connection, and the path to be added to it, of one shape and type."""
+
+    skip: Tensor
+    path: Tensor
+
+    def total(self) -> Tensor:
+        """The sum."""
+        return self.skip + self.path
+
+
+def linear_beside_skip(
+    z: Tensor, linear: nn.Linear, skip: Skip, casts: Casts | None = None
+) -> Unsummed:
+    """As :func:`linear_and_skip`, but for the sum."""
+    tokens, scale = skip
+    scale, low = scale_of_tokens(scale, z), casts[linear] if casts else None
+    path = _LinearAndSkip.apply(z, None, scale, linear.weight, linear.bias, low)
+    return Unsummed(tokens, path)
+
+
+def linear_and_skip(z: Tensor, linear: nn.Linear, skip: Skip, casts: Casts | None = None) -> Tensor:
     """``skip.tokens + skip.path_scale * linear(z)``.
 
     Args:
         z: (B, H, W, C).
         linear: a linear layer from C to C channels.
         skip: of the output's shape.
+        casts: that of ``linear``, if it has been cast already.
 
     Returns:
         (B, H, W, C), of the skip connection's type.
     """
     tokens, scale = skip
-    return _LinearAndSkip.apply(z, tokens, scale_of_tokens(scale, z), linear.weight, linear.bias)
+    scale = scale_of_tokens(scale, z)
+    low = casts[linear] if casts else None
+    return _LinearAndSkip.apply(z, tokens, scale, linear.weight, linear.bias, low)
 
 
 def scale_of_tokens(path_scale: Tensor | None, x: Tensor) -> Tensor | None:
@@ -63,44 +90,49 @@ def scale_of_tokens(path_scale: Tensor | None, x: Tensor) -> Tensor | None:
 
 class _LinearAndSkip(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z, skip, path_scale, weight, bias):
+    def forward(ctx, z, skip, path_scale, weight, bias, low):
         dtype = product_dtype(z)
         ctx.save_for_backward(z, path_scale, weight)
         ctx.dtype, ctx.has_bias = dtype, bias is not None
-        inputs, skipped = z.reshape(-1, z.shape[-1]), skip.reshape(-1, skip.shape[-1])
-        output = torch.empty_like(skipped)
-        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        inputs = z.reshape(-1, z.shape[-1])
+        skipped = None if skip is None else skip.reshape(-1, skip.shape[-1])
+        output: Any = None if skipped is None else torch.empty_like(skipped)
+        weight, bias = low or cast((weight, bias), dtype)
         with torch.autocast(z.device.type, enabled=False):
             for chunk in chunks(len(inputs), z.device):
-                added = dense(inputs[chunk].to(dtype), weight, bias)
+                path = dense(inputs[chunk].to(dtype), weight, bias)
                 if path_scale is not None:
-                    added *= path_scale[chunk]
-                torch.add(skipped[chunk], added, out=output[chunk])
-        return output.view(skip.shape)
+                    path *= path_scale[chunk]
+                if skipped is None:
+                    output = write_chunk(output, chunk, path, len(inputs))
+                else:
+                    torch.add(skipped[chunk], path, out=output[chunk])
+        return output.view(*z.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         z, path_scale, weight = ctx.saved_tensors
-        needs_z, needs_skip, _, needs_weight, needs_bias = ctx.needs_input_grad
+        needs_z, needs_skip, _, needs_weight, needs_bias, _ = ctx.needs_input_grad
         inputs, grads = z.reshape(-1, z.shape[-1]), grad.reshape(-1, grad.shape[-1])
-        grad_z = None
-        grad_weight = torch.zeros_like(weight) if needs_weight else None
-        grad_bias = weight.new_zeros(len(weight)) if ctx.has_bias and needs_bias else None
+        grad_z = grad_weight = grad_bias = None
         transposed = weight.to(ctx.dtype).T
         with torch.autocast(z.device.type, enabled=False):
             for chunk in chunks(len(inputs), z.device):
-                added = grads[chunk]
+                path = grads[chunk]
                 if path_scale is not None:
-                    added = added * path_scale[chunk]
-                added = added.to(ctx.dtype)
+                    path = path * path_scale[chunk]
+                path = path.to(ctx.dtype)
                 if needs_z:
-                    grad_chunk = dense(added, transposed, None)
+                    grad_chunk = dense(path, transposed, None)
                     grad_z = write_chunk(grad_z, chunk, grad_chunk, len(inputs))
-                if grad_weight is not None:
-                    add_product(grad_weight, added.T, inputs[chunk].to(ctx.dtype))
-                if grad_bias is not None:
-                    grad_bias += column_sums(added)
+                if needs_weight:
+                    given = inputs[chunk].to(ctx.dtype)
+                    grad_weight = added_product(grad_weight, path.T, given, weight.dtype)
+                if ctx.has_bias and needs_bias:
+                    grad_bias = added(grad_bias, column_sums(path))
         if grad_z is not None:
             grad_z = grad_z.view(z.shape).to(z.dtype)
-        return grad_z, grad if needs_skip else None, None, grad_weight, grad_bias
+        if grad_bias is not None:
+            grad_bias = grad_bias.to(weight.dtype)
+        return grad_z, grad if needs_skip else None, None, grad_weight, grad_bias, None

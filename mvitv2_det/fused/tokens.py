@@ -6,19 +6,32 @@ own operations; :mod:`mvitv2_det.fused.triton.norm_gelu` is another.
 Axes: T tokens, t of them in a chunk, C channels in, O channels out, M hidden channels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+# Weight and bias of linear layers in the type of products; see :func:`cast_linears`.
+Casts = Mapping[nn.Linear, tuple[Tensor, Tensor | None]]
+
+JOINS_SUMS = False
 
 _CPU_CHUNK = 4096  # tokens; with 4·96 to 4·768 channels 6 to 50 MB, about a last-level cache
+# Devices whose LayerNorm takes tokens of another type than its weight; CUDA's does not.
+_MIXED_NORMS = ("cpu",)
 
 
 class TokenKernels(Protocol):
-    """The operations that PyTorch and Triton compute each in their own way."""
+    """The operations that PyTorch and Triton compute each in their own way.
+
+    Attributes:
+        JOINS_SUMS: whether there is ``add_layer_norm_forward``, a norm of a residual sum.
+    """
+
+    JOINS_SUMS: bool
 
     def layer_norm_forward(
         self,
@@ -37,6 +50,7 @@ class TokenKernels(Protocol):
         rstd: Tensor,
         weight: Tensor | None,
         has_bias: bool,
+        skip: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]: ...
 
     def gelu_backward(
@@ -48,20 +62,42 @@ def layer_norm_forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalised tokens (t, C) in ``dtype``, their means and reciprocal standard deviations."""
-    normed, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
+    normed, mean, rstd = torch.native_layer_norm(
+        _as_norms_take(x, weight), x.shape[-1:], weight, bias, eps
+    )
     return normed.to(dtype), mean, rstd
 
 
 def layer_norm_backward(
-    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, has_bias: bool
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    has_bias: bool,
+    skip: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients of the tokens (t, C), the weight and the bias; None without weight or bias."""
+    """Gradients of the tokens (t, C), the weight and the bias; None without weight or bias.
+
+    Args:
+        skip: what comes to the tokens around the norm, (t, C), which is added to their gradient.
+    """
     # The bias itself is not read; without one there is none to give a gradient to.
     bias = weight if has_bias and weight is not None else None
     mask = [True, weight is not None, has_bias]
-    return torch.ops.aten.native_layer_norm_backward(
-        grad.to(x.dtype), x, x.shape[-1:], mean, rstd, weight, bias, mask
+    tokens = _as_norms_take(x, weight)
+    grad_x, *of_parameters = torch.ops.aten.native_layer_norm_backward(
+        grad.to(tokens.dtype), tokens, x.shape[-1:], mean, rstd, weight, bias, mask
     )
+    grad_x = grad_x.to(x.dtype)
+    return grad_x if skip is None else grad_x.add_(skip), *of_parameters
+
+
+def _as_norms_take(x: Tensor, weight: Tensor | None) -> Tensor:
+    """Tokens in the type of the norm's weight, where a device's LayerNorm takes no other."""
+    if weight is None or x.device.type in _MIXED_NORMS:
+        return x
+    return x.to(weight.dtype)
 
 
 def gelu_backward(
@@ -102,6 +138,28 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
+def cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Any]:
+    """Parameters in the type of products; those that have it are not copied.
+
+    On a GPU all are cast by one launch. Nothing is kept: weights may change at any time.
+    """
+    others = [x for x in tensors if x is not None and x.dtype != dtype]
+    if not others or others[0].device.type == "cpu":
+        return [None if x is None else x.to(dtype) for x in tensors]
+    with torch.no_grad():
+        made = [torch.empty_like(x, dtype=dtype) for x in others]
+        torch._foreach_copy_(made, others)
+    rest = iter(made)
+    return [x if x is None or x.dtype == dtype else next(rest) for x in tensors]
+
+
+def cast_linears(linears: Iterable[nn.Linear], dtype: torch.dtype) -> Casts:
+    """Weights and biases of linear layers in the type of products, without gradients."""
+    linears = list(linears)
+    found = cast([x for linear in linears for x in (linear.weight, linear.bias)], dtype)
+    return dict(zip(linears, zip(found[::2], found[1::2], strict=True), strict=True))
+
+
 def dense(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
     """Activation of a linear layer, (t, C) to (t, O), without gradients.
 
@@ -129,43 +187,63 @@ def _has_onednn() -> bool:
 
 
 def column_sums(x: Tensor) -> Tensor:
-    """(t, O) to (O): the gradient of a bias."""
+    """(t, O) to (O), in float32 at least: the gradient of a bias."""
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
         return x.new_ones(len(x)) @ x  # twice as fast as a sum
-    return x.sum(0)
+    return x.sum(0, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Adds ``a @ b`` to ``total``; the sum is kept in ``total``'s type."""
-    if total.dtype == a.dtype:
-        total.addmm_(a, b)
-    else:
-        total += a @ b
+def added(total: Tensor | None, part: Tensor) -> Tensor:
+    """``total`` with ``part`` added in place; ``part`` where there is no total yet."""
+    return part if total is None else total.add_(part)
+
+
+def added_product(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """As :func:`added` with ``a @ b``; the sum is kept in ``dtype``."""
+    if total is not None and dtype == a.dtype:
+        return total.addmm_(a, b)
+    return added(total, _product(a, b, dtype))
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """``a @ b`` in ``dtype``; NVIDIA's GPUs write float32 sums of 16-bit products."""
+    nvidia = (a.is_cuda and torch.version.hip is None) or a.is_meta
+    if nvidia and dtype == torch.float32 and a.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(a, b, out_dtype=dtype)
+    return torch.mm(a, b).to(dtype)
 
 
 class NormGradient:
     """Sums the gradients of a LayerNorm's weight and bias over chunks.
 
     Attributes:
-        weight, bias: the sums, of the parameters' shapes; None where there is no parameter.
+        weight, bias: the sums, of the parameters' shapes; None where there is no parameter, and
+            before the first chunk.
     """
 
     def __init__(self, kernels: TokenKernels, weight: Tensor | None, bias: Tensor | None) -> None:
         self._kernels = kernels
-        self._weight = weight
-        self.weight = None if weight is None else torch.zeros_like(weight)
-        self.bias = None if bias is None else torch.zeros_like(bias)
+        self._weight, self._has_bias = weight, bias is not None
+        self.weight: Tensor | None = None
+        self.bias: Tensor | None = None
 
     def backward(
-        self, grad: Tensor, tokens: Tensor, normed: tuple[Tensor, Tensor, Tensor]
+        self,
+        grad: Tensor,
+        tokens: Tensor,
+        normed: tuple[Tensor, Tensor, Tensor],
+        skip: Tensor | None = None,
     ) -> Tensor:
-        """The gradient of (t, C) tokens from that of what ``layer_norm_forward`` made of them."""
+        """The gradient of (t, C) tokens from that of what ``layer_norm_forward`` made of them.
+
+        Plus ``skip``, (t, C), what comes to them around the norm.
+        """
         _, mean, rstd = normed
         grad_tokens, grad_weight, grad_bias = self._kernels.layer_norm_backward(
-            grad, tokens, mean, rstd, self._weight, self.bias is not None
+            grad, tokens, mean, rstd, self._weight, self._has_bias, skip
         )
-        if self.weight is not None and grad_weight is not None:
-            self.weight += grad_weight
-        if self.bias is not None and grad_bias is not None:
-            self.bias += grad_bias
+        if grad_weight is not None:
+            self.weight = added(self.weight, grad_weight)
+        if grad_bias is not None:
+            self.bias = added(self.bias, grad_bias)
         return grad_tokens

@@ -1,7 +1,7 @@
 """Recorded passes: inference, and training's forward with its backward."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,15 +14,6 @@ Outputs = Tensor | dict[str, Tensor]
 _WARM_UPS = 3  # passes before the recording: compilation, choice of algorithms, constants of a size
 
 
-class Pass(Protocol):
-    """A pass on inputs of one size."""
-
-    nbytes: int  # of what is held between calls
-
-    def __call__(self, x: Tensor) -> Outputs:
-        """The outputs for ``x``."""
-
-
 class InferencePass:
     """A recorded pass without gradients.
 
@@ -30,6 +21,9 @@ class InferencePass:
         forward: the pass.
         x: an input of the size.
         pool: memory that the graphs of a module share.
+
+    Attributes:
+        nbytes: of what is held between calls.
     """
 
     def __init__(self, forward: Callable[[Tensor], Outputs], x: Tensor, pool: Any) -> None:
@@ -69,7 +63,7 @@ class TrainingPass:
         pool: memory that the graphs of a module share.
 
     Attributes:
-        in_flight: the caller's token of the pass that runs; set before a call.
+        nbytes: of what is held between calls.
     """
 
     def __init__(
@@ -81,7 +75,8 @@ class TrainingPass:
         pool: Any,
     ) -> None:
         self._parameters, self._gradients = tuple(parameters), gradients
-        self._input, self._grads = x.detach().clone(), []
+        self._input = x.detach().clone()
+        self._grads: list[Tensor] = []
         self._form, self._run = _flattened(forward)
         with _same_autocast(x), torch.random.fork_rng(_indices(x)):
             _warm_up(lambda: (self._forward(), self._backward()))
@@ -92,7 +87,7 @@ class TrainingPass:
         self.nbytes = _nbytes([self._input, *self._outputs, *self._grads])
 
     def __call__(self, x: Tensor, in_flight: InFlight) -> Outputs:
-        """The outputs for ``x``, which hold until the next pass."""
+        """The outputs for ``x``, which hold until the next pass; ``in_flight`` lives as long."""
         outputs = _Replayed.apply(self, in_flight, x, *self._parameters)
         return self._form.whole(list(outputs))
 

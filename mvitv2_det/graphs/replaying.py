@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .passes import InferencePass, InFlight, Outputs, Pass, TrainingPass
+from .passes import InferencePass, InFlight, Outputs, TrainingPass
 
+Pass = InferencePass | TrainingPass
 _GIB = 2**30
 _DEVICES = ("cuda",)
 

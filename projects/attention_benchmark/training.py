@@ -215,7 +215,8 @@ def _is(node: DictConfig, target: type) -> bool:
 def _train(folder: Path) -> None:
     command = [sys.executable, "-m", "mvitv2_det", "train", "--resume"]
     command += ["--config-file", str(folder.with_suffix(".yaml"))]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if run.returncode:
         lines = run.stderr.strip().splitlines() or [f"exit status {run.returncode}"]

@@ -129,7 +129,11 @@ class Triton:
     def __init__(self, attention: MultiScaleAttention, qkv: Tensor) -> None:
         self.qkv = qkv
         self.pools, self.shape = pools_and_shape(attention, qkv)
-        self.positions = [e.detach().to(qkv.dtype) for e in embeddings(attention, self.shape)]
+        from mvitv2_det.fused.triton.axis_tables import AxisTable
+
+        windows = self.shape.window_q, self.shape.window_kv
+        sides = zip(attention.position_tables("q"), *windows, strict=True)
+        self.positions = [AxisTable.of(table.detach(), *own) for table, *own in sides]
 
     @torch.no_grad()
     def run(self, family: str) -> Callable[[], object]:

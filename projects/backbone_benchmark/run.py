@@ -122,12 +122,13 @@ def gpu_steps() -> list[Step]:
         return tuple(_settings(("T", "B"), sizes, batches, [precision], "cuda"))
 
     low = settings(SIZES, (1, 8), "bf16")
-    first = settings(SIZES[:1], (1, 8), "bf16")
+    first, fp16 = (settings(SIZES[:1], (1, 8), precision) for precision in ("bf16", "fp16"))
+    fp32, *_ = settings(SIZES[:1], (1,), "fp32")
     return [
         Step("speed", "speed", low, 0.6),
-        Step("profile", "profile", tuple(s for s in first if s.variant == "T"), 0.1),
+        Step("speed", "speed_other_types", (*fp16[::2], fp32), 0.08),
+        Step("profile", "profile", first[::2], 0.1),
         Step("detector", "detector", first, 0.15),
-        Step("speed", "speed_fp32", settings(SIZES[:1], (1,), "fp32"), 0.08),
         Step("kernels", "kernels", low, 0.07),
     ]
 

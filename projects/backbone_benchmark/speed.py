@@ -160,9 +160,6 @@ def _candidates(setting: Setting, options: Options) -> Iterator[Candidate]:
         replayed = networks.our_network(setting, reference, options.backends[0])
         replay_graphs(replayed, training=True)
         yield Candidate(f"{OURS}, CUDA graphs", REFERENCE, replayed)
-        theirs = networks.detectron2_network(setting)
-        replay_graphs(theirs, training=True)
-        yield Candidate(f"{REFERENCE}, CUDA graphs", REFERENCE, theirs)
     if options.compiled:
         # Blocks, modes and hooks reach the default limit, beyond which nothing is compiled.
         torch._dynamo.config.recompile_limit = 256

@@ -13,7 +13,7 @@ from torch import nn
 from mvitv2_det import MViT
 from mvitv2_det.attention.position import relative_index
 from mvitv2_det.backbone.block import MultiScaleBlock
-from mvitv2_det.fused import accelerate, choice
+from mvitv2_det.fused import accelerate, choice, tokens
 from mvitv2_det.fused.sdpa import one_hot_places
 
 FAST = ("tiled", "sdpa")
@@ -68,6 +68,30 @@ def test_sdpa_with_fused_norms_equals_the_plain_block(as_on_a_gpu, kind, size):
     x = torch.randn(2, *size, 12, dtype=torch.float64)
     assert str(fast.choose(x)) == "sdpa, fused norms and MLP"
     assert_same(outputs_and_gradients(fast, x), outputs_and_gradients(plain, x), 1e-12)
+
+
+def test_norms_of_low_precision_tokens_as_on_a_gpu(as_on_a_gpu, monkeypatch):
+    """CUDA's LayerNorm takes no bfloat16 tokens with a float32 weight; CPU's does."""
+    seen = []
+
+    def strict(x, shape, weight, bias, eps):
+        assert x.dtype == weight.dtype
+        seen.append(x.dtype)
+        return native_layer_norm(x, shape, weight, bias, eps)
+
+    native_layer_norm = torch.native_layer_norm
+    fast, plain = (block(name, **KINDS["windows"]) for name in ("auto", None))
+    x = torch.randn(2, 9, 14, 12).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = outputs_and_gradients(fast, x)
+        monkeypatch.setattr(tokens, "_MIXED_NORMS", ())
+        monkeypatch.setattr(torch, "native_layer_norm", strict)
+        found = outputs_and_gradients(fast, x)
+    assert seen and set(seen) == {torch.float32}
+    assert {name: one.dtype for name, one in found.items()} == {
+        name: one.dtype for name, one in mixed.items()
+    }
+    assert_same(found, outputs_and_gradients(plain.double(), x.double()), 0.1)
 
 
 def test_sdpa_with_fused_norms_saves_few_bytes(as_on_a_gpu):

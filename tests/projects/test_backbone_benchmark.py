@@ -226,8 +226,12 @@ def test_profile_names_the_longest_operations():
 def test_the_gpu_preset_covers_what_is_asked():
     steps = run.gpu_steps()
     assert [step.name for step in steps] == [
-        "speed", "profile", "detector", "speed_fp32", "kernels"
+        "speed", "speed_other_types", "profile", "detector", "kernels"
     ]  # fmt: skip
+    assert [(s.precision, s.batch) for s in steps[1].settings] == [
+        ("fp16", 1), ("fp16", 8), ("fp32", 1)
+    ]  # fmt: skip
+    assert {s.variant for step in steps[1:3] for s in step.settings} == {"T"}
     assert sum(step.share for step in steps) == pytest.approx(1)
     assert run.GPU_MINUTES < 10
     speed_settings = {(s.variant, s.size, s.batch, s.precision) for s in steps[0].settings}

@@ -6,13 +6,14 @@ and K_a keys along axis a of a window.
 
 from typing import NamedTuple
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..shape import AttentionShape
-from .launch import Blocks, accumulator, channel_tiles, operand
+from .axis_tables import AxisTable
+from .launch import Blocks, accumulator, ceil_div, channel_tiles, operand
 from .logits import term_columns
+from .tile_table import FEW_KEYS, Case
 
 MAX_CHANNELS = 128  # of a head: a tile of them is in registers
 MAX_KEYS_ALONG = 256  # rows and columns of a window: their logits are in shared memory
@@ -41,7 +42,7 @@ class Windows(NamedTuple):
     @classmethod
     def of(cls, q: Tensor, k: Tensor, shape: AttentionShape) -> "Windows":
         """The windows of ``shape`` over (B, Hq, Wq, C) queries and (B, Hk, Wk, C) keys."""
-        across = triton.cdiv(q.shape[2], shape.window_q[1])
+        across = ceil_div(q.shape[2], shape.window_q[1])
         sides = *q.shape[1:3], *shape.window_q, *k.shape[1:3], *shape.window_kv
         return cls(*sides, across, shape.heads, term_columns(shape.window_kv)[1])
 
@@ -69,10 +70,16 @@ class AttentionConstants(NamedTuple):
         return cls(shape.scale, channels, *tiles, terms, *options)
 
 
+def case_of(q: Tensor, constants: AttentionConstants, shape: AttentionShape) -> Case:
+    """What the blocks of an attention depend on."""
+    few_keys = shape.window_kv[0] * shape.window_kv[1] <= FEW_KEYS
+    return Case(q.dtype, constants.channels, constants.terms, few_keys)
+
+
 def window_count(q: Tensor, shape: AttentionShape) -> int:
     """Number of windows of one map."""
     (height, width), (rows, columns) = q.shape[1:3], shape.window_q
-    return triton.cdiv(height, rows) * triton.cdiv(width, columns)
+    return ceil_div(height, rows) * ceil_div(width, columns)
 
 
 def most_queries(q: Tensor, shape: AttentionShape) -> int:
@@ -82,7 +89,7 @@ def most_queries(q: Tensor, shape: AttentionShape) -> int:
 
 def query_grid(q: Tensor, shape: AttentionShape, blocks: Blocks) -> tuple[int, int, int]:
     """Grid of a kernel with one program for each block of queries, window, and image's head."""
-    tiles = triton.cdiv(most_queries(q, shape), blocks.queries)
+    tiles = ceil_div(most_queries(q, shape), blocks.queries)
     return tiles, window_count(q, shape), q.shape[0] * shape.heads
 
 
@@ -90,8 +97,8 @@ def check(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    rel_h: Tensor | None,
-    rel_w: Tensor | None,
+    rel_h: AxisTable | None,
+    rel_w: AxisTable | None,
     shape: AttentionShape,
 ) -> None:
     """Checks that the attention kernels can run on these tensors.
@@ -111,9 +118,8 @@ def check(
     channels = q.shape[3] // shape.heads
     if channels > MAX_CHANNELS:
         raise ValueError(f"heads have at most {MAX_CHANNELS} channels, got {channels}")
-    tensors = [tensor for tensor in (q, k, v, rel_h, rel_w) if tensor is not None]
-    if any(tensor.dtype != q.dtype for tensor in tensors):
-        raise ValueError(f"one dtype for all, got {[tensor.dtype for tensor in tensors]}")
+    if len({tensor.dtype for tensor in (q, k, v)}) > 1:
+        raise ValueError(f"one dtype for all, got {[tensor.dtype for tensor in (q, k, v)]}")
     if any(tensor.stride(3) != 1 for tensor in (q, k, v)):
         raise ValueError("channels of q, k and v must be contiguous")
     if any(_span(tensor) >= 2**31 for tensor in (q, k, v)):
@@ -131,7 +137,7 @@ def _span(x: Tensor) -> int:
 
 def _check_windows(q: Tensor, k: Tensor, shape: AttentionShape) -> None:
     for axis, (queries, keys) in enumerate(zip(shape.window_q, shape.window_kv, strict=True)):
-        counts = triton.cdiv(q.shape[1 + axis], queries), triton.cdiv(k.shape[1 + axis], keys)
+        counts = ceil_div(q.shape[1 + axis], queries), ceil_div(k.shape[1 + axis], keys)
         if counts[0] != counts[1]:
             raise ValueError(
                 f"q has {counts[0]} windows along axis {axis} and k {counts[1]}: maps "
@@ -140,11 +146,11 @@ def _check_windows(q: Tensor, k: Tensor, shape: AttentionShape) -> None:
 
 
 def _check_embeddings(
-    rel_h: Tensor | None, rel_w: Tensor | None, channels: int, shape: AttentionShape
+    rel_h: AxisTable | None, rel_w: AxisTable | None, channels: int, shape: AttentionShape
 ) -> None:
     if (rel_h is None) != (rel_w is None):
         raise ValueError("rel_h and rel_w come together")
-    if rel_h is None:
+    if rel_h is None or rel_w is None:
         return
     if sum(shape.window_kv) > MAX_KEYS_ALONG:
         raise ValueError(
@@ -153,5 +159,6 @@ def _check_embeddings(
         )
     for axis, rel in enumerate((rel_h, rel_w)):
         wanted = (shape.window_q[axis], shape.window_kv[axis], channels)
-        if tuple(rel.shape) != wanted:
-            raise ValueError(f"R of axis {axis} must be {wanted}, got {tuple(rel.shape)}")
+        got = (*rel.rows.shape, rel.table.shape[1])
+        if got != wanted:
+            raise ValueError(f"R of axis {axis} must be {wanted}, got {got}")

@@ -17,6 +17,7 @@ from ..shape import AttentionShape
 from .attention_arguments import (
     AttentionConstants,
     Windows,
+    case_of,
     check,
     most_queries,
     query_grid,
@@ -39,8 +40,10 @@ from .attention_tiles import (
     zero_tile,
     zeros,
 )
-from .launch import PROCESSORS, Blocks, Map, accumulator_dtype
+from .axis_tables import AxisTable
+from .launch import PROCESSORS, Blocks, Map, accumulator_dtype, ceil_div
 from .logits import logits_backward, logits_forward
+from .tile_table import Case, measured_or
 
 _MAX_SPLITS = 32  # of the queries of a window: bounds the partial sums' memory
 
@@ -50,8 +53,8 @@ def attention_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    rel_h: Tensor | None,
-    rel_w: Tensor | None,
+    rel_h: AxisTable | None,
+    rel_w: AxisTable | None,
     out: Tensor,
     lse: Tensor,
     shape: AttentionShape,
@@ -72,49 +75,51 @@ def attention_backward(
         out, lse: what it returned, contiguous.
 
     Returns:
-        the gradients of q (the residual's included), k, v, rel_h and rel_w, all contiguous and
-        of the dtype of what they belong to; None for rel_h and rel_w where those are None.
+        the gradients of q (the residual's included), k, v, and the tables of rel_h and rel_w,
+        all contiguous and of the dtype of what they belong to; None for tables that are None.
 
     Raises:
         ValueError: sizes, windows, dtypes or strides do not fit together.
     """
     check(q, k, v, rel_h, rel_w, shape)
     grad = grad if grad.stride(3) == 1 else grad.contiguous()
-    logits = None if rel_h is None else logits_forward(q, rel_h, rel_w, shape)
+    logits = None if rel_h is None or rel_w is None else logits_forward(q, rel_h, rel_w, shape)
     grad_q, grad_logits, delta = _sum_over_keys(grad, q, k, v, logits, rel_h, out, lse, shape)
     grad_k, grad_v = _sum_over_queries(grad, q, k, v, logits, lse, delta, shape)
-    if rel_h is None:
+    if rel_h is None or rel_w is None or grad_logits is None:
         return grad_q, grad_k, grad_v, None, None
     grad_h, grad_w = logits_backward(grad_logits, q, rel_h, rel_w, grad_q, shape)
     return grad_q, grad_k, grad_v, grad_h, grad_w
 
 
-def query_blocks(dtype: torch.dtype, terms: int) -> Blocks:
+@measured_or("attention_over_keys")
+def query_blocks(case: Case) -> Blocks:
     """Blocks of the kernel that sums over keys, for T columns of position logits.
 
     Two programs of four warps share a processor, with 255 registers a thread: for d = 96 none
     are spilled with T <= 32, 32 bytes with T = 64. More columns, of large images, take more
     registers than that, and so more warps (compiled for sm_90).
     """
-    if dtype.itemsize > 2:
+    if case.dtype.itemsize > 2:
         return Blocks(queries=32, keys=32, warps=8, stages=1)
-    if terms > 64:
+    if case.terms > 64:
         return Blocks(queries=64, keys=32, warps=8, stages=2)
     return Blocks(queries=64, keys=64, warps=4, stages=2)
 
 
-def key_blocks(dtype: torch.dtype, keys: int, terms: int) -> Blocks:
+@measured_or("attention_over_queries")
+def key_blocks(case: Case) -> Blocks:
     """Blocks of the kernel that sums over queries, for the keys of a window and T.
 
     Queries are read again for each block of keys, so that the blocks are large where there are
     many keys. No spills with d = 96 (compiled for sm_90); with many columns only
     small blocks fit into shared memory.
     """
-    if dtype.itemsize > 2:
+    if case.dtype.itemsize > 2:
         return Blocks(queries=32, keys=32, warps=8, stages=1)
-    if terms > 128:
+    if case.terms > 128:
         return Blocks(queries=32, keys=64, warps=4, stages=2)
-    if keys <= 64:
+    if case.few_keys:
         return Blocks(queries=64, keys=64, warps=4, stages=2)
     return Blocks(queries=64, keys=128, warps=8, stages=2)
 
@@ -138,7 +143,7 @@ def _sum_over_keys(
     k: Tensor,
     v: Tensor,
     logits: Tensor | None,
-    rel_h: Tensor | None,
+    rel_h: AxisTable | None,
     out: Tensor,
     lse: Tensor,
     shape: AttentionShape,
@@ -152,14 +157,14 @@ def _sum_over_keys(
     grad_logits = None if logits is None else torch.empty_like(logits)
     delta = torch.empty_like(lse)
     constants = AttentionConstants.of(q, shape, has_rel=logits is not None)
-    blocks = query_blocks(q.dtype, constants.terms)
+    blocks = query_blocks(q.device, case_of(q, constants, shape))
     _over_keys_kernel[query_grid(q, shape, blocks)](
         Map.of(q),
         Map.of(k),
         Map.of(v),
         Map.of(grad),
         logits,
-        None if rel_h is None else rel_h.contiguous(),
+        *((None, None) if rel_h is None else rel_h[:2]),
         out,
         lse,
         grad_q,
@@ -187,10 +192,10 @@ def _sum_over_queries(
     """Gradients of k and v."""
     keys = shape.window_kv[0] * shape.window_kv[1]
     constants = AttentionConstants.of(q, shape, has_rel=logits is not None)
-    blocks = key_blocks(q.dtype, keys, constants.terms)
+    blocks = key_blocks(q.device, case_of(q, constants, shape))
     windows, planes = window_count(q, shape), len(q) * shape.heads
-    tiles = triton.cdiv(most_queries(q, shape), blocks.queries)
-    key_tiles = triton.cdiv(keys, blocks.keys)
+    tiles = ceil_div(most_queries(q, shape), blocks.queries)
+    key_tiles = ceil_div(keys, blocks.keys)
     splits = query_splits(key_tiles * windows * planes, tiles)
     dtype = q.dtype if splits == 1 else accumulator_dtype(q)
     grads = torch.empty((2, splits, *k.shape), dtype=dtype, device=k.device)
@@ -206,7 +211,7 @@ def _sum_over_queries(
         grads[1],
         *Windows.of(q, k, shape),
         key_tiles,
-        triton.cdiv(tiles, splits) * blocks.queries,
+        ceil_div(tiles, splits) * blocks.queries,
         constants,
         blocks.queries,
         blocks.keys,
@@ -235,7 +240,7 @@ def _inner(out, queries, grads, CONST: tl.constexpr):
 
 @triton.jit(do_not_specialize=Windows._fields)
 def _over_keys_kernel(
-    q, k, v, grad, logits, rel_h, out, lse, grad_q, grad_logits, delta,
+    q, k, v, grad, logits, table_h, rows_h, out, lse, grad_q, grad_logits, delta,
     height, width, rows, columns, keys_height, keys_width,
     key_rows, key_columns, across, heads, second,
     CONST: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
@@ -290,7 +295,7 @@ def _over_keys_kernel(
         tl.store(grad_logits + term_offsets, grad_terms, mask=inside[:, None])
         row = y - window // windows.across * windows.rows
         grad_queries = _add_row_logits(
-            grad_queries, grad_terms, rel_h, row, start, window, windows, CONST, M
+            grad_queries, grad_terms, table_h, rows_h, row, start, window, windows, CONST, M
         )
     if CONST.residual:
         grad_queries = added(grad_queries, grads, CONST)
@@ -299,7 +304,7 @@ def _over_keys_kernel(
 
 @triton.jit
 def _add_row_logits(
-    grad_queries, grad_terms, rel_h, row, start, window, windows,
+    grad_queries, grad_terms, table_h, rows_h, row, start, window, windows,
     CONST: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     """Adds what a block's queries, at ``row`` of their window, get through the logits of rows."""
@@ -308,8 +313,9 @@ def _add_row_logits(
     columns = tl.minimum(windows.columns, windows.width - left)
     end = tl.minimum((start + M - 1) // columns + 1, windows.rows)
     for near in range(start // columns, end):
-        rel_start = rel_h + near * windows.key_rows * CONST.channels
-        rel = load_tile(rel_start, term, term, CONST.channels, 0, term < windows.key_rows, CONST)
+        known = term < windows.key_rows
+        place = tl.load(rows_h + near * windows.key_rows + term, mask=known, other=0)
+        rel = load_tile(table_h, place, place, CONST.channels, 0, known, CONST)
         of_row = tl.where((row == near)[:, None], grad_terms, 0.0).to(grad_terms.dtype)
         grad_queries = product_over_places(of_row, rel, grad_queries, CONST)
     return grad_queries

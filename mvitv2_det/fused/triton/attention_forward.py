@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shape import AttentionShape
-from .attention_arguments import AttentionConstants, Windows, check, query_grid
+from .attention_arguments import AttentionConstants, Windows, case_of, check, query_grid
 from .attention_tiles import (
     LOG2_E,
     added,
@@ -36,16 +36,18 @@ from .attention_tiles import (
     store_tile,
     zero_tile,
 )
+from .axis_tables import AxisTable
 from .launch import Blocks, Map, accumulator_dtype
 from .logits import logits_forward
+from .tile_table import Case, measured_or
 
 
 def attention_forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    rel_h: Tensor | None,
-    rel_w: Tensor | None,
+    rel_h: AxisTable | None,
+    rel_w: AxisTable | None,
     shape: AttentionShape,
 ) -> tuple[Tensor, Tensor]:
     """Computes softmax(scale·q·kᵀ + q·R) v, plus q with a residual (Eqs. 1, 4 and 5).
@@ -62,7 +64,7 @@ def attention_forward(
         q: (B, Hq, Wq, C), float16, bfloat16 or float32, or float64 in Triton's interpreter;
             channels contiguous, other strides arbitrary.
         k, v: (B, Hk, Wk, C), as q.
-        rel_h, rel_w: R of Eq. 4 per axis of a window, (Q_a, K_a, d), in q's dtype; or both None.
+        rel_h, rel_w: R of Eq. 4 per axis of a window, (Q_a, K_a, d), as a table; or both None.
         shape: heads, scale and windows.
 
     Returns:
@@ -74,11 +76,11 @@ def attention_forward(
         ValueError: sizes, windows, dtypes or strides do not fit together.
     """
     check(q, k, v, rel_h, rel_w, shape)
-    logits = None if rel_h is None else logits_forward(q, rel_h, rel_w, shape)
+    logits = None if rel_h is None or rel_w is None else logits_forward(q, rel_h, rel_w, shape)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = q.new_empty(len(q), shape.heads, *q.shape[1:3], dtype=accumulator_dtype(q))
     constants = AttentionConstants.of(q, shape, has_rel=logits is not None)
-    blocks = forward_blocks(q.dtype, constants.channels, constants.terms)
+    blocks = forward_blocks(q.device, case_of(q, constants, shape))
     _forward_kernel[query_grid(q, shape, blocks)](
         Map.of(q),
         Map.of(k),
@@ -95,7 +97,8 @@ def attention_forward(
     return out, lse
 
 
-def forward_blocks(dtype: torch.dtype, channels: int, terms: int) -> Blocks:
+@measured_or("attention_forward")
+def forward_blocks(case: Case) -> Blocks:
     """Blocks of the forward kernel for d channels of a head and T columns of position logits.
 
     Two or three programs of four warps share a processor, so that one computes exponentials
@@ -103,9 +106,9 @@ def forward_blocks(dtype: torch.dtype, channels: int, terms: int) -> Blocks:
     each: without spills for d <= 96 and T <= 32 (compiled for sm_90). float32 has no tensor
     cores at full precision, and its products are unrolled.
     """
-    if dtype.itemsize > 2:
+    if case.dtype.itemsize > 2:
         return Blocks(queries=32, keys=32, warps=8, stages=1)
-    registers = 168 if channels <= 96 and terms <= 32 else None
+    registers = 168 if case.channels <= 96 and case.terms <= 32 else None
     return Blocks(queries=64, keys=64, warps=4, stages=2, registers=registers)
 
 

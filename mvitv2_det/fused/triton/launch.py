@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -54,9 +53,19 @@ class Map(NamedTuple):
         return cls(x, *x.stride()[:3])
 
 
+def ceil_div(a: int, b: int) -> int:
+    """The quotient, rounded up; ``triton.cdiv`` takes the host many times as long."""
+    return -(-a // b)
+
+
+def power_of_2(size: int) -> int:
+    """The least power of two that is not less; Triton's takes the host as long as its division."""
+    return 1 << (size - 1).bit_length()
+
+
 def padded(size: int) -> int:
     """The power of two that a side of a product is padded to."""
-    return max(triton.next_power_of_2(size), MIN_DOT)
+    return max(power_of_2(size), MIN_DOT)
 
 
 def channel_tiles(channels: int) -> tuple[int, int]:

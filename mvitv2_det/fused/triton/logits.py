@@ -7,77 +7,66 @@ query and key.
 Axes: B images, h heads, H × W queries, d channels of a head padded to D, Q_a queries and K_a keys
 along axis a of a window, T columns of the logits. All queries at one position along the axis of
 their windows, of all windows, images and heads, share one R (K_a, d): a kernel has programs for
-each of the Q_a positions, and goes through their queries in blocks.
+each of the Q_a positions, and goes through their queries in blocks. One launch serves both axes:
+the positions of height come first.
 """
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..shape import AttentionShape
 from .attention_tiles import product, zeros
-from .launch import PROCESSORS, Blocks, accumulator, accumulator_dtype, operand, padded
+from .axis_tables import AxisTable, table_gradients
+from .launch import PROCESSORS, Blocks, accumulator, accumulator_dtype, ceil_div, operand, padded
+from .tile_table import Case, measured_or
 
 
-class AxisQueries(NamedTuple):
-    """The queries that share a position along an axis ("along"; "across" is the other axis).
+class Queries(NamedTuple):
+    """Sizes of the map of queries, of windows, and of keys.
 
     Kernels take the numbers one by one: see ``attention_arguments.Windows``. They are compiled for
     the divisibility of q's strides, which makes accesses of 16 bytes.
     """
 
-    count: int  # at each position; positions that the last window lacks are counted too
-    along: int  # size of the map
-    across: int
-    window: int  # Q_a
-    keys: int  # K_a
+    count_h: int  # at each row of a window; rows that the last window lacks are counted too
+    count_w: int  # at each column
+    height: int  # of the map
+    width: int
+    rows: int  # of a window
+    columns: int
+    key_rows: int
+    key_columns: int
     heads: int
-    tokens: int  # H·W
+    second: int  # first column of the logits of columns of keys
     q_b: int  # strides of q
-    q_along: int
-    q_across: int
-    token_along: int  # strides of a contiguous (H, W) map
-    token_across: int
+    q_y: int
+    q_x: int
 
     @classmethod
-    def of(cls, q: Tensor, rel: Tensor, axis: int, shape: AttentionShape) -> "AxisQueries":
-        """The queries of (B, H, W, C) along an axis whose R is (Q_a, K_a, d)."""
-        along, across = q.shape[1 + axis], q.shape[2 - axis]
-        windows = triton.cdiv(along, shape.window_q[axis])
-        strides, token_strides = q.stride()[1:3], (q.shape[2], 1)
+    def of(cls, q: Tensor, shape: AttentionShape) -> "Queries":
+        """The queries (B, H, W, C) of an attention."""
+        batch, height, width, _ = q.shape
+        (rows, columns), second = shape.window_q, term_columns(shape.window_kv)[1]
         return cls(
-            count=len(q) * windows * across * shape.heads,
-            along=along,
-            across=across,
-            window=shape.window_q[axis],
-            keys=rel.shape[1],
-            heads=shape.heads,
-            tokens=along * across,
-            q_b=q.stride(0),
-            q_along=strides[axis],
-            q_across=strides[1 - axis],
-            token_along=token_strides[axis],
-            token_across=token_strides[1 - axis],
-        )
+            batch * ceil_div(height, rows) * width * shape.heads,
+            batch * ceil_div(width, columns) * height * shape.heads,
+            height, width, rows, columns, *shape.window_kv, shape.heads, second, *q.stride()[:3],
+        )  # fmt: skip
+
+    @property
+    def positions(self) -> int:
+        """Those along both axes."""
+        return self.rows + self.columns
+
+    def tiles(self, block: int) -> int:
+        """Blocks of queries at a position of the axis that has more."""
+        return ceil_div(max(self.count_h, self.count_w), block)
 
 
-_UNSPECIALISED = [name for name in AxisQueries._fields if not name.startswith("q_")]
-
-
-class AxisColumns(NamedTuple):
-    """The columns of an axis among those of the logits."""
-
-    first: int
-    count: int  # some of which may be zeros
-
-    @classmethod
-    def of(cls, axis: int, shape: AttentionShape) -> "AxisColumns":
-        """The columns of one axis of an attention."""
-        terms, second = term_columns(shape.window_kv)
-        return cls(0, second) if axis == 0 else cls(second, terms - second)
+_UNSPECIALISED = [name for name in Queries._fields if not name.startswith("q_")]
 
 
 class AxisConstants(NamedTuple):
@@ -91,12 +80,16 @@ class AxisConstants(NamedTuple):
     operand: tl.dtype
 
     @classmethod
-    def of(cls, q: Tensor, rel: Tensor, shape: AttentionShape) -> "AxisConstants":
+    def of(cls, q: Tensor, shape: AttentionShape) -> "AxisConstants":
         """The constants of an attention, the same for both axes: fewer kernels to compile."""
         terms, second = term_columns(shape.window_kv)
         half = terms // 2
-        channels, columns = rel.shape[2], half if second == half else terms
+        channels, columns = q.shape[3] // shape.heads, half if second == half else terms
         return cls(channels, padded(channels), terms, columns, accumulator(q), operand(q))
+
+    def case_of(self, q: Tensor) -> Case:
+        """What the blocks depend on."""
+        return Case(q.dtype, self.channels, self.padded_columns)
 
 
 def term_columns(window_kv: tuple[int, int]) -> tuple[int, int]:
@@ -110,21 +103,27 @@ def term_columns(window_kv: tuple[int, int]) -> tuple[int, int]:
     return total, total // 2 if max(rows, columns) <= total // 2 else rows
 
 
-def logits_blocks(dtype: torch.dtype, columns: int, *, backward: bool) -> Blocks:
-    """Blocks of queries for an axis with so many columns.
+@measured_or("logits_forward")
+def forward_blocks(case: Case) -> Blocks:
+    """Blocks of queries of the forward kernel, of which several programs share a processor.
 
-    Chosen so that several programs share a processor: compiled for sm_90, forward takes 94
-    registers a thread or fewer, backward 128 for windows of 14 × 14 keys and 186 for whole maps
-    of 25 × 34. float32 has no tensor cores at full precision, and its products are unrolled.
+    Compiled for sm_90, it takes 94 registers a thread or fewer. float32 has no tensor cores at
+    full precision, and its products are unrolled.
     """
-    if dtype.itemsize > 2:
+    if case.dtype.itemsize > 2:
         return Blocks(queries=16, keys=0, warps=8, stages=1)
-    if backward:
-        return Blocks(queries=32, keys=0, warps=4 if columns <= 64 else 8, stages=2)
     return Blocks(queries=64, keys=0, warps=8, stages=1)
 
 
-def logits_forward(q: Tensor, rel_h: Tensor, rel_w: Tensor, shape: AttentionShape) -> Tensor:
+@measured_or("logits_backward")
+def backward_blocks(case: Case) -> Blocks:
+    """As :func:`forward_blocks`: 128 registers for 14 × 14 keys, 186 for whole maps of 25 × 34."""
+    if case.dtype.itemsize > 2:
+        return Blocks(queries=16, keys=0, warps=8, stages=1)
+    return Blocks(queries=32, keys=0, warps=4 if case.terms <= 64 else 8, stages=2)
+
+
+def logits_forward(q: Tensor, rel_h: AxisTable, rel_w: AxisTable, shape: AttentionShape) -> Tensor:
     """Logits of a query for each row and each column of its window's keys (Eq. 4).
 
     Reads q twice (the second time from the L2 cache, as a rule) and both R; writes
@@ -132,72 +131,88 @@ def logits_forward(q: Tensor, rel_h: Tensor, rel_w: Tensor, shape: AttentionShap
 
     Args:
         q: (B, H, W, C), unscaled; channels contiguous.
-        rel_h, rel_w: (Q_a, K_a, d).
+        rel_h, rel_w: R, (Q_a, K_a, d).
         shape: of the attention.
 
     Returns:
         (B, h, H, W, T) in q's dtype: rows, zeros, columns from the place that
         :func:`term_columns` gives, zeros.
     """
-    terms, _ = term_columns(shape.window_kv)
-    logits = q.new_empty(len(q), shape.heads, *q.shape[1:3], terms)
-    for axis, rel in enumerate((rel_h, rel_w)):
-        queries, columns = AxisQueries.of(q, rel, axis, shape), AxisColumns.of(axis, shape)
-        constants = AxisConstants.of(q, rel, shape)
-        blocks = logits_blocks(q.dtype, constants.padded_columns, backward=False)
-        grid = (triton.cdiv(queries.count, blocks.queries), rel.shape[0])
-        _logits_forward_kernel[grid](
-            q,
-            rel.contiguous(),
-            logits,
-            *queries,
-            *columns,
-            constants,
-            blocks.queries,
-            **blocks.options,
-        )
+    constants, queries = AxisConstants.of(q, shape), Queries.of(q, shape)
+    logits = q.new_empty(len(q), shape.heads, *q.shape[1:3], constants.terms)
+    blocks = forward_blocks(q.device, constants.case_of(q))
+    _logits_forward_kernel[(queries.tiles(blocks.queries), queries.positions)](
+        q, *rel_h[:2], *rel_w[:2], logits, *queries, constants, blocks.queries, **blocks.options
+    )
     return logits
 
 
 def logits_backward(
     grad_logits: Tensor,
     q: Tensor,
-    rel_h: Tensor,
-    rel_w: Tensor,
+    rel_h: AxisTable,
+    rel_w: AxisTable,
     grad_q: Tensor,
     shape: AttentionShape,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of both R; adds to ``grad_q`` what comes through the logits of columns.
+    """Gradients of both tables; adds to ``grad_q`` what comes through the logits of columns.
 
     ``grad_q`` is (B, H, W, C) contiguous, and already has what comes through the logits of rows.
     Per axis this reads the gradients of the axis' logits and q, and writes a float32
     (Q_a, K_a, d) for each program of a position; these are added in fixed order. ``grad_q`` is
     read and written once.
     """
-    grads = []
-    for axis, rel in enumerate((rel_h, rel_w)):
-        queries, columns = AxisQueries.of(q, rel, axis, shape), AxisColumns.of(axis, shape)
-        constants = AxisConstants.of(q, rel, shape)
-        blocks = logits_blocks(q.dtype, constants.padded_columns, backward=True)
-        tiles = triton.cdiv(queries.count, blocks.queries)
-        programs = min(tiles, triton.cdiv(2 * PROCESSORS, rel.shape[0]))
-        partial = q.new_empty(programs, *rel.shape, dtype=accumulator_dtype(q))
-        _logits_backward_kernel[(programs, rel.shape[0])](
-            q,
-            rel.contiguous(),
-            grad_logits,
-            grad_q,
-            partial,
-            *queries,
-            *columns,
-            triton.cdiv(tiles, programs),
-            axis,
-            constants,
-            blocks.queries,
-            **blocks.options,
-        )
-        grads.append(partial.sum(0).to(rel.dtype))
-    return grads[0], grads[1]
+    constants, queries = AxisConstants.of(q, shape), Queries.of(q, shape)
+    blocks = backward_blocks(q.device, constants.case_of(q))
+    tiles = queries.tiles(blocks.queries)
+    programs = min(tiles, ceil_div(4 * PROCESSORS, queries.positions))
+    places = rel_h.rows.numel() + rel_w.rows.numel()
+    partial = q.new_empty(programs, places, constants.channels, dtype=accumulator_dtype(q))
+    _logits_backward_kernel[(programs, queries.positions)](
+        q, *rel_h[:2], *rel_w[:2], grad_logits, grad_q, partial, *queries,
+        ceil_div(tiles, programs), constants, blocks.queries, **blocks.options,
+    )  # fmt: skip
+    return table_gradients(partial, rel_h, rel_w)
+
+
+class AxisQueries(NamedTuple):
+    """The queries that share a position along an axis ("along"; "across" is the other axis)."""
+
+    count: int
+    along: int  # size of the map
+    across: int
+    window: int  # Q_a
+    keys: int  # K_a
+    heads: int
+    tokens: int  # H·W
+    q_b: int  # strides of q
+    q_along: int
+    q_across: int
+    token_along: int  # strides of a contiguous (H, W) map
+    token_across: int
+    first_column: int  # of the axis among the logits
+    columns: int  # of the axis, some of which may be zeros
+
+
+@triton.jit
+def _axis_queries(is_h, queries, CONST: tl.constexpr):
+    """The queries of one of the axes."""
+    return AxisQueries(
+        tl.where(is_h, queries.count_h, queries.count_w),
+        tl.where(is_h, queries.height, queries.width),
+        tl.where(is_h, queries.width, queries.height),
+        tl.where(is_h, queries.rows, queries.columns),
+        tl.where(is_h, queries.key_rows, queries.key_columns),
+        queries.heads,
+        queries.height * queries.width,
+        queries.q_b,
+        tl.where(is_h, queries.q_y, queries.q_x),
+        tl.where(is_h, queries.q_x, queries.q_y),
+        tl.where(is_h, queries.width, 1),
+        tl.where(is_h, 1, queries.width),
+        tl.where(is_h, 0, queries.second),
+        tl.where(is_h, queries.second, CONST.terms - queries.second),
+    )
 
 
 @triton.jit
@@ -217,72 +232,83 @@ def _places(start, position, queries, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _load_rel(rel, position, keys, CONST: tl.constexpr):
+def _load_rel(table, rows, position, keys, CONST: tl.constexpr):
     """(padded columns, D): R of a position, padded with zeros."""
-    key, channel = tl.arange(0, CONST.padded_columns)[:, None], tl.arange(0, CONST.d)[None, :]
-    mask = (key < keys) & (channel < CONST.channels)
-    return tl.load(rel + (position * keys + key) * CONST.channels + channel, mask=mask, other=0.0)
+    key, channel = tl.arange(0, CONST.padded_columns), tl.arange(0, CONST.d)[None, :]
+    row = tl.load(rows + position * keys + key, mask=key < keys, other=0)[:, None]
+    mask = (key < keys)[:, None] & (channel < CONST.channels)
+    return tl.load(table + row * CONST.channels + channel, mask=mask, other=0.0).to(CONST.operand)
 
 
 @triton.jit(do_not_specialize=_UNSPECIALISED)
 def _logits_forward_kernel(
-    q, rel, logits, count, along, across, window, keys, heads, tokens, q_b, q_along, q_across,
-    token_along, token_across, first_column, columns, CONST: tl.constexpr, BLOCK: tl.constexpr,
+    q, table_h, rows_h, table_w, rows_w, logits, count_h, count_w, height, width, rows, columns,
+    key_rows, key_columns, heads, second, q_b, q_y, q_x,
+    CONST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Logits of a block of the queries at one position."""
-    queries = AxisQueries(
-        count, along, across, window, keys, heads, tokens, q_b, q_along, q_across, token_along,
-        token_across,
+    """Logits of a block of the queries at one position along one axis."""
+    both = Queries(
+        count_h, count_w, height, width, rows, columns, key_rows, key_columns, heads, second,
+        q_b, q_y, q_x,
     )  # fmt: skip
     position = tl.program_id(1)
+    is_h = position < rows
+    position = tl.where(is_h, position, position - rows)
+    queries = _axis_queries(is_h, both, CONST)
     image, y, x, head, inside = _places(tl.program_id(0) * BLOCK, position, queries, BLOCK)
     channel, column = tl.arange(0, CONST.d)[None, :], tl.arange(0, CONST.padded_columns)[None, :]
-    at = image * q_b + y * q_along + x * q_across + head * CONST.channels
+    at = image * queries.q_b + y * queries.q_along + x * queries.q_across + head * CONST.channels
     mask = inside[:, None] & (channel < CONST.channels)
     block = tl.load(q + at[:, None] + channel, mask=mask, other=0.0)
-    embeddings = tl.trans(_load_rel(rel, position, keys, CONST))
+    table, own = tl.where(is_h, table_h, table_w), tl.where(is_h, rows_h, rows_w)
+    embeddings = tl.trans(_load_rel(table, own, position, queries.keys, CONST))
     empty = zeros(BLOCK, CONST.padded_columns, CONST.accumulator)
     found = product(block, embeddings, empty, CONST.operand)
-    token = (image * heads + head) * tokens + y * token_along + x * token_across
+    place = y * queries.token_along + x * queries.token_across
+    token = (image * heads + head) * queries.tokens + place
     tl.store(
-        logits + (token * CONST.terms + first_column)[:, None] + column,
+        logits + (token * CONST.terms + queries.first_column)[:, None] + column,
         found.to(logits.dtype.element_ty),
-        mask=inside[:, None] & (column < columns),
+        mask=inside[:, None] & (column < queries.columns),
     )
 
 
-@triton.jit(do_not_specialize=[*_UNSPECIALISED, "tiles_per_program", "adds"])
+@triton.jit(do_not_specialize=[*_UNSPECIALISED, "tiles_per_program"])
 def _logits_backward_kernel(
-    q, rel, grad_logits, grad_q, grad_rel, count, along, across, window, keys, heads, tokens, q_b,
-    q_along, q_across, token_along, token_across, first_column, columns, tiles_per_program, adds,
+    q, table_h, rows_h, table_w, rows_w, grad_logits, grad_q, grad_rel, count_h, count_w, height,
+    width, rows, columns, key_rows, key_columns, heads, second, q_b, q_y, q_x, tiles_per_program,
     CONST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program's part of the gradient of R at one position.
+    """One program's part of the gradient of R at one position along one axis.
 
-    ``adds``: 1 to add the gradient of its queries to ``grad_q`` too, 0 not to.
+    What comes through the logits of columns is added to ``grad_q``.
     """
-    queries = AxisQueries(
-        count, along, across, window, keys, heads, tokens, q_b, q_along, q_across, token_along,
-        token_across,
+    both = Queries(
+        count_h, count_w, height, width, rows, columns, key_rows, key_columns, heads, second,
+        q_b, q_y, q_x,
     )  # fmt: skip
     program, position = tl.program_id(0), tl.program_id(1)
+    is_h = position < rows
+    position = tl.where(is_h, position, position - rows)
+    queries = _axis_queries(is_h, both, CONST)
     channel, column = tl.arange(0, CONST.d)[None, :], tl.arange(0, CONST.padded_columns)[None, :]
-    embeddings = _load_rel(rel, position, keys, CONST)
+    table, own = tl.where(is_h, table_h, table_w), tl.where(is_h, rows_h, rows_w)
+    embeddings = _load_rel(table, own, position, queries.keys, CONST)
     total = zeros(CONST.padded_columns, CONST.d, CONST.accumulator)
     for tile in range(program * tiles_per_program, (program + 1) * tiles_per_program):
         image, y, x, head, inside = _places(tile * BLOCK, position, queries, BLOCK)
         mask = inside[:, None] & (channel < CONST.channels)
-        at = image * q_b + y * q_along + x * q_across + head * CONST.channels
+        at = image * q_b + y * queries.q_along + x * queries.q_across + head * CONST.channels
         block = tl.load(q + at[:, None] + channel, mask=mask, other=0.0)
-        place = y * token_along + x * token_across
-        token = (image * heads + head) * tokens + place
+        place = y * queries.token_along + x * queries.token_across
+        token = (image * heads + head) * queries.tokens + place
         grad = tl.load(
-            grad_logits + (token * CONST.terms + first_column)[:, None] + column,
-            mask=inside[:, None] & (column < columns),
+            grad_logits + (token * CONST.terms + queries.first_column)[:, None] + column,
+            mask=inside[:, None] & (column < queries.columns),
             other=0.0,
         )
-        if adds == 1:
-            pixel = (image * tokens + place) * heads + head
+        if not is_h:
+            pixel = (image * queries.tokens + place) * heads + head
             target = grad_q + pixel[:, None] * CONST.channels + channel
             before = tl.load(target, mask=mask, other=0.0).to(CONST.accumulator)
             empty = zeros(BLOCK, CONST.d, CONST.accumulator)
@@ -290,5 +316,8 @@ def _logits_backward_kernel(
             tl.store(target, after.to(grad_q.dtype.element_ty), mask=mask)
         total = product(tl.trans(grad), block, total, CONST.operand)
     key = tl.arange(0, CONST.padded_columns)[:, None]
-    at = ((program * tl.num_programs(1) + position) * keys + key) * CONST.channels
-    tl.store(grad_rel + at + channel, total, mask=(key < keys) & (channel < CONST.channels))
+    places = rows * key_rows + columns * key_columns
+    first = tl.where(is_h, 0, rows * key_rows) + position * queries.keys
+    at = (program.to(tl.int64) * places + first + key) * CONST.channels
+    mask = (key < queries.keys) & (channel < CONST.channels)
+    tl.store(grad_rel + at + channel, total, mask=mask)

@@ -21,6 +21,7 @@ from torch import Tensor
 from .launch import accumulator, accumulator_dtype
 
 APPROXIMATIONS = ("none", "tanh")
+JOINS_SUMS = True  # residual sums are a part of norms and products
 
 _TILE = 2048  # values of a program at once: 16 for each thread of four warps
 _MAX_TILE = 65536  # channels of a token, in registers of 32 warps
@@ -84,28 +85,82 @@ def layer_norm_forward(
         (T, C) in ``dtype``, and the means and reciprocal standard deviations, (T,) in float32
         (float64 where x is).
     """
-    x = _rows(x)
+    return _normalise(_rows(x), None, None, None, None, weight, bias, eps, dtype)
+
+
+def add_layer_norm_forward(
+    x: Tensor,
+    path: Tensor | None,
+    shift: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+    keeps_sum: bool,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """:func:`layer_norm_forward` of a sum, which is also the start of the next one.
+
+    Least bytes: T·C·(sizes of x and path + 2 · size of x + size of ``dtype``), and the size of x
+    once more where the sum is kept.
+
+    Args:
+        x: (T, C) tokens of a skip connection.
+        path: (T, C), added to them, or None.
+        shift: (C,), such as the bias of the linear layer whose product is added next, or None.
+        weight, bias, eps, dtype: as in :func:`layer_norm_forward`.
+        keeps_sum: whether ``x + path`` itself is needed, for backward.
+
+    Returns:
+        ``x + path`` if kept, rounded to x's type (``x`` without a path), else None; ``x + path +
+        shift`` in x's type, in memory of its own; the normalised sum, (T, C) in ``dtype``.
+    """
+    x, path = _rows(x), None if path is None else _rows(path)
+    summed = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    total = None
+    if keeps_sum:
+        total = x if path is None else torch.empty_like(summed)
+    written = None if path is None else total
+    normed, *_ = _normalise(x, path, shift, written, summed, weight, bias, eps, dtype)
+    return total, summed, normed
+
+
+def _normalise(
+    x: Tensor,
+    path: Tensor | None,
+    shift: Tensor | None,
+    total: Tensor | None,
+    summed: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launches the kernel, which also writes ``total`` and ``summed`` where they are given."""
     tokens, channels = x.shape
     normed = torch.empty(tokens, channels, dtype=dtype, device=x.device)
     mean, rstd = (
         torch.empty(tokens, dtype=accumulator_dtype(x), device=x.device) for _ in range(2)
     )
     block, width, warps = norm_blocks(channels)
+    joins = summed is not None
+    if not joins:  # never read or written: one binary with sums and without
+        path = shift = total = summed = x
     if tokens:
         with _device(x):
             _norm_forward[(triton.cdiv(tokens, block),)](
-                x, weight, bias, normed, mean, rstd, tokens,
-                EPS=eps, C=channels, X_ROW=x.stride(0), ACC=accumulator(x),
+                x, path, shift, weight, bias, total, summed, normed, mean, rstd, tokens, int(joins),
+                EPS=eps, C=channels, X_ROW=x.stride(0),
+                PATH_ROW=0 if path is None else path.stride(0), ACC=accumulator(x),
                 BLOCK_T=block, BLOCK_C=width, num_warps=warps,
             )  # fmt: skip
     return normed, mean, rstd
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "joins"])
 def _norm_forward(
-    x_ptr, weight_ptr, bias_ptr, normed_ptr, mean_ptr, rstd_ptr, tokens,
-    EPS: tl.constexpr, C: tl.constexpr, X_ROW: tl.constexpr, ACC: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    x_ptr, path_ptr, shift_ptr, weight_ptr, bias_ptr, total_ptr, summed_ptr, normed_ptr, mean_ptr,
+    rstd_ptr, tokens, joins, EPS: tl.constexpr, C: tl.constexpr, X_ROW: tl.constexpr,
+    PATH_ROW: tl.constexpr, ACC: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     # Widths are constants: their divisibility is what makes accesses of 16 bytes.
     rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -114,6 +169,18 @@ def _norm_forward(
     mask = inside[:, None] & real[None, :]
     offsets = rows.to(tl.int64)[:, None]
     x = tl.load(x_ptr + offsets * X_ROW + columns[None, :], mask=mask, other=0.0).to(ACC)
+    place = offsets * C + columns[None, :]
+    if joins == 1:
+        if path_ptr is not None:
+            at = path_ptr + offsets * PATH_ROW + columns[None, :]
+            total = (x + tl.load(at, mask=mask, other=0.0).to(ACC)).to(x_ptr.dtype.element_ty)
+            if total_ptr is not None:
+                tl.store(total_ptr + place, total, mask=mask)
+            x = total.to(ACC)  # what is kept is normalised again in backward
+        summed = x
+        if shift_ptr is not None:
+            summed += tl.load(shift_ptr + columns, mask=real, other=0.0).to(ACC)[None, :]
+        tl.store(summed_ptr + place, summed.to(summed_ptr.dtype.element_ty), mask=mask)
     mean = tl.sum(x, axis=1) / C
     centred = tl.where(mask, x - mean[:, None], 0.0)
     rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / C + EPS)
@@ -122,8 +189,7 @@ def _norm_forward(
         normed *= tl.load(weight_ptr + columns, mask=real, other=0.0).to(ACC)[None, :]
     if bias_ptr is not None:
         normed += tl.load(bias_ptr + columns, mask=real, other=0.0).to(ACC)[None, :]
-    place = normed_ptr + offsets * C + columns[None, :]
-    tl.store(place, normed.to(normed_ptr.dtype.element_ty), mask=mask)
+    tl.store(normed_ptr + place, normed.to(normed_ptr.dtype.element_ty), mask=mask)
     tl.store(mean_ptr + rows, mean, mask=inside)
     tl.store(rstd_ptr + rows, rstd, mask=inside)
 
@@ -135,11 +201,13 @@ def layer_norm_backward(
     rstd: Tensor,
     weight: Tensor | None,
     has_bias: bool,
+    skip: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients of :func:`layer_norm_forward`.
 
-    As ``native_layer_norm_backward``, which first needs ``grad`` in x's type. Least bytes:
-    T·C·(size of grad + 2 · size of x) + 8·T; the partial sums add 16·P·C.
+    As ``native_layer_norm_backward``, which first needs ``grad`` in x's type, and an addition.
+    Least bytes: T·C·(size of grad and of skip + 2 · size of x) + 8·T; the partial sums add
+    16·P·C.
 
     Args:
         grad: (T, C) of the normalised tokens, of any of the types.
@@ -147,12 +215,13 @@ def layer_norm_backward(
         mean, rstd: (T,) as returned by the forward pass.
         weight: (C,) or None.
         has_bias: whether the bias needs a gradient.
+        skip: (T, C), what comes to the tokens around the norm; added to their gradient.
 
     Returns:
         the gradients of x, (T, C) in its type, and of weight and bias, (C,) in the weight's type
         (that of the sums without a weight); None where there is no parameter.
     """
-    grad, x = _rows(grad), _rows(x)
+    grad, x, skip = _rows(grad), _rows(x), None if skip is None else _rows(skip)
     tokens, channels = x.shape
     grad_x = torch.empty(tokens, channels, dtype=x.dtype, device=x.device)
     block, width, warps = norm_blocks(channels)
@@ -160,8 +229,10 @@ def layer_norm_backward(
     sums = torch.empty(programs, 2, channels, dtype=accumulator_dtype(x), device=x.device)
     with _device(x):
         _norm_backward[(programs,)](
-            grad, x, mean, rstd, weight, grad_x, sums, tokens, tiles,
-            C=channels, GRAD_ROW=grad.stride(0), X_ROW=x.stride(0), ACC=accumulator(x),
+            grad, x, mean, rstd, weight, x if skip is None else skip, grad_x, sums, tokens, tiles,
+            int(skip is not None),
+            C=channels, GRAD_ROW=grad.stride(0), X_ROW=x.stride(0),
+            SKIP_ROW=channels if skip is None else skip.stride(0), ACC=accumulator(x),
             BLOCK_T=block, BLOCK_C=width, num_warps=warps,
         )  # fmt: skip
     totals = sums.sum(0).to(sums.dtype if weight is None else weight.dtype)
@@ -169,11 +240,12 @@ def layer_norm_backward(
     return grad_x, grad_weight, totals[1] if has_bias else None
 
 
-@triton.jit(do_not_specialize=["tokens", "tiles"])
+@triton.jit(do_not_specialize=["tokens", "tiles", "has_skip"])
 def _norm_backward(
-    grad_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, grad_x_ptr, sums_ptr, tokens, tiles,
-    C: tl.constexpr, GRAD_ROW: tl.constexpr, X_ROW: tl.constexpr, ACC: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    grad_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, skip_ptr, grad_x_ptr, sums_ptr, tokens, tiles,
+    has_skip,
+    C: tl.constexpr, GRAD_ROW: tl.constexpr, X_ROW: tl.constexpr, SKIP_ROW: tl.constexpr,
+    ACC: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     columns = tl.arange(0, BLOCK_C)
@@ -200,6 +272,9 @@ def _norm_backward(
         along = tl.sum(grad * normed, axis=1) / C
         level = tl.sum(grad, axis=1) / C
         grad_x = (grad - level[:, None] - normed * along[:, None]) * rstd[:, None]
+        if has_skip == 1:  # one binary for both
+            at = skip_ptr + offsets * SKIP_ROW + columns[None, :]
+            grad_x += tl.load(at, mask=mask, other=0.0).to(ACC)
         place = grad_x_ptr + offsets * C + columns[None, :]
         tl.store(place, grad_x.to(grad_x_ptr.dtype.element_ty), mask=mask)
     place = sums_ptr + program * 2 * C + columns

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from .launch import accumulator, accumulator_dtype
+from .launch import Blocks, accumulator, accumulator_dtype, ceil_div, power_of_2
 from .pool_kernels import (
     InputStrides,
     PoolConstants,
@@ -23,17 +22,10 @@ from .pool_kernels import (
     pool_forward_kernel,
     pool_gather_kernel,
 )
+from .tile_table import Case, measured_or
 
 if TYPE_CHECKING:
     from ..head_pool import HeadPool
-
-
-class _Tile(NamedTuple):
-    """Places that a program computes, all channels of one head at each, and its warps."""
-
-    height: int
-    width: int
-    warps: int
 
 
 class _Launch(NamedTuple):
@@ -43,24 +35,43 @@ class _Launch(NamedTuple):
     sizes: PoolSizes
     strides: InputStrides
     constants: PoolConstants
-    warps: int
+    blocks: Blocks
 
 
-def _tile(channels: int, halved: bool = False) -> _Tile:
-    """Tile for heads of so many channels, ``halved`` for kernels with two values per channel.
+@measured_or("pool_forward")
+def forward_tile(case: Case) -> Blocks:
+    """Tile for heads of so many channels, whose rows and columns stand for queries and keys.
 
     Tiles are two-dimensional, so that taps meet in the cache: a 3×3 convolution over 8×8 places
     reads 100, over 1×64 it reads 198. A thread has 32 values, so that four or more 16-byte loads
     are under way; the smallest map (25×34 tokens, 8 heads) makes 160 programs for each part, more
     than an H100 has multiprocessors. Programs of eight warps are the widest that spill nothing.
     """
-    padded = triton.next_power_of_2(channels)
+    return _tile(case.channels)
+
+
+@measured_or("pool_backward")
+def backward_tile(case: Case) -> Blocks:
+    """As :func:`forward_tile`, but half of it for types with two values per channel."""
+    return _tile(case.channels, halved=case.dtype.itemsize > 2)
+
+
+@measured_or("pool_gather")
+def gather_tile(case: Case) -> Blocks:
+    """As :func:`forward_tile`."""
+    return _tile(case.channels)
+
+
+def _tile(channels: int, halved: bool = False) -> Blocks:
+    padded = power_of_2(channels)
     height = max(min(1024 // padded, 8) // (2 if halved else 1), 1)
     threads = height * 8 * padded // (16 if halved else 32)
-    return _Tile(height, 8, min(max(threads // 32, 1), 8))
+    return Blocks(height, 8, min(max(threads // 32, 1), 8), stages=1)
 
 
-def pool_forward(qkv: Tensor, pools: Sequence["HeadPool"]) -> tuple[Tensor, Tensor, Tensor]:
+def pool_forward(
+    qkv: Tensor, pools: Sequence["HeadPool"], packed: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Pools and normalises q, k and v.
 
     Bytes, with n = B·H·W·C·itemsize of a part, r = H'·W' / (H·W) and f = min(T·r, 1) of the places
@@ -72,6 +83,7 @@ def pool_forward(qkv: Tensor, pools: Sequence["HeadPool"]) -> tuple[Tensor, Tens
             channels. q's channels come first, then k's and v's, heads side by side in each.
         pools: of q, k and v; with one stride for both axes and, those that pool, the same heads,
             kernel, padding and eps. Their parameters may have another type than ``qkv``.
+        packed: the pools' parameters if :func:`packed_parameters` has put them together already.
 
     Returns:
         (B, H', W', C) of each, contiguous and of ``qkv``'s type; a part that is not pooled is a
@@ -90,13 +102,17 @@ def pool_forward(qkv: Tensor, pools: Sequence["HeadPool"]) -> tuple[Tensor, Tens
         else part
         for part, pool in zip(parts, pools, strict=True)
     )
-    launch = _over_outputs(qkv, pools, _tile(_head_dim(pools)))
-    _run(pool_forward_kernel, launch, qkv, packed_parameters(pools), outputs)
+    launch = _over_outputs(qkv, pools, forward_tile(qkv.device, _case(qkv, pools)))
+    packed = packed_parameters(pools) if packed is None else packed
+    _run(pool_forward_kernel, launch, qkv, packed, outputs)
     return outputs
 
 
 def pool_backward(
-    qkv: Tensor, pools: Sequence["HeadPool"], grads: Sequence[Tensor]
+    qkv: Tensor,
+    pools: Sequence["HeadPool"],
+    grads: Sequence[Tensor],
+    packed: Tensor | None = None,
 ) -> tuple[Tensor, list[tuple[Tensor | None, Tensor | None, Tensor | None]]]:
     """Gradients of :func:`pool_forward`; pools again, so that only ``qkv`` is saved.
 
@@ -110,7 +126,7 @@ def pool_backward(
     projection's gradient (2). It saves (1 + r)·n in forward.
 
     Args:
-        qkv, pools: as in :func:`pool_forward`.
+        qkv, pools, packed: as in :func:`pool_forward`.
         grads: (B, H', W', C) of its three outputs, in their type.
 
     Returns:
@@ -129,28 +145,30 @@ def pool_backward(
         torch.empty_like(grad, dtype=qkv.dtype) if pool.kernel is not None else grad
         for grad, pool in zip(grads, pools, strict=True)
     ]
-    packed = packed_parameters(pools)
-    launch = _over_outputs(qkv, pools, _tile(_head_dim(pools), qkv.itemsize > 2))
+    packed = packed_parameters(pools) if packed is None else packed
+    launch = _over_outputs(qkv, pools, backward_tile(qkv.device, _case(qkv, pools)))
     partial = packed.new_empty(launch.programs, *packed.shape[1:], dtype=accumulator_dtype(qkv))
     _run(pool_backward_kernel, launch, qkv, packed, tuple(grads), tuple(convolved), partial)
     starts = (0, launch.sizes.start_k, launch.sizes.start_v, launch.programs)
-    parameters = [
-        (None, None, None) if pool.kernel is None else _unpack(partial[start:end].sum(0), pool)
-        for start, end, pool in zip(starts, starts[1:], pools, strict=False)
-    ]
+    sums = torch.empty(packed.shape, dtype=partial.dtype, device=partial.device)
+    for own, start, end in zip(sums, starts[:3], starts[1:], strict=True):
+        torch.sum(partial[start:end], 0, out=own)
+    parameters = _unpack(sums, pools)
     grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-    launch = _over_inputs(grad_qkv, pools, _tile(_head_dim(pools)))
+    launch = _over_inputs(grad_qkv, pools, gather_tile(qkv.device, _case(qkv, pools)))
     strides = tuple(0 if pool.kernel is None else pool.stride[0] for pool in pools)
     _run(pool_gather_kernel, launch, grad_qkv, packed, tuple(convolved), STRIDES=strides)
     return grad_qkv, parameters
 
 
-def packed_parameters(pools: Sequence["HeadPool"]) -> Tensor:
+def packed_parameters(pools: Sequence["HeadPool"]) -> Tensor | None:
     """(3, T + 2, d): the convolution's taps, then the norm's weight and bias, in one copy.
 
     Channels come last, so that a warp reads a tap's weights from consecutive addresses. A part
-    that is not pooled gets the parameters of another, which nothing reads.
+    that is not pooled gets the parameters of another, which nothing reads; None where none is.
     """
+    if all(pool.kernel is None for pool in pools):
+        return None
     rows, filler = [], _first_pooled(pools)
     for pool in pools:
         kernel, norm_weight, norm_bias = (filler if pool.kernel is None else pool).parameters
@@ -161,19 +179,28 @@ def packed_parameters(pools: Sequence["HeadPool"]) -> Tensor:
     return torch.cat(rows).view(3, -1, rows[0].shape[1])
 
 
-def _unpack(sums: Tensor, pool: "HeadPool") -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Splits a (T + 2, d) gradient into those of the kernel and of the norm's parameters."""
-    grad_kernel = sums[:-2].T.reshape(pool.kernel.shape).to(pool.kernel.dtype)
-    norm = zip((pool.norm_weight, pool.norm_bias), sums[-2:], strict=True)
-    return grad_kernel, *(None if own is None else grad.to(own.dtype) for own, grad in norm)
+def _unpack(
+    sums: Tensor, pools: Sequence["HeadPool"]
+) -> list[tuple[Tensor | None, Tensor | None, Tensor | None]]:
+    """Splits (3, T + 2, d) gradients into those of kernels and of the norms' parameters."""
+    taps = sums[:, :-2].transpose(1, 2).contiguous()
+    return [
+        (None, None, None)
+        if pool.kernel is None
+        else tuple(
+            None if own is None else grad.reshape(own.shape).to(own.dtype)
+            for own, grad in zip(pool.parameters, (of_kernel, *of_norm), strict=True)
+        )
+        for pool, of_kernel, of_norm in zip(pools, taps, sums[:, -2:], strict=True)
+    ]
 
 
 def _first_pooled(pools: Sequence["HeadPool"]) -> "HeadPool":
     return next(pool for pool in pools if pool.kernel is not None)
 
 
-def _head_dim(pools: Sequence["HeadPool"]) -> int:
-    return len(_first_pooled(pools).kernel)
+def _case(qkv: Tensor, pools: Sequence["HeadPool"]) -> Case:
+    return Case(qkv.dtype, len(_first_pooled(pools).kernel))
 
 
 def _check(pools: Sequence["HeadPool"]) -> None:
@@ -187,7 +214,7 @@ def _check(pools: Sequence["HeadPool"]) -> None:
         raise ValueError(f"strides must be the same along both axes, got {pools}")
 
 
-def _over_outputs(qkv: Tensor, pools: Sequence["HeadPool"], tile: _Tile) -> _Launch:
+def _over_outputs(qkv: Tensor, pools: Sequence["HeadPool"], tile: Blocks) -> _Launch:
     """Launch of a kernel whose programs make a tile of pooled places each."""
     sizes = [pool.output_size(qkv.shape[1:3]) for pool in pools]
     counts = [
@@ -197,15 +224,15 @@ def _over_outputs(qkv: Tensor, pools: Sequence["HeadPool"], tile: _Tile) -> _Lau
     return _launch(qkv, pools, sizes, counts, tile)
 
 
-def _over_inputs(qkv: Tensor, pools: Sequence["HeadPool"], tile: _Tile) -> _Launch:
+def _over_inputs(qkv: Tensor, pools: Sequence["HeadPool"], tile: Blocks) -> _Launch:
     """Launch of a kernel whose programs make a tile of places before pooling each."""
     sizes = [pool.output_size(qkv.shape[1:3]) for pool in pools]
     counts = [_programs(qkv, qkv.shape[1:3], pool, tile) for pool in pools]
     return _launch(qkv, pools, sizes, counts, tile)
 
 
-def _programs(qkv: Tensor, size: Sequence[int], pool: "HeadPool", tile: _Tile) -> int:
-    down, across = triton.cdiv(size[0], tile.height), triton.cdiv(size[1], tile.width)
+def _programs(qkv: Tensor, size: Sequence[int], pool: "HeadPool", tile: Blocks) -> int:
+    down, across = ceil_div(size[0], tile.queries), ceil_div(size[1], tile.keys)
     return len(qkv) * pool.heads * down * across
 
 
@@ -214,7 +241,7 @@ def _launch(
     pools: Sequence["HeadPool"],
     sizes: Sequence[tuple[int, int]],
     counts: Sequence[int],
-    tile: _Tile,
+    tile: Blocks,
 ) -> _Launch:
     pooled = _first_pooled(pools)
     channels, _, *kernel = pooled.kernel.shape
@@ -226,10 +253,10 @@ def _launch(
         PoolSizes(*starts, pooled.heads, *qkv.shape[1:3], *heights, *widths, *pool_strides),
         InputStrides(*qkv.stride()[:3], qkv.shape[3] // 3),
         PoolConstants(
-            channels, *kernel, *pooled.padding, pooled.eps, triton.next_power_of_2(channels),
-            tile.height, tile.width, accumulator(qkv),
+            channels, *kernel, *pooled.padding, pooled.eps, power_of_2(channels),
+            tile.queries, tile.keys, accumulator(qkv),
         ),
-        tile.warps,
+        tile,
     )  # fmt: skip
 
 
@@ -238,5 +265,5 @@ def _run(kernel: Any, launch: _Launch, qkv: Tensor, *arguments: Any, **constants
         with torch.cuda.device_of(qkv):  # Triton launches on the current device
             kernel[(launch.programs,)](
                 qkv, *arguments, *launch.sizes, launch.strides, CONST=launch.constants,
-                num_warps=launch.warps, **constants,
+                **launch.blocks.options, **constants,
             )  # fmt: skip

@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...attention.position import relative_embedding
 from ..head_pool import HeadPool
 from ..sdpa import windowed_sdpa
 from ..shape import AttentionShape
 from . import norm_gelu
+from .axis_tables import AxisTable
 from .triton_attention import triton_attention
 
-# Largest relative error of a tensor in the 2-norm, at least twice that of correct rounding. The
-# interpreter truncates to bfloat16, which takes 3e-2.
+# Largest relative error of a tensor in the 2-norm, at least twice that of correct rounding.
 _TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 4e-2, torch.float32: 1e-5, torch.float64: 1e-8}
 _HEADS, _SIZE = 2, (6, 5)
 
@@ -76,19 +77,24 @@ def _attention_error(
     window_q = _SIZE if window is None else (window, window)
     window_kv = tuple(-(-side // 2) for side in window_q)
     shape = AttentionShape(_HEADS, channels**-0.5, window_q, window_kv, residual=True)
-    rel = [(q, kv, channels) for q, kv in zip(window_q, window_kv, strict=True)]
-    shapes = [(1, *_SIZE, 3 * _HEADS * channels), *rel]
+    sides = list(zip(window_q, window_kv, strict=True))
+    # Tables for another grid, which are resized, in float32 at least, as under autocast.
+    tables = [(2 * max(side) + 1, channels) for side in sides]
+    shapes = [(1, *_SIZE, 3 * _HEADS * channels), *tables]
     pool = [(channels, 1, 3, 3), (channels,), (channels,)]
     shapes += [*pool, *pool[:2], *pool]
     tensors = [torch.randn(shape) for shape in shapes]
     # Logits of about 1, as a model has: rounding of larger ones saturates the softmax' gradients.
-    tensors[1:3] = [channels**-0.5 * rel for rel in tensors[1:3]]
-    leaves = [tensor.to(device, dtype).requires_grad_() for tensor in tensors]
+    tensors[1:3] = [channels**-0.5 * table for table in tensors[1:3]]
+    types = [dtype, *[torch.promote_types(dtype, torch.float32)] * 2, *[dtype] * (len(shapes) - 3)]
+    leaves = [x.to(device, own).requires_grad_() for x, own in zip(tensors, types, strict=True)]
     doubles = [leaf.detach().cpu().double().requires_grad_() for leaf in leaves]
-    qkv, rel_h, rel_w, *parameters = leaves
-    found = triton_attention(qkv, _pools(parameters), (rel_h, rel_w), shape)
-    qkv, rel_h, rel_w, *parameters = doubles
-    wanted = _plain_attention(qkv, _pools(parameters), rel_h, rel_w, shape)
+    qkv, *own, parameters = *leaves[:3], leaves[3:]
+    rel = [AxisTable.of(table, *side) for table, side in zip(own, sides, strict=True)]
+    found = triton_attention(qkv, _pools(parameters), rel, shape)
+    qkv, *own, parameters = *doubles[:3], doubles[3:]
+    embeddings = [relative_embedding(table, *side) for table, side in zip(own, sides, strict=True)]
+    wanted = _plain_attention(qkv, _pools(parameters), *embeddings, shape)
     grad = torch.randn(found.shape).to(found)
     return _largest_error(
         [found, *torch.autograd.grad(found, leaves, grad)],

@@ -17,7 +17,8 @@ from ..shape import AttentionShape
 from .attention_arguments import MAX_CHANNELS, MAX_KEYS_ALONG
 from .attention_backward import attention_backward
 from .attention_forward import attention_forward
-from .pool import pool_backward, pool_forward
+from .axis_tables import AxisTable
+from .pool import packed_parameters, pool_backward, pool_forward
 
 MAX_TAPS = 25  # of a pooling kernel: the loop over them is unrolled, and more spill registers
 
@@ -49,7 +50,7 @@ def why_unsupported(channels: int, pools: Sequence[HeadPool], shape: AttentionSh
 def triton_attention(
     qkv: Tensor,
     pools: Sequence[HeadPool],
-    embeddings: tuple[Tensor, ...],
+    tables: Sequence[AxisTable],
     shape: AttentionShape,
 ) -> Tensor:
     """Pools and normalises q, k and v, attends in windows, and adds the pooled q.
@@ -57,38 +58,51 @@ def triton_attention(
     Args:
         qkv: (B, H, W, 3·C), the projection: q, k and v side by side.
         pools: the pooling of each of them.
-        embeddings: R of Eq. 4 per axis, (Q_a, K_a, d), or none.
+        tables: those of Eq. 4 for both axes of a window, or none.
         shape: heads, scale, windows and residual.
 
     Returns:
         (B, H', W', C).
     """
-    embeddings = [embedding.to(qkv.dtype) for embedding in embeddings] or [None, None]
-    return _TritonAttention.apply(shape, tuple(pools), qkv, *embeddings, *flat_parameters(pools))
+    own = [rel.table for rel in tables] or [None, None]
+    places = tuple(rel[1:] for rel in tables)
+    parameters = flat_parameters(pools)
+    return _TritonAttention.apply(shape, tuple(pools), places, qkv, *own, *parameters)
 
 
 class _TritonAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, shape, pools, qkv, rel_h, rel_w, *parameters):
+    def forward(ctx, shape, pools, places, qkv, table_h, table_w, *parameters):
         pools = with_flat_parameters(pools, parameters)
         with torch.cuda.device_of(qkv):  # Triton launches on the current device
             q, k, v = pool_forward(qkv, pools)
-            out, lse = attention_forward(q, k, v, rel_h, rel_w, shape)
-        ctx.shape, ctx.pools = shape, pools
-        ctx.save_for_backward(qkv, rel_h, rel_w, out, lse, *parameters)
+            out, lse = attention_forward(q, k, v, *_axis_tables((table_h, table_w), places), shape)
+        ctx.shape, ctx.pools, ctx.places = shape, pools, places
+        ctx.save_for_backward(qkv, table_h, table_w, out, lse, *parameters)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        qkv, rel_h, rel_w, out, lse, *parameters = ctx.saved_tensors
+        qkv, table_h, table_w, out, lse, *parameters = ctx.saved_tensors
         pools = with_flat_parameters(ctx.pools, parameters)
         with torch.cuda.device_of(qkv):
-            pooled = pool_forward(qkv, pools)
+            packed = packed_parameters(pools)
+            pooled = pool_forward(qkv, pools, packed)
+            tables = _axis_tables((table_h, table_w), ctx.places)
             *grads, grad_h, grad_w = attention_backward(
-                grad.to(qkv.dtype).contiguous(), *pooled, rel_h, rel_w, out, lse, ctx.shape
+                grad.to(qkv.dtype).contiguous(), *pooled, *tables, out, lse, ctx.shape
             )
             del pooled
-            grad_qkv, grad_parameters = pool_backward(qkv, pools, grads)
+            grad_qkv, grad_parameters = pool_backward(qkv, pools, grads, packed)
         flat = [tensor for of_pool in grad_parameters for tensor in of_pool]
-        return None, None, grad_qkv, grad_h, grad_w, *flat
+        return None, None, None, grad_qkv, grad_h, grad_w, *flat
+
+
+def _axis_tables(
+    tables: Sequence[Tensor | None], places: Sequence[tuple[Tensor, Tensor]]
+) -> list[AxisTable | None]:
+    """Tables with the places that read them; None for both without positions."""
+    if not places:
+        return [None, None]
+    return [AxisTable(table, *own) for table, own in zip(tables, places, strict=True)]

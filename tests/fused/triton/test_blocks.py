@@ -5,6 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 from fused.blocks import assert_same, block, outputs_and_gradients
+from h100 import round_to_nearest  # noqa: F401
 from marks import long_but
 from models import randomize, relative_error
 
@@ -27,9 +28,18 @@ KINDS = {
     "no positions, no bias": {"use_rel_pos": False, "qkv_bias": False, "window_size": 4},
     "no pooling of queries": {"pool_q": False, "window_size": 4, "stride_kv": 2},
     "no pooling": {"pool_q": False, "pool_kv": False, "residual_pooling": False},
+    "dropped paths": {"pool_q": False, "pool_kv": False, "window_size": 4, "drop_path": 0.5},
     "no pooling, windows": {"pool_q": False, "pool_kv": False, "window_size": 4},
 }
-SMALL = {"dim": 8, "dim_out": 16, "num_heads": 2, "table_size": 8}
+# Heads of 8 channels in the interpreter, and of 64, the fewest that go, on a GPU.
+WIDTH = 8 if HAS_GPU else 1
+SMALL = {"dim": 8 * WIDTH, "dim_out": 16 * WIDTH, "num_heads": 2, "table_size": 8}
+KINDS["wider in the MLP"] = {
+    "stride_kv": 2,
+    "dim_out": SMALL["dim"],
+    "num_heads": 1,
+    "block_dim_out": SMALL["dim_out"],
+}
 
 
 @needs_kernels
@@ -41,9 +51,9 @@ def test_equals_the_plain_block(kind):
     """
     dtype, tolerance = (torch.float32, 1e-3) if HAS_GPU else (torch.float64, 1e-10)
     fast, plain = (
-        block(name, **SMALL, **KINDS[kind]).to(DEVICE, dtype) for name in ("triton", None)
+        block(name, **SMALL | KINDS[kind]).to(DEVICE, dtype) for name in ("triton", None)
     )
-    x = torch.randn(1, 6, 5, 8, dtype=dtype, device=DEVICE)
+    x = torch.randn(1, 6, 5, SMALL["dim"], dtype=dtype, device=DEVICE)
     assert_same(outputs_and_gradients(fast, x), outputs_and_gradients(plain, x), tolerance)
 
 
@@ -76,9 +86,10 @@ def test_what_is_saved_for_backward():
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: sizes.append(tuple(tensor.shape)) or tensor, lambda tensor: tensor
     ):
-        module(torch.randn(1, 6, 5, 8, device=DEVICE, requires_grad=True))
+        module(torch.randn(1, 6, 5, SMALL["dim"], device=DEVICE, requires_grad=True))
     maps = [shape for shape in sizes if len(shape) == 4 and shape[0] == 1]
-    assert sorted(set(maps)) == [(1, 2, 6, 5), (1, 6, 5, 8), (1, 6, 5, 16), (1, 6, 5, 48)]
+    channels = [WIDTH * c for c in (8, 16, 48)]
+    assert sorted(set(maps)) == [(1, 2, 6, 5), *((1, 6, 5, c) for c in channels)]
 
 
 @needs_kernels
@@ -162,15 +173,18 @@ def test_narrow_heads_are_not_for_a_gpu(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")
 def test_blocks_of_t_on_a_gpu(index, backend, dtype):
-    """Output and all gradients of each block: at most twice the plain one's error in float64.
+    """Each block against float64: at most twice the plain one's error in its output and the input's
+    gradient, four times in those of parameters, which are sums of roundings in another order.
 
     Maps have odd sides, so that windows reach over the border.
     """
     options = VARIANTS["T"].backbone_arguments() | {"drop_path_rate": 0.0}
     plain, fast = (
-        randomize(MViT(**options, attention_backend=name)).blocks[index].cuda()
+        MViT(**options, attention_backend=name).blocks[index].cuda()
         for name in ("reference", backend)
     )
+    fast.load_state_dict(randomize(plain.cpu()).state_dict())
+    plain.cuda()
     halvings = sum(index > first for first in (1, 3, 8))
     x = torch.randn(2, 101 >> halvings, 135 >> halvings, plain.attn.spec.dim, device="cuda")
     exact = outputs_and_gradients(deepcopy(plain).double(), x.double())
@@ -180,7 +194,10 @@ def test_blocks_of_t_on_a_gpu(index, backend, dtype):
     for name, wanted in exact.items():
         theirs, ours = ((one[name].double() - wanted).abs().max() for one in (eager, found))
         least = 1e-6 if dtype == torch.float32 else 1e-3
-        assert ours <= 2 * theirs + least * wanted.abs().max() + least * rounding, name
+        times = 2 if name in ("output", "input") else 4
+        # A shift of all keys changes no attention: that gradient is rounding alone.
+        times = 10 if name == "attn.norm_k.bias" else times
+        assert ours <= times * theirs + least * wanted.abs().max() + least * rounding, name
 
 
 @pytest.mark.parametrize("size", [(224, 224), (800, 1088), (333, 501)])

@@ -102,6 +102,44 @@ def test_norm_without_parameters(has_weight, has_bias):
     torch.testing.assert_close(grads[0], expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("with_path", [True, False])
+@pytest.mark.parametrize("with_shift", [True, False])
+def test_norm_of_a_sum(with_path, with_shift):
+    x, path, weight, bias = values(7, 96)
+    shift = 3 * bias if with_shift else None
+    given = torch.cat((path, path), dim=1)[:, :96] if with_path else None
+    total = x + path if with_path else x
+    for keeps in (True, False):
+        found = kernels.add_layer_norm_forward(x, given, shift, weight, bias, EPS, x.dtype, keeps)
+        assert (found[0] is None) != keeps
+        if keeps:
+            assert torch.equal(found[0], total)
+        assert found[1].data_ptr() not in (x.data_ptr(), path.data_ptr())
+        torch.testing.assert_close(found[1], total + (shift if with_shift else 0), rtol=0, atol=0)
+        expected = F.layer_norm(total, (96,), weight, bias, EPS)
+        torch.testing.assert_close(found[2], expected, rtol=0, atol=1e-10)
+
+
+def test_the_norm_of_a_sum_is_that_of_what_is_kept():
+    """A sum is rounded before it is normalised, as backward will normalise it again."""
+    x, path, weight, bias = values(7, 96, torch.bfloat16)
+    given = path, bias, weight, bias, EPS, x.dtype, True
+    total, _, normed = kernels.add_layer_norm_forward(x, *given)
+    assert total.dtype == torch.bfloat16 and torch.equal(total, x + path)
+    again, *_ = kernels.layer_norm_forward(total, weight, bias, EPS, x.dtype)
+    assert torch.equal(normed, again)
+
+
+def test_norm_backward_adds_what_comes_around_it():
+    x, grad, weight, bias = values(7, 96)
+    _, mean, rstd = kernels.layer_norm_forward(x, weight, bias, EPS, x.dtype)
+    alone, *parameters = kernels.layer_norm_backward(grad, x, mean, rstd, weight, True)
+    skip = torch.cat((3 * x, x), dim=1)[:, :96]
+    found = kernels.layer_norm_backward(grad, x, mean, rstd, weight, True, skip)
+    torch.testing.assert_close(found[0], alone + skip, rtol=0, atol=1e-12)
+    assert all(torch.equal(*pair) for pair in zip(found[1:], parameters, strict=True))
+
+
 # The tokens' type and the product's: autocast keeps float32 tokens and multiplies in 16 bits.
 MIXED = [
     (torch.float32, torch.float32), (torch.float32, torch.bfloat16),
