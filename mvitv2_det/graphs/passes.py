@@ -197,6 +197,27 @@ def _record(run: Callable[[], list[Tensor]], pool: Any) -> tuple[Callable[[], No
     return graph.replay, outputs
 
 
+def renew_generator(device: torch.device) -> bool:
+    """Replaces a GPU's generator of random numbers if a recording that failed has left it unusable.
+
+    PyTorch leaves it waiting for the end of that recording, and then refuses to draw.
+
+    Returns:
+        whether it was so.
+    """
+    generator = torch.cuda.default_generators[device.index]
+    state = torch.cuda.get_rng_state(device)
+    try:
+        torch.empty(1, device=device).uniform_()
+        return False
+    except RuntimeError:
+        fresh = torch.Generator(device)
+        generator.graphsafe_set_state(fresh.graphsafe_get_state())
+        return True
+    finally:
+        torch.cuda.set_rng_state(state, device)
+
+
 def _same_autocast(x: Tensor) -> torch.autocast:
     """The surrounding autocast without its cache of weights, which would hold a graph's memory."""
     kind = x.device.type

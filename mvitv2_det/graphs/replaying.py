@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .passes import InferencePass, InFlight, Outputs, TrainingPass
+from .passes import InferencePass, InFlight, Outputs, TrainingPass, renew_generator
 
 Pass = InferencePass | TrainingPass
 _GIB = 2**30
@@ -59,6 +59,7 @@ class GraphedForward:
         self._graphs: dict[Hashable, Pass] = {}
         self._pool: Any = None
         self._gradients: Tensor | None = None
+        self._ended = ""  # why nothing is recorded any more
         self._in_flight: weakref.ref[InFlight] | None = None
         self.refused: dict[Hashable, str] = {}
 
@@ -144,7 +145,9 @@ class GraphedForward:
     def _recorded(self, x: Tensor, key: Hashable) -> Pass | None:
         """Records the graph of a size; None, with a log line, where there is no room or no way."""
         held = sum(graph.nbytes for graph in self._graphs.values())
-        if len(self._graphs) >= self._max_graphs:
+        if self._ended:
+            reason = self._ended
+        elif len(self._graphs) >= self._max_graphs:
             reason = f"there are {len(self._graphs)} graphs already, as many as asked for"
         elif held >= self._max_bytes:
             reason = f"the graphs hold {held / _GIB:.1f} GiB already, as much as asked for"
@@ -153,7 +156,11 @@ class GraphedForward:
                 self._graphs[key] = self._record(x)
                 return self._graphs[key]
             except RuntimeError as error:  # whatever a driver, or a module of a user's, raises
-                reason = f"it cannot be recorded: {' '.join(str(error).split())[:200]}"
+                reason = f"it cannot be recorded: {' '.join(str(_first(error)).split())[:200]}"
+                if x.is_cuda and renew_generator(x.device):
+                    # Graphs from before draw from the generator that is lost.
+                    self._graphs.clear()
+                    self._ended = f"an earlier recording has failed: {reason}"
         self.refused[key] = reason
         _log.warning("no CUDA graph for inputs of %s: %s", tuple(x.shape), reason)
         return None
@@ -168,6 +175,13 @@ class GraphedForward:
         if self._gradients is None or len(self._gradients) < total:
             self._gradients = torch.empty(total, dtype=parameters[0].dtype, device=x.device)
         return TrainingPass(self._plain, x, parameters, self._gradients, self._pool)
+
+
+def _first(error: BaseException) -> BaseException:
+    """The error that ended a recording; the end of the recording then raises another."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def _has_hooks(module: nn.Module) -> bool:

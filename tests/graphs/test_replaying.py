@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -225,6 +226,51 @@ def test_one_training_pass_at_a_time(stand_in):
     assert graphed.why_not(images[0]) is not None
     del dropped  # a pass that is never followed by a backward pass
     assert graphed.why_not(images[0]) is None
+
+
+@pytest.mark.gpu
+@NEEDS_GPU
+def test_random_numbers_after_a_recording_that_fails():
+    class DrawsAndReads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.weight * torch.rand_like(x) * x.sum().item()
+
+    module, x = DrawsAndReads().cuda(), torch.ones(3, device="cuda")
+    wanted = module(x).grad_fn is not None
+    graphed = replay_graphs(module, training=True)
+    for _ in range(2):
+        module(x).sum().backward()
+    assert wanted and "it cannot be recorded" in graphed.why_not(x)
+
+
+def test_a_generator_that_a_recording_has_left_unusable(monkeypatch):
+    """Stand-ins for a GPU's generator and tensors."""
+    states, device = [], SimpleNamespace(index=0)
+
+    class Fresh:
+        def __init__(self, device):
+            pass
+
+        graphsafe_get_state = staticmethod(lambda: "fresh")
+
+    generator = SimpleNamespace(graphsafe_set_state=states.append)
+    monkeypatch.setattr(torch.cuda, "default_generators", (generator,))
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: "before")
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.append(state))
+    monkeypatch.setattr(torch, "Generator", Fresh)
+    for draw, renewed in ((lambda: None, False), (refuse, True)):
+        tensor = SimpleNamespace(uniform_=draw)
+        monkeypatch.setattr(torch, "empty", lambda *_, tensor=tensor, **__: tensor)
+        assert passes.renew_generator(device) is renewed
+    assert states == ["before", "fresh", "before"]
+
+
+def refuse():
+    raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
 
 
 def test_one_backward_pass_for_each(stand_in):

@@ -1,4 +1,4 @@
-"""Blocks of the kernels: those measured on a GPU where ``tiles.csv`` has them, a rule's elsewhere.
+"""Blocks of the kernels: those measured on such a GPU where ``tiles.csv`` has them, else a rule's.
 
 ``projects/backbone_benchmark/tune_tiles.py`` measures and writes the table. Its rows are for
 classes of shapes, not for sizes of maps: kernels are compiled for their blocks, and images of all
@@ -73,10 +73,16 @@ def measured_or(kernel: str) -> Callable[[Rule], Callable[[torch.device, Case], 
         @wraps(rule)
         @cache
         def choose(device: torch.device, case: Case) -> Blocks:
-            measured = None
-            if device.type == "cuda":
-                measured = _shipped().get(Key(*names_of(device), kernel, case))
-            return measured or rule(case)
+            if device.type != "cuda":
+                return rule(case)
+            gpu, capability = names_of(device)
+            rows = {
+                key.gpu: blocks
+                for key, blocks in _shipped().items()
+                if key[1:] == (capability, kernel, case)
+            }
+            # GPUs of one capability have the same multiprocessors, such as an H100 and an H200.
+            return rows.get(gpu) or next(iter(rows.values()), None) or rule(case)
 
         return choose
 

@@ -47,9 +47,19 @@ def test_the_rule_stays_for_other_shapes(choose, case):
     assert choose(GPU, case) == RULE
 
 
-def test_the_rule_stays_on_other_gpus(choose, monkeypatch):
-    monkeypatch.setattr(tile_table, "names_of", lambda device: ("NVIDIA H200", "9.0"))
+def test_the_rule_stays_on_gpus_of_another_capability(choose, monkeypatch):
+    monkeypatch.setattr(tile_table, "names_of", lambda device: ("NVIDIA L40S", "8.9"))
     assert choose(GPU, CASE) == RULE
+
+
+def test_a_gpu_of_the_same_capability_lends_its_row(choose, monkeypatch):
+    monkeypatch.setattr(tile_table, "names_of", lambda device: ("NVIDIA H200", "9.0"))
+    assert choose(GPU, CASE) == MEASURED
+    own = Blocks(32, 64, 4, 3)
+    row = {Key("NVIDIA H200", "9.0", "attention_forward", CASE): own}
+    monkeypatch.setattr(tile_table, "_shipped", lambda: ROWS | row)
+    choose.cache_clear()
+    assert choose(GPU, CASE) == own
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
