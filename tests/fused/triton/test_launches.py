@@ -67,10 +67,14 @@ def launches(monkeypatch):
     """Counts launches under autocast, with the Triton kernels chosen for all blocks."""
     found = Launches()
 
-    def run(kernel, *args, **kwargs):
-        found.by_name[f"triton {kernel.fn.__name__}"] += 1
+    def launcher(kernel, grid):
+        def launch(*args, **kwargs):
+            found.by_name[f"triton {kernel.fn.__name__}"] += 1
 
-    monkeypatch.setattr(type(norm_gelu._norm_forward), "run", run)
+        return launch
+
+    # By kernel[grid]: the interpreter of Triton 3.4 has no method named run.
+    monkeypatch.setattr(type(norm_gelu._norm_forward), "__getitem__", launcher)
     monkeypatch.setattr(FusedBlock, "choose", lambda *_: Choice(TRITON, norm_gelu))
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: True)
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda *_: torch.bfloat16)
@@ -96,6 +100,16 @@ def step(model: nn.Module) -> None:
     model.zero_grad(set_to_none=True)
 
 
+def has_wide_products() -> bool:
+    """Whether the meta device multiplies bfloat16 into float32: not with torch 2.8."""
+    x = torch.empty(2, 2, device="meta", dtype=torch.bfloat16)
+    try:
+        torch.mm(x, x, out_dtype=torch.float32)
+    except TypeError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     ("name", "run", "most"),
     [
@@ -106,6 +120,8 @@ def step(model: nn.Module) -> None:
     ],
 )
 def test_launches(launches, name, run, most):
+    if run is step and not has_wide_products():
+        pytest.skip("this torch has no out_dtype on the meta device")
     model = backbone(name)
     run(model)  # makes the constants that are kept for a size
     launches.by_name.clear()
