@@ -125,6 +125,7 @@ assert not any(name.startswith("detectron2.") for name in sys.modules)
 """
 
 
+@pytest.mark.long
 def test_all_of_it_without_detectron2(photos, weights, tmp_path):
     answer = subprocess.run(
         [sys.executable, "-c", WITHOUT_DETECTRON2, weights, str(photos), str(tmp_path / "out")],

@@ -67,6 +67,7 @@ def test_trains_evaluates_resumes(overrides, coco_folder, capfd):
     assert "model_final.pth know 2 classes, the config's model 3: use" in one_error(capfd)
 
 
+@pytest.mark.long
 def test_two_processes_on_cpu_with_synchronised_batch_norm(overrides, coco_folder):
     """Cascade heads, whose SyncBN must see both workers' regions; and evaluation at the end."""
     arguments = [override for override in overrides if "mask_head.conv_dims" not in override]

@@ -52,6 +52,7 @@ def pair() -> tuple[MViT, MViT, CompileCounterWithBackend]:
 
 @torch._dynamo.config.patch(recompile_limit=1)  # of each kind of block; more is an error
 @needs_torch
+@pytest.mark.long
 def test_inference_over_sizes(pair):
     model, compiled, counter = pair
     for size in SIZES:

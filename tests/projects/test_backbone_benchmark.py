@@ -72,6 +72,7 @@ def test_ours_without_windows_computes_what_timm_does():
     assert shapes[0] == shapes[1]
 
 
+@pytest.mark.long
 def test_roofline_of_stages():
     """Products counted by hand in one stage; no time below its roofline."""
     rows = stages.measure(SMALL, rounds=1, report=lambda line: None)
@@ -167,6 +168,7 @@ def test_pieces_compute_the_same(kind):
         assert all(grad.isfinite().all() for found in grads for grad in found)
 
 
+@pytest.mark.long
 def test_our_kernels_do_the_same_work():
     pytest.importorskip("triton", minversion="3.4")
     if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") != "1":
@@ -239,6 +241,7 @@ def test_the_gpu_preset_covers_what_is_asked():
     assert {step.part for step in steps} <= set(run.PARTS)
 
 
+@pytest.mark.long
 def test_warming_runs_every_kind_of_block():
     setting = Setting("T", (32, 64), 2, "bf16", "cpu")
     for work in roofline.works(setting):
@@ -387,6 +390,7 @@ def test_two_checkouts_take_turns(tmp_path, monkeypatch):
     assert set(gains) == {"Detectron2", "ours"} and gains["ours"] > 3 > gains["Detectron2"]
 
 
+@pytest.mark.long
 def test_a_process_says_what_went_wrong(tmp_path, capfd):
     with Process(run.HERE, SMALL, speed.Options()) as side:
         assert [name for name, _, _ in side.call("names")] == ["Detectron2", "ours"]

@@ -14,6 +14,7 @@ from h100 import (  # noqa: F401
     poison,
     round_to_nearest,
 )
+from marks import long_but
 from plain_attention import plain_attention
 from torch import Tensor
 
@@ -156,7 +157,11 @@ def assert_within_budget(case: Case, dtype: torch.dtype) -> None:
 
 
 @IN_INTERPRETER
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "case",
+    long_but([CASES[n] for n in ("windows", "masked padding", "96 channels")], CASES.values()),
+    ids=CASES,
+)
 def test_equals_plain_attention_in_float64(case):
     tensors = inputs(case)
     for name, own, exact in zip(NAMES, ours(case, *tensors), plain(case, *tensors), strict=False):
@@ -164,7 +169,9 @@ def test_equals_plain_attention_in_float64(case):
         assert error(own, exact) < 1e-10, name
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", long_but([torch.bfloat16], [torch.float32, torch.float16, torch.bfloat16])
+)
 @pytest.mark.parametrize("case", IN_LOW_PRECISION.values(), ids=IN_LOW_PRECISION)
 def test_error_is_at_most_twice_that_of_plain_code(case, dtype):
     assert_within_budget(case, dtype)
@@ -177,6 +184,7 @@ def test_error_at_sizes_of_detection(case, dtype, batch):
     assert_within_budget(Case(**{**case.__dict__, "batch": batch}), dtype)
 
 
+@pytest.mark.long
 @IN_INTERPRETER
 def test_gradcheck():
     """Against differences of the kernels' own forward pass, unlike all other tests."""
@@ -226,7 +234,9 @@ def test_maps_may_lie_anyhow_but_for_their_channels():
     assert all(torch.equal(*pair) for pair in zip(actual, expected, strict=True))
 
 
-@pytest.mark.parametrize("case", [WINDOWS, whole((9, 11), (3, 5))], ids=["windows", "splits"])
+@pytest.mark.parametrize(
+    "case", long_but([WINDOWS], [WINDOWS, whole((9, 11), (3, 5))]), ids=["windows", "splits"]
+)
 def test_two_runs_give_the_same_bits(case):
     tensors = inputs(case, torch.float32)
     first, second = (ours(case, *tensors) for _ in range(2))

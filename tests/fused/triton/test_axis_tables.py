@@ -3,6 +3,7 @@
 import pytest
 import torch
 from h100 import DEVICE, NEEDS_KERNELS, poison, round_to_nearest  # noqa: F401
+from marks import long_but
 
 pytest.importorskip("triton", minversion="3.4", reason="the kernels need Triton 3.4")
 
@@ -39,7 +40,7 @@ def test_readers_are_all_places_once(queries, keys):
 
 
 @NEEDS_KERNELS
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", long_but([torch.float64], [torch.float64, torch.float32]))
 def test_gradients(dtype):
     """Sums of three programs' parts; the channels are no power of two."""
     tables = [torch.randn(2 * max(side) - 1, 6, dtype=dtype) for side in SIDES[2:4]]

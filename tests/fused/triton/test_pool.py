@@ -221,6 +221,7 @@ class _Pooling(torch.autograd.Function):
         return None, grad_qkv, *found
 
 
+@pytest.mark.long
 def test_gradcheck():
     made = pools(1, 3, (1, 2, 0))
     inputs = [projection((1, 2, 3, 1, 3)), *(x for pool in made for x in found(pool))]
