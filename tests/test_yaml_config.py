@@ -47,6 +47,7 @@ def calls(value):
             yield from calls(item)
 
 
+@pytest.mark.long
 def test_every_config_calls_what_is_allowed():
     found = set()
     for file in FILES.values():

@@ -170,6 +170,7 @@ print(json.dumps(answers))
 """
 
 
+@pytest.mark.long
 def test_without_detectron2():
     """All in one process: the libraries that they load take seconds."""
     model = ["--config", "demo", "--weights", "w.pth", "--output", "o"]

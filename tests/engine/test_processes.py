@@ -85,6 +85,7 @@ def _fit_in_parts(out):
     fit(out if torch.distributed.get_rank() == 0 else out + ".other", accumulate=2)
 
 
+@pytest.mark.long
 def test_two_processes_and_parts_are_one_at_the_whole_batch(tmp_path):
     """Tolerance: float32, ten steps, sums in another order."""
     fit(str(tmp_path / "one"))

@@ -282,6 +282,7 @@ def test_costs_to_draw(results):
     assert [row.paper for row in costs("giga", results)] == [10, None, 30]
 
 
+@pytest.mark.long
 def test_picture_has_no_labels_over_each_other(table, results, tmp_path, monkeypatch):
     """Fifteen points, three at each place."""
     crowd = []
@@ -378,6 +379,7 @@ def command():
     return load_script("projects/attention_benchmark/run.py").main
 
 
+@pytest.mark.long
 def test_counts_alone(command, tmp_path, capsys):
     arguments = ["--table", "4a", "--count-only", "--output", str(tmp_path)]
     assert command(arguments) == 0

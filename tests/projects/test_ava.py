@@ -415,6 +415,7 @@ def clip(digits_folder, tmp_path_factory):
     return path, np.array([person.box for person in persons]) * SIDE
 
 
+@pytest.mark.long
 def test_finds_in_a_video_what_evaluation_does(clip, trained):
     """The same probabilities, to the four digits of the file that evaluation has written."""
     path, boxes = clip

@@ -120,6 +120,7 @@ def test_two_processes_train_and_evaluate_each_image_once(overrides, photos):
     assert np.allclose(two["probabilities"], one["probabilities"], atol=1e-5)  # float32
 
 
+@pytest.mark.long
 def test_trains_with_the_whole_recipe(overrides, photos):
     """The recipe of ImageNet on small images: RandAugment, erasing, mixup, clipping."""
     settings = [o for o in overrides if "variant" not in o]

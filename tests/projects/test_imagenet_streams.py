@@ -134,6 +134,7 @@ def test_evaluation_sees_each_image_once(stream):
     assert labels.bincount().tolist() == [2, 2, 2]
 
 
+@pytest.mark.long
 def test_a_damaged_image_is_named(stream, photos, caplog):
     """timm leaves it out with a warning that does not name it, in evaluation too."""
     for split in ("train", "val"):

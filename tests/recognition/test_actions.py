@@ -50,7 +50,7 @@ def frame_wise(theirs, head, clips, boxes):
 @pytest.mark.parametrize(
     ("build", "width", "options"),
     # torchvision does not resize the absolute positions of MViTv1.
-    [(mvit_v2_s, 96, {}), (mvit_v1_b, 64, MVITV1)],
+    [(mvit_v2_s, 96, {}), pytest.param(mvit_v1_b, 64, MVITV1, marks=pytest.mark.long)],
     ids=["MViTv2-S", "MViTv1-B"],
 )
 def test_equals_frame_wise_roi_align(build, width, options):

@@ -411,6 +411,7 @@ def test_frames_that_a_format_lacks(tmp_path, capsys):
         assert_same_weights(ours.state_dict(), source.state_dict())
 
 
+@pytest.mark.long
 def test_without_detectron2(tmp_path):
     """Loading and converting need none of it; importing it is blocked."""
     torch.save({"model": image().state_dict()}, tmp_path / "model.pth")
