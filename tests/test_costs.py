@@ -57,7 +57,9 @@ def costs_of(name: str) -> Costs:
     return count_costs(get_config(name))
 
 
-@pytest.mark.parametrize("name", long_but(("mask_rcnn_mvitv2_t_3x", "mask_rcnn_mvitv2_b_3x"), TABLE_5))
+@pytest.mark.parametrize(
+    "name", long_but(("mask_rcnn_mvitv2_t_3x", "mask_rcnn_mvitv2_b_3x"), TABLE_5)
+)
 def test_table_5(name):
     total = costs_of(name).total
     without_batch_norm, with_batch_norm, parameters = TABLE_5[name]

@@ -52,6 +52,7 @@ def test_wheel_brings_the_command_and_says_that_it_is_typed(installed):
     assert (installed / "mvitv2_det" / "py.typed").is_file()
 
 
+@pytest.mark.long
 def test_wheel_carries_the_configs(installed, tmp_path):
     """``get_config`` works from the wheel alone, away from the checkout."""
     script = (
