@@ -116,6 +116,7 @@ def test_a_signal_in_an_evaluation_ends_it(coco_folder, capfd, monkeypatch):
     assert evaluated == [2, 4]
 
 
+@pytest.mark.long
 def test_a_drawn_seed_is_kept_and_workers_do_not_matter(coco_folder, monkeypatch):
     with monkeypatch.context() as patch:
         signal_after(patch, signal.SIGINT, 1)
