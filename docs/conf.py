@@ -141,3 +141,7 @@ def setup(app: Sphinx) -> None:
     app.connect("source-read", link_from_repository)
     app.connect("autodoc-process-docstring", escape_axes)
     app.connect("missing-reference", resolve_public_name)
+
+
+# Docstrings name fields, such as rows, that several named tuples have.
+suppress_warnings = ["ref.python"]
