@@ -58,7 +58,7 @@ class Unsummed(NamedTuple):
 def linear_beside_skip(
     z: Tensor, linear: nn.Linear, skip: Skip, casts: Casts | None = None
 ) -> Unsummed:
-    """As :func:`linear_and_skip`, but for the sum."""
+    """The two terms of :func:`linear_and_skip`, for a norm that sums them as it reads them."""
     tokens, scale = skip
     scale, low = scale_of_tokens(scale, z), casts[linear] if casts else None
     path = _LinearAndSkip.apply(z, None, scale, linear.weight, linear.bias, low)

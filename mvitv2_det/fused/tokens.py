@@ -199,7 +199,7 @@ def added(total: Tensor | None, part: Tensor) -> Tensor:
 
 
 def added_product(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """As :func:`added` with ``a @ b``; the sum is kept in ``dtype``."""
+    """``total`` with ``a @ b`` added in place, in ``dtype``; ``a @ b`` where there is no total."""
     if total is not None and dtype == a.dtype:
         return total.addmm_(a, b)
     return added(total, _product(a, b, dtype))

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from mvitv2_det import Recognizer, load_weights, replay_graphs
 from mvitv2_det.fused import BACKENDS
+from projects.backbone_benchmark.tables import ratio, seconds_cell, speed_over
 from projects.common import results as files
 from projects.common.memory import GIB, saved_for_backward
-from projects.common.timing import Timing, interleave, resident
+from projects.common.timing import interleave, resident
 
 TIMM_NAMES = {"T": "mvitv2_tiny", "S": "mvitv2_small", "B": "mvitv2_base", "L": "mvitv2_large"}
 IMAGE_SIZE = 224
@@ -111,13 +112,12 @@ def measure(
             progress=lambda line, task=task: progress(f"{variant} {task}, {line}"),
         )
         row: dict[str, object] = {"network": variant, "task": task}
-        row |= {f"{name} (s)": seconds(timing) for name, timing in found.items()}
-        for name, timing in found.items():
-            if name != "timm" and isinstance(timing, Timing) and isinstance(found["timm"], Timing):
-                ratio = timing.speed_over(found["timm"])
-                row[f"{name}: times as fast"] = (
-                    f"{ratio.median:.2f} ({ratio.lower:.2f} to {ratio.upper:.2f})"
-                )
+        row |= {f"{name} (s)": seconds_cell(timing) for name, timing in found.items()}
+        row |= {
+            f"{name}: times as fast": ratio(speed_over(timing, found["timm"]))
+            for name, timing in found.items()
+            if name != "timm"
+        }
         rows.append(row)
     saved = {
         name: saved_for_backward(partial(loss, network), [*network.parameters()])
@@ -132,14 +132,6 @@ def measure(
     rows[0]["largest difference"] = f"{difference.item():.1e}"
     columns = dict.fromkeys(name for row in reversed(rows) for name in row)
     return [{name: row.get(name, "") for name in columns} for row in rows]
-
-
-def seconds(timing: object) -> str:
-    """Median and quartiles, or that the memory did not suffice."""
-    if not isinstance(timing, Timing):
-        return "out of memory"
-    spread = timing.spread
-    return f"{spread.median:.3f} ({spread.lower:.3f} to {spread.upper:.3f})"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,3 +2,7 @@
 
 Both are imported only where :mod:`.available` says that the kernels can run.
 """
+
+import torch
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # that the kernels take on a GPU

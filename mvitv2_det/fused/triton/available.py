@@ -6,11 +6,12 @@ from importlib.util import find_spec
 
 import torch
 
+from . import DTYPES
+
 MIN_TRITON = (3, 4)  # kernels take named tuples
 MIN_CAPABILITY = (8, 0)  # bfloat16 on tensor cores
 # Of a head. With 8 the kernels were wrong on an H100 in 16 bits, though right in the interpreter.
 MIN_CHANNELS = 64
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def why_unavailable(device: torch.device, dtype: torch.dtype, channels: int = 96) -> str | None:

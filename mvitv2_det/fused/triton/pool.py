@@ -52,13 +52,13 @@ def forward_tile(case: Case) -> Blocks:
 
 @measured_or("pool_backward")
 def backward_tile(case: Case) -> Blocks:
-    """As :func:`forward_tile`, but half of it for types with two values per channel."""
+    """Tile of the backward kernel: the forward kernel's, half as high for types over 16 bits."""
     return _tile(case.channels, halved=case.dtype.itemsize > 2)
 
 
 @measured_or("pool_gather")
 def gather_tile(case: Case) -> Blocks:
-    """As :func:`forward_tile`."""
+    """Tile of the kernel that gathers gradients: the forward kernel's."""
     return _tile(case.channels)
 
 

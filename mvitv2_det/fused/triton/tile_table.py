@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from ...errors import UserError
-from .available import DTYPES
+from . import DTYPES
 from .launch import Blocks
 
 TABLE = Path(__file__).with_name("tiles.csv")
