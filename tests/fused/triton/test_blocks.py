@@ -63,17 +63,19 @@ def test_equals_the_plain_block(kind):
 def test_gradcheck():
     from mvitv2_det.fused.head_pool import HeadPool
     from mvitv2_det.fused.shape import AttentionShape
+    from mvitv2_det.fused.triton.axis_tables import AxisTable
     from mvitv2_det.fused.triton.triton_attention import triton_attention
 
-    def attend(qkv, rel_h, rel_w, *parameters):
+    def attend(qkv, table_h, table_w, *parameters):
         pools = [
             HeadPool(1, (stride, stride), (1, 1), 1e-6, *parameters[3 * i : 3 * i + 3])
             for i, stride in enumerate((1, 2, 2))
         ]
         shape = AttentionShape(1, 0.5, (2, 2), (1, 1), True)
-        return triton_attention(qkv, pools, (rel_h, rel_w), shape)
+        tables = [AxisTable.of(table, 2, 1) for table in (table_h, table_w)]
+        return triton_attention(qkv, pools, tables, shape)
 
-    shapes = [(1, 3, 2, 6), (2, 1, 2), (2, 1, 2), *(((2, 1, 3, 3), (2,), (2,)) * 3)]
+    shapes = [(1, 3, 2, 6), (3, 2), (3, 2), *(((2, 1, 3, 3), (2,), (2,)) * 3)]
     leaves = [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
     assert torch.autograd.gradcheck(attend, leaves, fast_mode=True)
 
