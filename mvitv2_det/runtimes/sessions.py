@@ -33,6 +33,20 @@ def open_session(file: Path, runtime: str, precision: str) -> Session:
         ) from error
 
 
+@cache
+def openvino_core() -> Any:
+    """Returns the one ``openvino.Core`` of this process, which is never given up.
+
+    A core gives the thread that first compiles with it a stack for signals, and frees that stack
+    when the last that refers to the core is dropped, in whatever thread. In another thread than
+    the first one (a garbage collection is enough) the first then keeps a stack that is gone, and
+    the next signal that Python handles, such as Ctrl-C, is a segmentation fault (OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class _OpenVINO:
     """OpenVINO on the CPU.
 
@@ -43,7 +57,7 @@ class _OpenVINO:
     def __init__(self, file: Path, precision: str) -> None:
         import openvino
 
-        core = openvino.Core()
+        core = openvino_core()
         able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bf16" and "BF16" not in able:
             # OpenVINO itself would compute in fp32, and not say so.

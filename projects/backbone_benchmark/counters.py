@@ -10,6 +10,7 @@ import torch
 from mvitv2_det.errors import UserError
 from mvitv2_det.export import export_model
 from mvitv2_det.runtimes import check_runtime
+from mvitv2_det.runtimes.sessions import openvino_core
 from projects.backbone_benchmark.networks import Setting, both_networks, inference
 from projects.backbone_benchmark.profiling import profiler
 
@@ -87,8 +88,6 @@ def _of_torch(step: Callable[[], object], rounds: int) -> Counter:
 
 def _of_openvino(model: torch.nn.Module, setting: Setting, rounds: int) -> Counter:
     """The same of the exported network; a counter is of the node's last pass."""
-    import openvino
-
     with TemporaryDirectory() as folder:
         file = Path(folder) / "backbone.onnx"
         export_model(model, file, part="backbone", format="onnx", image_size=setting.size)
@@ -97,7 +96,7 @@ def _of_openvino(model: torch.nn.Module, setting: Setting, rounds: int) -> Count
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERF_COUNT": True,
         }
-        request = openvino.Core().compile_model(file, "CPU", options).create_infer_request()
+        request = openvino_core().compile_model(file, "CPU", options).create_infer_request()
     images, seconds = setting.images().numpy(), Counter()
     request.infer({0: images})
     for _ in range(rounds):

@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from mvitv2_det.detection import SoftNMSOutputLayers
 from mvitv2_det.export import write_detector
 from mvitv2_det.predict import Predictor
 from mvitv2_det.runtimes import check_runtime, files
-from mvitv2_det.runtimes.sessions import open_session
+from mvitv2_det.runtimes.sessions import open_session, openvino_core
 from mvitv2_det.trained import read_trained
 
 RUNTIMES = ("openvino", "onnxruntime")
@@ -126,6 +128,33 @@ def test_a_file_of_another_network_is_not_kept(change, detector, tmp_path, monke
     assert list(tmp_path.iterdir()) == [weights]
 
 
+SIGNAL = """
+import os, signal, sys, threading
+from pathlib import Path
+import openvino, openvino.opset13 as operations
+from mvitv2_det.runtimes.sessions import open_session
+
+x = operations.parameter([1, 3], openvino.Type.f32)
+file = Path(sys.argv[1]) / "model.xml"
+openvino.save_model(openvino.Model([operations.relu(x)], [x]), file)
+sessions = [open_session(file, "openvino", "fp32")]
+other = threading.Thread(target=sessions.clear)
+other.start()
+other.join()
+signal.signal(signal.SIGUSR1, lambda *_: print("heard", flush=True))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_a_signal_is_heard_after_another_thread_has_dropped_the_session(tmp_path):
+    """OpenVINO takes the stack for signals with it: Ctrl-C would be a segmentation fault."""
+    needs("openvino")
+    run = subprocess.run(
+        [sys.executable, "-c", SIGNAL, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert (run.returncode, run.stdout) == (0, "heard\n"), run.stderr
+
+
 def test_soft_nms_is_refused(detector, tmp_path):
     model = read_trained(detector.cfg, detector.weights)
     model.roi_heads.box_predictor.__class__ = SoftNMSOutputLayers
@@ -135,8 +164,8 @@ def test_soft_nms_is_refused(detector, tmp_path):
 
 def test_bf16_needs_a_cpu_that_multiplies_it(tmp_path):
     """OpenVINO alone would compute in float32 elsewhere."""
-    openvino = pytest.importorskip("openvino")
-    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    needs("openvino")
+    if "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this CPU does")
     with pytest.raises(UserError, match="does not multiply bf16 by itself"):
         open_session(tmp_path / "any.onnx", "openvino", "bf16")
@@ -145,8 +174,8 @@ def test_bf16_needs_a_cpu_that_multiplies_it(tmp_path):
 @pytest.mark.long
 def test_bf16_finds_most(detector):
     """Half of the instances within two pixels: rounding moves them, and NMS chooses others."""
-    openvino = pytest.importorskip("openvino")
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    needs("openvino")
+    if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this CPU does not multiply bf16")
     expected = Predictor(detector.config, detector.weights)(photos())
     options = {"runtime": "openvino", "precision": "bf16"}
