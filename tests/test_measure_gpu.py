@@ -21,6 +21,7 @@ def tool(monkeypatch):
     return tool
 
 
+@pytest.mark.long
 def test_each_stage_ends_and_leaves_what_it_wrote(tool, tmp_path, capsys):
     status = tool.main(["--output", str(tmp_path), "--minutes", "0.05"])
     said = capsys.readouterr().out.splitlines()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import write_coco
 from detectron2.utils import comm
+from marks import long_but
 from models import randomize
 from processes import detection_config, run
 from regression import Regression, make_trainer
@@ -115,6 +116,7 @@ def _evaluate(folder, out):
         assert results == {}
 
 
+@pytest.mark.long
 def test_two_processes_evaluate_what_one_does(tmp_path):
     """Every digit of the results, of five images, which two processes cannot share evenly."""
     write_coco(tmp_path, "train", 2)
@@ -163,16 +165,17 @@ def _die(out, how):
     os._exit(0)
 
 
-@pytest.mark.parametrize(
-    ("how", "gone", "words"),
-    [
-        ("0 frozen", 0, "has shown no sign of life for"),
-        ("1 frozen", 1, "has shown no sign of life for"),
-        ("still", 1, "has stood still for"),
-        ("well", None, ""),
-    ],
-)
-def test_a_process_that_is_gone_is_named(how, gone, words, tmp_path):
+GONE = [
+    ("0 frozen", 0, "has shown no sign of life for"),
+    ("1 frozen", 1, "has shown no sign of life for"),
+    ("still", 1, "has stood still for"),
+    ("well", None, ""),
+]
+
+
+@pytest.mark.parametrize("case", long_but(GONE[1:2], GONE), ids=lambda case: case[0])
+def test_a_process_that_is_gone_is_named(case, tmp_path):
+    how, gone, words = case
     run(_die, tmp_path, str(tmp_path / "said"), how)
     said = (tmp_path / f"said.{1 - (gone or 0)}").read_text()
     assert words in said and bool(said) == bool(words)

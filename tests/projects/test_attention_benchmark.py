@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from detectron2.config import LazyCall, instantiate
+from marks import long_but
 from matplotlib.text import Text
 from models import TINY
 from omegaconf import OmegaConf
@@ -323,7 +324,7 @@ def trainings(folder=None, *overrides, seeds=1):
     return Trainings(str(ROOT / "configs" / "demo.py"), overrides, seeds, 2, folder)
 
 
-@pytest.mark.parametrize("number", ["4b", "6", "7", "A.4"])
+@pytest.mark.parametrize("number", long_but(("4b",), ("4b", "6", "7", "A.4")))
 def test_rows_are_small_and_differ_as_the_papers_do(number):
     (table,) = read_tables(number, "detection")
     configs = {row.name: trainings().config_of(row, table) for row in table.rows}

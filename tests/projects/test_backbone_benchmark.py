@@ -186,6 +186,7 @@ def test_our_kernels_do_the_same_work():
     assert ours.run("attention backward")()[0].shape == (1, 4, 8, 192)
 
 
+@pytest.mark.long
 def test_kernels_over_their_roofline(monkeypatch):
     """Every kind of block by all implementations, then all blocks."""
     kinds = Counter(dict(list(roofline.works(SMALL).items())[-3:]))
