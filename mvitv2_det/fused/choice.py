@@ -153,7 +153,7 @@ def _fastest(
     not_fused = _why_not_fused(block, x)
     for name in _automatic(block, x):
         reason = _why_not(name, block, x, not_fused, beside_images)
-        if (reason := reason or _why_not_unasked(name, block)) is None:
+        if (reason := reason or _why_not_unasked(name, block, x)) is None:
             break
         passed_over += ((name, reason),)
     else:
@@ -162,8 +162,11 @@ def _fastest(
     return Choice(name, None if not_fused else _kernels_of(name), passed_over=passed_over)
 
 
-def _why_not_unasked(name: str, block: MultiScaleBlock) -> str | None:
+def _why_not_unasked(name: str, block: MultiScaleBlock, x: Tensor) -> str | None:
     """Why a backend that can compute the block is not taken by itself; None where it is."""
+    if name == TILED and product_dtype(x) == torch.bfloat16 and not tokens.multiplies_bfloat16():
+        # Its small products are then up to half as fast as PyTorch's fused attention.
+        return "PyTorch does not say that this CPU multiplies bfloat16 by itself"
     spec = block.attn.spec
     keys = spec.window_size // spec.stride_kv[0]
     if name == TRITON and keys > _MEASURED_KEYS and torch.is_grad_enabled():
@@ -206,7 +209,7 @@ def _why_not(
     if name == SDPA:
         return _why_not_sdpa(block, x)
     if name == TILED:
-        return not_fused or _tiled_limits(block, x)
+        return not_fused or _tiled_limits(block, x, beside_images)
     return beside_images or not_fused or _triton_limits(block, x)
 
 
@@ -334,13 +337,16 @@ def _unknown_options(block: MultiScaleBlock, *, masked_padding: bool = False) ->
     return None
 
 
-def _tiled_limits(block: MultiScaleBlock, x: Tensor) -> str | None:
+def _tiled_limits(block: MultiScaleBlock, x: Tensor, beside_images: str | None) -> str | None:
     if x.device.type != "cpu":
         return f"it is made for the CPU, got tensors on {x.device.type}"
-    if torch.is_autocast_enabled("cpu"):
-        return "it has no mixed precision, and autocast is on"
-    if x.dtype not in (torch.float32, torch.float64):
-        return f"it computes in float32 or float64, got {x.dtype}"
+    if (dtype := product_dtype(x)) not in (torch.float32, torch.float64):
+        if dtype != torch.bfloat16:
+            return f"it computes in float32, float64 or bfloat16, got {dtype}"
+        if torch.is_grad_enabled():
+            return "it has no gradients in bfloat16"
+        if beside_images:
+            return f"in bfloat16 it takes maps of images alone, and {beside_images}"
     return _unknown_options(block)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -65,6 +66,10 @@ class HeadPool:
     ) -> "HeadPool":
         """The same pooling with other tensors, such as those that an autograd function is given."""
         return replace(self, kernel=kernel, norm_weight=norm_weight, norm_bias=norm_bias)
+
+    def with_kernel_of(self, dtype: torch.dtype) -> "HeadPool":
+        """The same pooling of maps of that type; the norm takes them with its own weights."""
+        return replace(self, kernel=None if self.kernel is None else self.kernel.to(dtype))
 
     def without_convolution(self) -> "HeadPool":
         """The norm alone, for maps that have been convolved already."""

@@ -169,8 +169,8 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "non
     Args:
         activation: ``none``, ``gelu`` or ``gelu_tanh``.
     """
-    plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32
-    if plain and _has_onednn():
+    plain = type(x) is Tensor and x.device.type == "cpu"
+    if plain and _has_onednn(x.dtype):
         kind, _, algorithm = activation.partition("_")
         options: tuple[list[float], str]
         options = ([], algorithm or "none") if kind == "gelu" else ([], "")
@@ -182,8 +182,17 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "non
 
 
 @cache
-def _has_onednn() -> bool:
+def _has_onednn(dtype: torch.dtype) -> bool:
+    if dtype != torch.float32 and not (dtype == torch.bfloat16 and multiplies_bfloat16()):
+        return False
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for it; older versions of PyTorch do not tell."""
+    able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def column_sums(x: Tensor) -> Tensor:

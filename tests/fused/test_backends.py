@@ -140,7 +140,7 @@ def test_equals_detectron2(backend, variant, size):
     assert_same(our_gradients, gradients)
 
 
-@pytest.mark.parametrize("backend", ["auto", "sdpa", "reference"])
+@pytest.mark.parametrize("backend", ["auto", "tiled", "sdpa", "reference"])
 def test_bfloat16_is_no_worse_than_detectron2s(backend):
     """autocast to bfloat16, 96×130: at most twice the error that the reference has there."""
     reference = randomize(ReferenceMViT(**TINY)).eval()

@@ -11,7 +11,15 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 from mvitv2_det import MViT
-from mvitv2_det.fused import BACKENDS, accelerate, choice, compile_blocks, compiling, explain
+from mvitv2_det.fused import (
+    BACKENDS,
+    accelerate,
+    choice,
+    compile_blocks,
+    compiling,
+    explain,
+    tokens,
+)
 
 CLIPS = {"pool_kernel": (3, 3, 3), "stride_q": 1, "stride_kv": 1, "table_size": 14}
 X = torch.linspace(-1, 1, 9 * 14 * 12).reshape(1, 9, 14, 12)
@@ -31,9 +39,20 @@ def test_what_auto_takes(caplog):
         choice._say_once.cache_clear()
         for _ in range(2):
             assert chosen(module) == "sdpa, fused norms and MLP"
-    assert caplog.text.count("tiled is not taken: it has no mixed precision") == 1
+    assert caplog.text.count("tiled is not taken: it has no gradients in bfloat16") == 1
     assert chosen(module, X.bfloat16()) == "sdpa, fused norms and MLP"
     assert chosen(module, X.to("meta")) == "reference"
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_bfloat16_is_tiled_where_the_cpu_multiplies_it(able, monkeypatch):
+    monkeypatch.setattr(tokens, "multiplies_bfloat16", lambda: able)
+    module, expected = block("auto"), "tiled" if able else "sdpa"
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert chosen(module) == f"{expected}, fused norms and MLP"
+        assert chosen(block("tiled")) == "tiled, fused norms and MLP"
+    with torch.no_grad(), torch.autocast("cpu", torch.float16):
+        assert chosen(module) == "sdpa, fused norms and MLP"
 
 
 @pytest.mark.parametrize(
@@ -114,7 +133,8 @@ def test_the_reference_by_name_is_the_plain_model(monkeypatch):
     [
         ("tiled", lambda module: (module, X.to("meta")), "counted one by one"),
         ("tiled", lambda module: (module, X.as_subclass(OnGpu)), "made for the CPU, got .* cuda"),
-        ("tiled", lambda module: (module, X.bfloat16()), "float32 or float64, got .*bfloat16"),
+        ("tiled", lambda module: (module, X.bfloat16()), "no gradients in bfloat16"),
+        ("tiled", lambda module: (module, X.half()), "float64 or bfloat16, got .*float16"),
         ("sdpa", lambda module: (module, X.to("meta")), "counted one by one"),
         (
             "sdpa",

@@ -67,7 +67,7 @@ class _FoldedProjection(torch.autograd.Function):
     def forward(ctx, x, norm_weight, norm_bias, eps, pool, weight, bias, *taps):
         ctx.save_for_backward(x, norm_weight, norm_bias, weight, bias, *taps)
         ctx.eps, ctx.pool = eps, pool
-        normed, *_ = kernels.layer_norm_forward(x, norm_weight, norm_bias, eps, x.dtype)
+        normed, *_ = kernels.layer_norm_forward(x, norm_weight, norm_bias, eps, weight.dtype)
         return _convolve(normed, *_fold(weight, bias, taps, pool, x.shape[1:3]), pool)
 
     @staticmethod

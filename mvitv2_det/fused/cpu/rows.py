@@ -10,6 +10,7 @@ Axes: B images, H × W tokens, C = h·d channels of h heads; sizes with a dash a
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from ...attention.windows import WindowGrid
@@ -80,6 +81,9 @@ def attention_row_by_row(
 ) -> Tensor:
     """All of multiscale attention, without gradients.
 
+    Under autocast weights, maps and products are of its type, as are the logits between; products
+    and softmax sum in float32.
+
     Args:
         x: (B, H, W, C_in).
         norm: normalises ``x``.
@@ -92,33 +96,39 @@ def attention_row_by_row(
         window_fill: what completes windows of k and of v, (2, C); None for zeros.
 
     Returns:
-        (B, H / stride_q, W / stride_q, C_out).
+        (B, H / stride_q, W / stride_q, C_out), of the type of ``x``.
     """
-    queries, *others = _projections(norm, qkv, pools)
-    k, v = (part for projection in others for part in _whole(projection, x))
-    if window_fill is not None:
-        grid = WindowGrid.over(k, shape.window_kv[0])
-        k, v = (grid.filled(x, fill) for x, fill in zip((k, v), window_fill, strict=True))
-    keys, values = scaled_keys(k, shape), split_windows(v, shape)
-    height, width = queries.pools[0].output_size(x.shape[1:3])
-    output = x.new_empty(x.shape[0], height, width, proj.out_features)
-    for first, end in _row_ranges(x, height, shape.window_q[0]):
-        (q,) = queries.rows(x, first, end)
-        attended = attend(q, keys, values, embeddings, shape, first)
-        projected = kernels.dense(attended.flatten(0, 2), proj.weight, proj.bias)
-        skip.rows(first, end).add(projected.view_as(attended), out=output[:, first:end])
+    dtype = kernels.product_dtype(x)
+    linears = kernels.cast((qkv.weight, qkv.bias, proj.weight, proj.bias), dtype)
+    weight, bias, proj_weight, proj_bias = linears
+    pools = [pool.with_kernel_of(dtype) for pool in pools]
+    embeddings = kernels.cast(embeddings, dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        queries, *others = _projections(norm, weight, bias, pools)
+        k, v = (part for projection in others for part in _whole(projection, x))
+        if window_fill is not None:
+            grid, fills = WindowGrid.over(k, shape.window_kv[0]), window_fill.to(dtype)
+            k, v = (grid.filled(x, fill) for x, fill in zip((k, v), fills, strict=True))
+        keys, values = scaled_keys(k, shape), split_windows(v, shape)
+        height, width = queries.pools[0].output_size(x.shape[1:3])
+        output = x.new_empty(x.shape[0], height, width, proj.out_features)
+        for first, end in _row_ranges(x, height, shape.window_q[0]):
+            (q,) = queries.rows(x, first, end)
+            attended = attend(q, keys, values, embeddings, shape, first)
+            projected = kernels.dense(attended.flatten(0, 2), proj_weight, proj_bias)
+            skip.rows(first, end).add(projected.view_as(attended), out=output[:, first:end])
     return output
 
 
 def _projections(
-    norm: nn.LayerNorm, qkv: nn.Linear, pools: Sequence[HeadPool]
+    norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None, pools: Sequence[HeadPool]
 ) -> list[_Projection]:
     """The projection of q, and of k and v, together where they are pooled alike."""
     alike = pools[1].pools_like(pools[2])
     groups = [pools[:1], pools[1:]] if alike else [[pool] for pool in pools]
-    sizes = [qkv.out_features // 3 * len(group) for group in groups]
-    weights = qkv.weight.split(sizes)
-    biases = [None] * len(groups) if qkv.bias is None else qkv.bias.split(sizes)
+    sizes = [len(weight) // 3 * len(group) for group in groups]
+    weights = weight.split(sizes)
+    biases = [None] * len(groups) if bias is None else bias.split(sizes)
     return [_Projection(norm, *part) for part in zip(weights, biases, groups, strict=True)]
 
 
@@ -127,7 +137,8 @@ def _whole(projection: _Projection, x: Tensor) -> list[Tensor]:
     count = len(projection.pools)
     height, width = projection.pools[0].output_size(x.shape[1:3])
     channels = len(projection.weight) // count
-    outputs = [x.new_empty(x.shape[0], height, width, channels) for _ in range(count)]
+    size = (len(x), height, width, channels)
+    outputs = [projection.weight.new_empty(size) for _ in range(count)]
     for first, end in _row_ranges(x, height, 1):
         for output, rows in zip(outputs, projection.rows(x, first, end), strict=True):
             output[:, first:end] = rows
