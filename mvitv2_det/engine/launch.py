@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlparse
 
 import torch
@@ -213,12 +213,12 @@ def _call(function: Callable[..., None], args: tuple[Any, ...]) -> int:
     return 0
 
 
-def _call_and_exit(function: Callable[..., None], args: tuple[Any, ...]) -> None:
+def _call_and_exit(function: Callable[..., None], args: tuple[Any, ...]) -> NoReturn:
     """What a process that was started here does: its exit status tells how it has ended.
 
     All is closed and written by then, so the process ends as forked ones do, without Python's own
-    clean-up: of some twenty, one aborted there in a thread that PyTorch's collectives had left
-    ("terminate called without an active exception"), and a complete run counted as lost.
+    clean-up: of some twenty, one aborted there in a thread that was not Python's ("terminate
+    called without an active exception"), and a complete run counted as lost.
     """
     try:
         status = _call(function, args)

@@ -165,7 +165,7 @@ def _fastest(
 def _why_not_unasked(name: str, block: MultiScaleBlock, x: Tensor) -> str | None:
     """Why a backend that can compute the block is not taken by itself; None where it is."""
     if name == TILED and product_dtype(x) == torch.bfloat16 and not tokens.multiplies_bfloat16():
-        # Its small products are then up to half as fast as PyTorch's fused attention.
+        # It then took 1.05 (AVX-512) and 1.7 times (AVX2) as long as `sdpa`.
         return "PyTorch does not say that this CPU multiplies bfloat16 by itself"
     spec = block.attn.spec
     keys = spec.window_size // spec.stride_kv[0]

@@ -156,6 +156,22 @@ def test_bfloat16_is_no_worse_than_detectron2s(backend):
         assert (our_rounded[name] - feature).norm() < allowed, name
 
 
+@pytest.mark.parametrize("backend", ["tiled", "reference"])
+def test_a_model_of_bfloat16_is_as_near_as_under_autocast(backend):
+    """Weights of bfloat16, 96×130: at most twice the error that autocast gives the plain model."""
+    model = randomize(MViT(**TINY, attention_backend="reference")).eval()
+    low = MViT(**TINY, attention_backend=backend).eval()
+    low.load_state_dict(model.state_dict())
+    images = torch.randn(2, 3, 96, 130)
+    with torch.no_grad():
+        exact, found = model(images), low.bfloat16()(images.bfloat16())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = model(images)
+    for name, feature in exact.items():
+        assert found[name].dtype == torch.bfloat16
+        assert (found[name] - feature).norm() < 2 * (rounded[name] - feature).norm(), name
+
+
 def test_gradients_in_bfloat16_stay_near():
     model = randomize(MViT(**TINY))
     images = torch.randn(1, 3, 64, 96)

@@ -182,7 +182,7 @@ def test_a_named_backend_says_why_it_cannot_run(backend, change, words):
         module(x)
 
 
-@pytest.mark.parametrize(
+BESIDE_IMAGES = pytest.mark.parametrize(
     ("options", "inputs", "words"),
     [
         (CLIPS, (X[:, :4, None],), "its maps have three axes"),
@@ -190,6 +190,18 @@ def test_a_named_backend_says_why_it_cannot_run(backend, change, words):
     ],
     ids=["clip", "class token"],
 )
+
+
+@BESIDE_IMAGES
+def test_tiles_of_bfloat16_are_of_images_alone(options, inputs, words):
+    module = block("tiled", **options)
+    with torch.no_grad():
+        assert module.choose(*inputs).attention == "tiled"
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match=words):
+            module.choose(*inputs)
+
+
+@BESIDE_IMAGES
 def test_what_takes_no_clips_and_class_tokens_says_so(options, inputs, words, monkeypatch):
     """The Triton kernels and compiled code; other ways are tested in test_clips.py."""
     monkeypatch.setattr("mvitv2_det.fused.triton.available.why_unavailable", lambda *_: None)
