@@ -15,20 +15,9 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .products import added, added_product, column_sums, dense
 from .residual import Unsummed, scale_of_tokens
-from .tokens import (
-    Casts,
-    NormGradient,
-    TokenKernels,
-    added,
-    added_product,
-    cast,
-    chunks,
-    column_sums,
-    dense,
-    product_dtype,
-    write_chunk,
-)
+from .tokens import Casts, NormGradient, TokenKernels, cast, chunks, product_dtype, write_chunk
 
 
 def norm_mlp(

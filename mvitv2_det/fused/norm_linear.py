@@ -13,18 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .tokens import (
-    Casts,
-    NormGradient,
-    TokenKernels,
-    added_product,
-    cast,
-    chunks,
-    column_sums,
-    dense,
-    product_dtype,
-    write_chunk,
-)
+from .products import added_product, column_sums, dense
+from .tokens import Casts, NormGradient, TokenKernels, cast, chunks, product_dtype, write_chunk
 
 
 def norm_linear(
@@ -146,7 +136,7 @@ class _NormLinear(torch.autograd.Function):
                 if needs_x or needs_norm_weight or needs_norm_bias:
                     grad_normed = dense(parts[0], weights[0].T, None)
                     for part, part_weight in zip(parts[1:], weights[1:], strict=True):
-                        grad_normed.addmm_(part, part_weight)
+                        added_product(grad_normed, part, part_weight, grad_normed.dtype)
                     grad_chunk = grad_norm.backward(grad_normed, tokens[chunk], normed)
                     if needs_x:
                         grad_tokens = write_chunk(grad_tokens, chunk, grad_chunk, len(tokens))

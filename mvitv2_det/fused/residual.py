@@ -9,17 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .tokens import (
-    Casts,
-    added,
-    added_product,
-    cast,
-    chunks,
-    column_sums,
-    dense,
-    product_dtype,
-    write_chunk,
-)
+from .products import added, added_product, column_sums, dense
+from .tokens import Casts, cast, chunks, product_dtype, write_chunk
 
 
 class Skip(NamedTuple):

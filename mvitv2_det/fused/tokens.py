@@ -1,4 +1,4 @@
-"""LayerNorm, GELU and products of tokens, forward and backward, as the fused functions call them.
+"""LayerNorm and GELU of tokens, forward and backward, as the fused functions call them.
 
 :data:`TokenKernels` names what a module of such operations has. This module is one, of PyTorch's
 own operations; :mod:`mvitv2_det.fused.triton.norm_gelu` is another.
@@ -7,12 +7,13 @@ Axes: T tokens, t of them in a chunk, C channels in, O channels out, M hidden ch
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .products import added, column_sums
 
 # Weight and bias of linear layers in the type of products; see :func:`cast_linears`.
 Casts = Mapping[nn.Linear, tuple[Tensor, Tensor | None]]
@@ -158,68 +159,6 @@ def cast_linears(linears: Iterable[nn.Linear], dtype: torch.dtype) -> Casts:
     linears = list(linears)
     found = cast([x for linear in linears for x in (linear.weight, linear.bias)], dtype)
     return dict(zip(linears, zip(found[::2], found[1::2], strict=True), strict=True))
-
-
-def dense(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    """Activation of a linear layer, (t, C) to (t, O), without gradients.
-
-    On a CPU oneDNN's product is faster than the one that ``F.linear`` takes, and it computes the
-    activation before the result leaves the cache.
-
-    Args:
-        activation: ``none``, ``gelu`` or ``gelu_tanh``.
-    """
-    plain = type(x) is Tensor and x.device.type == "cpu"
-    if plain and _has_onednn(x.dtype):
-        kind, _, algorithm = activation.partition("_")
-        options: tuple[list[float], str]
-        options = ([], algorithm or "none") if kind == "gelu" else ([], "")
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, kind, *options)
-    x = F.linear(x, weight, bias)
-    if activation == "none":
-        return x
-    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
-
-
-@cache
-def _has_onednn(dtype: torch.dtype) -> bool:
-    if dtype != torch.float32 and not (dtype == torch.bfloat16 and multiplies_bfloat16()):
-        return False
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-@cache
-def multiplies_bfloat16() -> bool:
-    """Whether the CPU has instructions for it; older versions of PyTorch do not tell."""
-    able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-
-
-def column_sums(x: Tensor) -> Tensor:
-    """(t, O) to (O), in float32 at least: the gradient of a bias."""
-    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
-        return x.new_ones(len(x)) @ x  # twice as fast as a sum
-    return x.sum(0, dtype=torch.promote_types(x.dtype, torch.float32))
-
-
-def added(total: Tensor | None, part: Tensor) -> Tensor:
-    """``total`` with ``part`` added in place; ``part`` where there is no total yet."""
-    return part if total is None else total.add_(part)
-
-
-def added_product(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """``total`` with ``a @ b`` added in place, in ``dtype``; ``a @ b`` where there is no total."""
-    if total is not None and dtype == a.dtype:
-        return total.addmm_(a, b)
-    return added(total, _product(a, b, dtype))
-
-
-def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """``a @ b`` in ``dtype``; NVIDIA's GPUs write float32 sums of 16-bit products."""
-    nvidia = (a.is_cuda and torch.version.hip is None) or a.is_meta
-    if nvidia and dtype == torch.float32 and a.dtype in (torch.bfloat16, torch.float16):
-        return torch.mm(a, b, out_dtype=dtype)
-    return torch.mm(a, b).to(dtype)
 
 
 class NormGradient:

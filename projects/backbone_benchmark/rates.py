@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from mvitv2_det.fused.tokens import dense
+from mvitv2_det.fused.products import dense
 from projects.common.results import DTYPES
 
 _FLUSHED = 2**29  # bytes, many times a GPU's cache

@@ -7,7 +7,7 @@ from unittest.mock import patch
 from torch import Tensor, nn
 
 from mvitv2_det.attention.pooling import pool_map
-from mvitv2_det.fused import attention, block, choice, tokens
+from mvitv2_det.fused import attention, block, choice, products, tokens
 from mvitv2_det.fused.cpu import rows
 from projects.backbone_benchmark.networks import STEPS, Setting, detectron2_network, our_network
 from projects.backbone_benchmark.tables import ratio, seconds_cell, speed_over
@@ -72,7 +72,7 @@ WITHOUT: dict[str, list[tuple[object, str, object]]] = {
         (attention, "linear_and_skip", lambda z, linear, skip, casts=None: skip.add(linear(z))),
     ],
     "skip_pool.py": [(block, "pool_skip", lambda x, pool, frames=1: pool_map(x, pool))],
-    "tokens.py: oneDNN's product": [(tokens, "_has_onednn", lambda _: False)],
+    "products.py": [(products, "_has_onednn", lambda _: False)],
     "tokens.py: chunks": [(tokens, "_CPU_CHUNK", 2**40)],
     "cpu/rows.py": [(attention, "attention_row_by_row", _general_path)],
     "cpu/folded_pooling.py": [

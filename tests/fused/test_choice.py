@@ -18,7 +18,7 @@ from mvitv2_det.fused import (
     compile_blocks,
     compiling,
     explain,
-    tokens,
+    products,
 )
 
 CLIPS = {"pool_kernel": (3, 3, 3), "stride_q": 1, "stride_kv": 1, "table_size": 14}
@@ -46,7 +46,7 @@ def test_what_auto_takes(caplog):
 
 @pytest.mark.parametrize("able", [True, False])
 def test_bfloat16_is_tiled_where_the_cpu_multiplies_it(able, monkeypatch):
-    monkeypatch.setattr(tokens, "multiplies_bfloat16", lambda: able)
+    monkeypatch.setattr(products, "multiplies_bfloat16", lambda: able)
     module, expected = block("auto"), "tiled" if able else "sdpa"
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert chosen(module) == f"{expected}, fused norms and MLP"

@@ -18,6 +18,7 @@ from ...sizes import divide_up
 from .. import tokens as kernels
 from ..head_pool import HeadPool
 from ..norm_linear import norm_products_without_gradients
+from ..products import dense
 from ..residual import Skip
 from ..shape import AttentionShape
 from .folded_pooling import folded_projection, folding_saves_work
@@ -115,7 +116,7 @@ def attention_row_by_row(
         for first, end in _row_ranges(x, height, shape.window_q[0]):
             (q,) = queries.rows(x, first, end)
             attended = attend(q, keys, values, embeddings, shape, first)
-            projected = kernels.dense(attended.flatten(0, 2), proj_weight, proj_bias)
+            projected = dense(attended.flatten(0, 2), proj_weight, proj_bias)
             skip.rows(first, end).add(projected.view_as(attended), out=output[:, first:end])
     return output
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..head_pool import HeadPool, flat_parameters, with_flat_parameters
+from ..products import add_products, write_products
 from ..shape import AttentionShape
 from .position_logits import empty_logits, position_logits, position_logits_backward
 from .tiles import Tile, merge_windows, split_windows, tiles_of
@@ -159,7 +160,7 @@ def attend(
         weights = weights_memory.of(*queries.shape[:2], window_keys.shape[1])
         _attention_weights(queries, window_keys, logits, tile, shape, out=weights)
         attended = output_memory.of(*queries.shape)
-        torch.bmm(weights, tile.view_windows(values), out=attended)
+        write_products(weights, tile.view_windows(values), attended)
         attended = attended.view(source.shape)
         if shape.residual:
             torch.add(source, attended, out=target)
@@ -246,15 +247,16 @@ class _Gradients:
         _attention_weights(queries, keys, self._logits, tile, self._shape, out=weights)
         # The memory of the sums is not filled with zeros first: the first tile writes over it.
         beta = 0 if tile.is_first_of_window else 1
-        tile.view_windows(self.values).baddbmm_(weights.transpose(1, 2), grad_output, beta=beta)
+        grad_values, grad_keys = map(tile.view_windows, (self.values, self.keys))
+        add_products(grad_values, weights.transpose(1, 2), grad_output, beta)
         grad_logits = self._grad_memory.of(*weights.shape)
-        torch.bmm(grad_output, values.transpose(1, 2), out=grad_logits)
+        write_products(grad_output, values.transpose(1, 2), grad_logits)
         torch.ops.aten._softmax_backward_data.out(
             grad_logits, weights, -1, weights.dtype, grad_input=grad_logits
         )
-        tile.view_windows(self.keys).baddbmm_(grad_logits.transpose(1, 2), queries, beta=beta)
+        add_products(grad_keys, grad_logits.transpose(1, 2), queries, beta)
         grad_queries = self._query_memory.of(*queries.shape)
-        torch.bmm(grad_logits, keys, out=grad_queries)
+        write_products(grad_logits, keys, grad_queries)
         grad_queries = grad_queries.view(target.shape)
         if self._shape.residual:
             torch.add(source, grad_queries, out=target)
@@ -284,9 +286,9 @@ def _attention_weights(
         by_places = _by_places(out, rows, shape)
         out[..., math.prod(shape.window_kv) :].zero_()  # of a class token, if there is one
         torch.add(rows[..., None], columns[..., None, :], out=by_places)
-        out.baddbmm_(queries, keys.transpose(1, 2))  # adds to it as it goes, at no cost
+        add_products(out, queries, keys.transpose(1, 2))
     else:
-        torch.bmm(queries, keys.transpose(1, 2), out=out)
+        write_products(queries, keys.transpose(1, 2), out)
     torch.softmax(out, -1, out=out)
 
 
