@@ -12,21 +12,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import timm
 import torch
-from torch import Tensor, nn
 
 from mvitv2_det import Recognizer, load_weights, replay_graphs
 from mvitv2_det.fused import BACKENDS
-from projects.backbone_benchmark.tables import ratio, seconds_cell, speed_over
 from projects.common import results as files
-from projects.common.memory import GIB, saved_for_backward
-from projects.common.timing import interleave, resident
+from projects.common.compare import compare
 
 TIMM_NAMES = {"T": "mvitv2_tiny", "S": "mvitv2_small", "B": "mvitv2_base", "L": "mvitv2_large"}
 IMAGE_SIZE = 224
@@ -81,57 +77,7 @@ def measure(
         networks["ours, CUDA graphs"] = replayed = deepcopy(ours)
         replay_graphs(replayed, training=True)
     images = torch.randn(args.batch, 3, IMAGE_SIZE, IMAGE_SIZE, device=args.device)
-    autocast = partial(
-        torch.autocast,
-        args.device,
-        files.DTYPES[args.precision],
-        enabled=args.precision != "fp32",
-    )
-
-    @torch.no_grad()
-    def infer(network: nn.Module) -> Tensor:
-        with autocast():
-            return network(images)
-
-    def loss(network: nn.Module) -> Tensor:
-        with autocast():
-            return network(images).square().mean()
-
-    def train(network: nn.Module) -> None:
-        loss(network).backward()
-        network.zero_grad()
-
-    rows = []
-    for task, step in (("inference", infer), ("training step", train)):
-        for network in networks.values():
-            network.train(step is train)
-        found = interleave(
-            {name: resident(partial(step, network)) for name, network in networks.items()},
-            rounds=args.rounds,
-            device=args.device,
-            progress=lambda line, task=task: progress(f"{variant} {task}, {line}"),
-        )
-        row: dict[str, object] = {"network": variant, "task": task}
-        row |= {f"{name} (s)": seconds_cell(timing) for name, timing in found.items()}
-        row |= {
-            f"{name}: times as fast": ratio(speed_over(timing, found["timm"]))
-            for name, timing in found.items()
-            if name != "timm"
-        }
-        rows.append(row)
-    saved = {
-        name: saved_for_backward(partial(loss, network), [*network.parameters()])
-        for name, network in (("ours", ours), ("timm", theirs))
-    }
-    rows[1] |= {f"{name} saves (GiB)": f"{size / GIB:.3f}" for name, size in saved.items()}
-    rows[1]["ratio saved"] = f"{saved['ours'] / saved['timm']:.2f}"
-    for network in networks.values():
-        network.eval()
-    expected = infer(theirs).float()
-    difference = (infer(ours).float() - expected).abs().max() / expected.abs().max()
-    rows[0]["largest difference"] = f"{difference.item():.1e}"
-    columns = dict.fromkeys(name for row in reversed(rows) for name in row)
-    return [{name: row.get(name, "") for name in columns} for row in rows]
+    return compare(networks, images, variant, args.rounds, args.precision, progress)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 """Measures how fast clips are read, and what the network takes for longer and larger ones.
 
     python projects/video/benchmark.py --workers 2 --rounds 4
-    python projects/video/benchmark.py --parts frames side --rounds 3
+    python projects/video/benchmark.py --parts torchvision frames side --rounds 3
 
 Part loading: clips a second of the loader, by backend, and of the network. Videos are ten seconds
 of 340×256 at 30 frames a second in H.264, moving cut-outs of scikit-learn's photographs; --videos
@@ -11,7 +11,12 @@ alone. The network is MViTv2-S in inference and in a training step.
 
 Parts frames and side: time and peak memory of its inference against the number of frames (8 to 64,
 of 224²) and the side (112 to 448, of 16 frames), with exponents, by the fast path and the plain
-model. Results: a table of each part, NAME.csv and NAME.md.
+model.
+
+Part torchvision: MViTv2-S 16×4 beside torchvision's mvit_v2_s on the same weights: logits, seconds
+of an inference and of a training step, and bytes saved for the backward pass.
+
+Results: a table of each part, NAME.csv and NAME.md.
 """
 
 import argparse
@@ -28,14 +33,16 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
+from torchvision.models.video import mvit_v2_s
 
-from mvitv2_det import Recognizer, UserError
+from mvitv2_det import Recognizer, UserError, load_weights
 from mvitv2_det.predict.inputs import VIDEO_ENDINGS
 from mvitv2_det.recognition.description import ClipInput
 from mvitv2_det.video import open_video
 from mvitv2_det.video.writing import write_video
 from projects.backbone_benchmark import scaling
 from projects.common import results as files
+from projects.common.compare import compare
 from projects.common.sources import Sample
 from projects.common.timing import Timing, interleave, resident
 from projects.video.augment import ClipAugmentation
@@ -142,8 +149,22 @@ def growth(
     return f"MViTv2-S on clips: inference against the {of}", scaling.table(points), notes
 
 
+def beside_torchvision(args: argparse.Namespace) -> tuple[str, files.Rows, list[str]]:
+    """Time and memory of the same network here and in torchvision."""
+    # Stochastic depth would give both networks other work in every step.
+    theirs = mvit_v2_s(stochastic_depth_prob=0.0, dropout=0.0)
+    ours = Recognizer.video(VARIANT, INPUT.frames, drop_path_rate=0.0)
+    load_weights(ours, theirs, strict=True)
+    networks = {"ours": ours.to(args.device), "torchvision": theirs.to(args.device)}
+    clips = torch.randn(args.batch, 3, INPUT.frames, INPUT.size, INPUT.size, device=args.device)
+    rows = compare(networks, clips, "S 16×4", args.rounds, "fp32", files.Progress())
+    notes = ["Ratios are medians over the rounds, with quartiles."]
+    return "MViTv2-S on clips of 16×224² against torchvision's mvit_v2_s", rows, notes
+
+
 PARTS = {
     "loading": loading,
+    "torchvision": beside_torchvision,
     "frames": partial(growth, sizes=[(frames, 224) for frames in FRAMES], of="frames"),
     "side": partial(growth, sizes=[(16, side) for side in SIDES], of="side"),
 }
