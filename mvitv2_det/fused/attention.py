@@ -94,12 +94,12 @@ def tiled(
 ) -> Attended:
     """Tiles that stay in the cache of a CPU, with little saved for backward."""
     pools, shape = pools_and_shape(attention, x, beside.frames)
-    embeddings = relative_embeddings(attention, shape, beside.frames)
+    embeddings = relative_embeddings(attention, shape)
     qkv = attention.qkv
     if beside.is_nothing and not torch.is_grad_enabled():
         proj = attention.proj
-        fill = attention.window_fill
-        return attention_row_by_row(x, norm, qkv, pools, embeddings, shape, proj, skip, fill), None
+        fill, on_map = attention.window_fill, shape.on_map(embeddings)
+        return attention_row_by_row(x, norm, qkv, pools, on_map, shape, proj, skip, fill), None
     if folding_saves_work(pools[1:]):
         channels = qkv.out_features // 3
         weight_q, weight_kv = qkv.weight.split([channels, 2 * channels])
@@ -177,13 +177,14 @@ def _pool_and_sdpa(
     Of the class token, to what has been projected.
     """
     pools, shape = pools_and_shape(attention, x, beside.frames)
-    embeddings = relative_embeddings(attention, shape, beside.frames)
+    embeddings = relative_embeddings(attention, shape)
     maps = _windows_filled(attention, maps)
     token = () if beside.token is None else attention.project_token(beside.token)
 
     def attend(*tensors: Tensor) -> tuple[Tensor, ...]:
         q, k, v = (pool(tensor) for tensor, pool in zip(tensors[:3], pools, strict=True))
-        of_token, embeddings = tensors[3 : 3 + len(token)], tensors[3 + len(token) :]
+        of_token = tensors[3 : 3 + len(token)]
+        embeddings = shape.on_map(tensors[3 + len(token) :])
         token_kv = (of_token[1], of_token[2]) if of_token else None
         z = windowed_sdpa(q, k, v, embeddings, shape, token_kv)
         z = z + q if shape.residual else z
@@ -243,27 +244,22 @@ def pools_and_shape(
         window_q, window_kv = (pool.output_size(x.shape[1:3]) for pool in pools[:2])
     masks = spec.mask_window_padding and spec.window_size > 0
     shape = AttentionShape(
-        spec.num_heads, spec.scale, window_q, window_kv, spec.residual_pooling, masks
+        spec.num_heads, spec.scale, window_q, window_kv, spec.residual_pooling, masks, frames
     )
     return pools, shape
 
 
 def relative_embeddings(
-    attention: MultiScaleAttention, shape: AttentionShape, frames: int = 1
+    attention: MultiScaleAttention, shape: AttentionShape
 ) -> tuple[Tensor, ...]:
-    """R of Eq. 4 per axis, (Q_a, K_a, d); empty without relative positions.
-
-    Of a clip, whose frames lie below each other, a row is a row of a frame: R of its height and R
-    of its time are added, ((T, H), (T, H), d).
-    """
+    """R of Eq. 4 per axis, (Q_a, K_a, d), as :meth:`AttentionShape.on_map` takes them."""
     if not (tables := attention.position_tables("q")):
         return ()
     (query_rows, query_columns), (key_rows, key_columns) = shape.window_q, shape.window_kv
-    height, width, *time = tables
-    of_rows = relative_embedding(height, query_rows // frames, key_rows // frames)
-    if frames > 1 or time:
-        of_rows = of_rows[None, :, None, :].expand(frames, -1, frames, -1, -1)
-        for table in time:
-            of_rows = of_rows + relative_embedding(table, frames, frames)[:, None, :, None]
-        of_rows = of_rows.flatten(2, 3).flatten(0, 1)
-    return of_rows, relative_embedding(width, query_columns, key_columns)
+    height, width, *times = tables
+    frames = shape.frames
+    return (
+        relative_embedding(height, query_rows // frames, key_rows // frames),
+        relative_embedding(width, query_columns, key_columns),
+        *(relative_embedding(time, frames, frames) for time in times),
+    )

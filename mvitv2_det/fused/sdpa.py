@@ -7,6 +7,8 @@ queries and keys is content plus positions, and no map of queries × keys is eve
 Axes: B images, H × W tokens, C = h·d channels of h heads, n windows, Q and K tokens of a window.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,7 +24,7 @@ def windowed_sdpa(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    embeddings: tuple[Tensor, ...],
+    embeddings: Sequence[Tensor],
     shape: AttentionShape,
     token: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:

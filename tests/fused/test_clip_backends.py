@@ -94,3 +94,18 @@ def test_what_is_the_plain_attentions(changes, words):
     actual, expected = found(module, x, token), found(block(None, changes), x, token)
     for name, tensor in expected.items():
         assert torch.allclose(actual[name], tensor, rtol=1e-9, atol=1e-11), name
+
+
+@pytest.mark.parametrize("backend", ["tiled", "sdpa"])
+def test_positions_of_all_pairs_of_frames_are_not_saved(backend):
+    """R of 3·6 rows of queries and 3·3 of keys is 9 times as large as what it is made of."""
+    saved = []
+
+    def record(tensor: Tensor) -> Tensor:
+        saved.append(tensor.shape)
+        return tensor
+
+    module, x = block(backend, KINDS["all pooled"]), torch.randn(2, 3, 6, 5, 12).double()
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        module(x)
+    assert saved and (3 * 6, 3 * 3, 8) not in saved

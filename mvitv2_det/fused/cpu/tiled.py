@@ -38,7 +38,7 @@ def pool_and_attend(
     Args:
         maps: q, k and v before pooling, (B, H, W, C) each, each with its own H and W.
         pools: the pooling of each of them.
-        embeddings: R of Eq. 4 per axis, (Q_a, K_a, d), or none.
+        embeddings: R of Eq. 4 per axis, as :meth:`AttentionShape.on_map` takes them, or none.
         shape: heads, scale, windows and residual.
         token: q, k and v of a class token, (B·h, 1, d) each, normalised; there is one window then.
 
@@ -76,7 +76,7 @@ class _PoolAndAttend(torch.autograd.Function):
         pooling = with_flat_parameters(pools, parameters)
         q, k, v = (pool(x) for pool, x in zip(pooling, (q, k, v), strict=True))
         keys, values = _keys_and_values(k, v, token_k, token_v, shape)
-        z = attend(q, keys, values, embeddings, shape)
+        z = attend(q, keys, values, shape.on_map(embeddings), shape)
         if token_q is None:
             return z, None
         return z, _token_weights(token_q, keys) @ values.flatten(0, 3)
@@ -95,13 +95,17 @@ class _PoolAndAttend(torch.autograd.Function):
             ]
             pooling = with_flat_parameters(ctx.pools, parameters)
             pooled = [pool(x) for pool, x in zip(pooling, maps, strict=True)]
+            embeddings = [tensor.detach().requires_grad_() for tensor in embeddings]
+            on_map = ctx.shape.on_map(embeddings)
         q, k, v = (tensor.detach() for tensor in pooled)
-        gradients = _attend_backward(q, k, v, token, embeddings, grad, grad_token, ctx.shape)
-        grad_tokens, grads, grad_embeddings = gradients
-        inputs = [*maps, *(tensor for tensor in parameters if tensor is not None)]
-        found = iter(torch.autograd.grad(pooled, inputs, grads))
+        relative = [tensor.detach() for tensor in on_map]
+        gradients = _attend_backward(q, k, v, token, relative, grad, grad_token, ctx.shape)
+        grad_tokens, grads, grads_on_map = gradients
+        inputs = [*maps, *(tensor for tensor in parameters if tensor is not None), *embeddings]
+        found = iter(torch.autograd.grad([*pooled, *on_map], inputs, [*grads, *grads_on_map]))
         grad_maps = [next(found) for _ in maps]
         grad_parameters = [None if tensor is None else next(found) for tensor in parameters]
+        grad_embeddings = [next(found) for _ in embeddings]
         return None, None, *grad_tokens, *grad_maps, *grad_parameters, *grad_embeddings
 
 
