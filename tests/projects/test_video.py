@@ -1,5 +1,6 @@
 """projects/video: augmentation, loaders, evaluation, recipes, and runs from videos to pictures."""
 
+import csv
 import json
 import random
 import re
@@ -127,6 +128,17 @@ def test_trains_with_the_whole_recipe(overrides):
     settings = [o for o in overrides if "variant" not in o]
     settings += ["train.device=cpu", "input.size=32", "train.max_iter=1", "input.clips=2"]
     assert call(*settings, name="k400_s_16x4") == 0
+
+
+@pytest.mark.long
+def test_benchmark_compares_with_torchvision(tmp_path):
+    """Of the whole network, a round of each."""
+    options = ["--parts", "torchvision", "--rounds", "1", "--device", "cpu"]
+    assert benchmark.main([*options, "--output", str(tmp_path)]) == 0
+    lines = (tmp_path / "torchvision.csv").read_text().splitlines()
+    inference, training = csv.DictReader(line for line in lines if not line.startswith("#"))
+    assert float(inference["largest difference"]) < 1e-4
+    assert float(training["ratio saved"]) < 0.4
 
 
 def test_benchmark_fits_growth(tmp_path, monkeypatch):

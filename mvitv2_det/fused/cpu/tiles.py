@@ -13,7 +13,7 @@ from torch import Tensor
 from ...sizes import divide_up
 from ..shape import AttentionShape
 
-_LOGITS = 1_000_000  # of a tile: 4 MB, so that they are still in the cache when they are read
+_LOGITS = 2_000_000  # of a tile: 8 MB, so that they are still in the cache when they are read
 
 
 @dataclass(frozen=True)
