@@ -19,6 +19,10 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for projects and mvitv2_det
 
+from mvitv2_det.third_party_warnings import silence_third_party_warnings
+
+silence_third_party_warnings()  # before that which warns is imported
+
 import numpy as np
 
 from mvitv2_det.commands.entry import exit_status
@@ -27,7 +31,6 @@ from mvitv2_det.predict.inputs import find_sources
 from mvitv2_det.predict.predictor import Predictor
 from mvitv2_det.predict.writing import check_writable
 from mvitv2_det.recognition.action_finder import ActionFinder
-from mvitv2_det.third_party_warnings import silence_third_party_warnings
 from mvitv2_det.video import Video, open_video
 from mvitv2_det.video.key_frames import VIEWS
 from mvitv2_det.video.writing import write_video
@@ -218,7 +221,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", default="fp32", metavar="{fp32,fp16,bf16}")
     args = parser.parse_args(arguments)
     logging.getLogger("mvitv2_det.weights").setLevel(logging.ERROR)
-    silence_third_party_warnings()
     try:
         return exit_status(lambda: predict(args), args.output)
     except Exception as error:

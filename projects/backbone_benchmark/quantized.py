@@ -18,6 +18,10 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from mvitv2_det.third_party_warnings import silence_third_party_warnings
+
+silence_third_party_warnings()  # before that which warns is imported
+
 import onnxruntime
 import torch
 from detectron2.config import instantiate

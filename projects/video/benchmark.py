@@ -30,6 +30,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from mvitv2_det.third_party_warnings import silence_third_party_warnings
+
+silence_third_party_warnings()  # before that which warns is imported
+
 import numpy as np
 import torch
 from torch.utils.data import DataLoader

@@ -17,6 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for projects and mvitv2_det
 
+from mvitv2_det.third_party_warnings import silence_third_party_warnings
+
+silence_third_party_warnings()  # before that which warns is imported
+
 from mvitv2_det.visualize.results import CLASSIFICATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
