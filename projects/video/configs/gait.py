@@ -25,20 +25,20 @@ dataset.train = "datasets/gait"
 # All of a clip of ten frames; its 32 rows and 22 columns become a square.
 input.update(size=32, crop=1.0, mode="squash", frames=10, rate=1, clips=1)
 model.update(
-    variant=L(Variant)(embed_dim=32, blocks=(1, 1, 2, 1), num_heads=1, drop_path_rate=0.0),
+    variant=L(Variant)(embed_dim=64, blocks=(1, 1, 2, 1), num_heads=1, drop_path_rate=0.0),
     class_token=False,
     drop_path_rate=0.0,
     head_dropout=0.0,
     initialization="mvit",
     adaptive_kv_stride=4,
-    # Each of two tokens in time sees half a clip.
-    patch_kernel=(5, 7, 7),
-    patch_stride=(5, 4, 4),
-    patch_padding=(2, 3, 3),
+    # Each token sees all of the clip.
+    patch_kernel=(10, 7, 7),
+    patch_stride=(10, 4, 4),
+    patch_padding=(0, 3, 3),
 )
 dataloader.train.update(
     augmentation=dict(short_side=(32, 36), hflip=0.0),
-    total_batch_size=16,
+    total_batch_size=32,
     repeats=1,
     num_workers=1,
 )
@@ -48,6 +48,6 @@ task.mixup.prob = 0.0
 task.most_at_once = 32
 
 optimizer.lr = 1e-3
-recipe.update(epochs=40, warmup_epochs=3, eval_epochs=10)
+recipe.update(epochs=60, warmup_epochs=3, eval_epochs=10)
 
 train.update(output_dir="output/gait", device="cpu", seed=1)
