@@ -1,8 +1,8 @@
 """Matrix products, each by the faster of the libraries that PyTorch multiplies with on a CPU.
 
-PyTorch's own products are MKL's, and take MKL's instructions: on AMD's CPUs no AVX-512, so that
-oneDNN's are up to twice as fast there (``projects/backbone_benchmark/results/cpu_fp32_batch1``,
-``wing``). On other devices all of this is what PyTorch takes by itself.
+PyTorch's own products are MKL's, and MKL takes no AVX-512 on AMD's CPUs: oneDNN's are up to 2.4
+times as fast there (``docs/speed.md``). Elsewhere, all but linear layers are what PyTorch takes by
+itself.
 
 Axes: m × k and k × n matrices, N pairs of them; t tokens of C channels in, O channels out.
 """
@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Multiplications for each thread from which one call of oneDNN for each pair is faster than one
-# call for all of them, and those with a transposed first matrix.
+# Multiplications for each thread from which a call of oneDNN for each pair is faster than one call
+# of MKL for all pairs; more where the first matrix is transposed. Measured on Zen 5.
 _WORTH_A_CALL, _TRANSPOSED_WORTH_A_CALL = 2_500_000, 10_000_000
+# Below so many, a product whose first matrix is transposed is faster as its transpose.
 _FEW_COLUMNS = 256
 
 
