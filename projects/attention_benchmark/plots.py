@@ -126,7 +126,7 @@ def _inverse(speed: Spread | float | str | None) -> Spread | float | str | None:
 
 
 def _wrapped(head: Mapping[str, str], width: int) -> str:
-    """The head on as few lines as it takes."""
+    """The head on as few lines as it takes; a command may be longer than a line."""
     lines = [""]
     for part in (f"{name}: {text}" for name, text in head.items()):
         joined = f"{lines[-1]}   {part}".strip()
@@ -134,7 +134,7 @@ def _wrapped(head: Mapping[str, str], width: int) -> str:
             lines.append(part)
         else:
             lines[-1] = joined
-    return "\n".join(lines)
+    return "\n".join(fill(line, 2 * width, break_on_hyphens=False) for line in lines)
 
 
 def _draw_accuracy(axes: Axes, label: str, kind: str, rows: Sequence[Costs]) -> None:

@@ -276,6 +276,13 @@ def test_csv(table, results, tmp_path):
     assert len(records(results)) == 3
 
 
+def test_long_commands_are_wrapped():
+    head = {"CPU": "some", "command": "run.py " + "dataset.train_json=a/path " * 20}
+    lines = plots._wrapped(head, 100).splitlines()
+    assert len(lines) > 3 and max(map(len, lines)) <= 200
+    assert " ".join(lines).split() == ["CPU:", "some", "command:"] + head["command"].split()
+
+
 def test_costs_to_draw(results):
     default, other, swin = costs("train", results)
     assert (default.measured.median, other.measured) == (1, None)
