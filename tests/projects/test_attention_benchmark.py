@@ -280,7 +280,7 @@ def test_long_commands_are_wrapped():
     head = {"CPU": "some", "command": "run.py " + "dataset.train_json=a/path " * 20}
     lines = plots._wrapped(head, 100).splitlines()
     assert len(lines) > 3 and max(map(len, lines)) <= 200
-    assert " ".join(lines).split() == ["CPU:", "some", "command:"] + head["command"].split()
+    assert "".join(lines).replace(" ", "").endswith(head["command"].replace(" ", ""))
 
 
 def test_costs_to_draw(results):
