@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Multiplications for each thread from which a call of oneDNN for each pair is faster than one call
-# of MKL for all pairs; more where the first matrix is transposed. Measured on Zen 5.
-_WORTH_A_CALL, _TRANSPOSED_WORTH_A_CALL = 2_500_000, 10_000_000
+# Multiplications for each thread from which a call of oneDNN is faster than MKL, also for each pair
+# where MKL takes all in one call; more where the first matrix is transposed. Measured on Zen 5.
+_WORTH_A_CALL, _TRANSPOSED_WORTH_A_CALL = 5_000_000, 10_000_000
 # Below so many, a product whose first matrix is transposed is faster as its transpose.
 _FEW_COLUMNS = 256
 
@@ -45,7 +45,7 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "non
 
 def added_product(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """``total`` with ``a @ b`` added in place, in ``dtype``; ``a @ b`` where there is no total."""
-    if _takes_onednn(a):
+    if _takes_onednn(a, b):
         product = _onednn_product(a, b)
         return product.contiguous() if total is None else total.add_(product)
     if total is not None and dtype == a.dtype:
@@ -55,7 +55,7 @@ def added_product(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype
 
 def write_products(a: Tensor, b: Tensor, out: Tensor) -> None:
     """Writes ``a @ b`` of (N, m, k) and (N, k, n) to ``out``."""
-    if not _takes_onednn(a) or not _is_worth_calls(a, b):
+    if not _takes_onednn(a, b):
         torch.bmm(a, b, out=out)
         return
     for one, other, target in zip(a, b, out, strict=True):
@@ -68,7 +68,7 @@ def add_products(total: Tensor, a: Tensor, b: Tensor, beta: int = 1) -> None:
     Args:
         beta: 1, or 0 to write over what is there.
     """
-    if not _takes_onednn(a) or not _is_worth_calls(a, b):
+    if not _takes_onednn(a, b):
         total.baddbmm_(a, b, beta=beta)
     elif beta == 0:
         write_products(a, b, total)
@@ -115,16 +115,16 @@ def _is_transposed(a: Tensor) -> bool:
     return a.stride(-2) == 1 != a.stride(-1)
 
 
-def _is_worth_calls(a: Tensor, b: Tensor) -> bool:
-    worth = _TRANSPOSED_WORTH_A_CALL if _is_transposed(a) else _WORTH_A_CALL
-    return a[0].numel() * b.shape[-1] >= worth * torch.get_num_threads()
-
-
-def _takes_onednn(x: Tensor) -> bool:
-    """Whether products that have no activation are oneDNN's."""
-    if type(x) is not Tensor or x.device.type != "cpu" or x.dtype != torch.float32:
+def _takes_onednn(a: Tensor, b: Tensor) -> bool:
+    """Whether ``a @ b`` of (m, k) and (k, n), or of each of N pairs, is oneDNN's."""
+    if type(a) is not Tensor or a.device.type != "cpu" or a.dtype != torch.float32:
         return False
-    return _outruns_mkl() and _has_onednn(x.dtype)
+    return _outruns_mkl() and _has_onednn(a.dtype) and _is_worth_a_call(a, b)
+
+
+def _is_worth_a_call(a: Tensor, b: Tensor) -> bool:
+    worth = _TRANSPOSED_WORTH_A_CALL if _is_transposed(a) else _WORTH_A_CALL
+    return a.shape[-2] * a.shape[-1] * b.shape[-1] >= worth * torch.get_num_threads()
 
 
 @cache
