@@ -129,7 +129,7 @@ def _is_worth_a_call(a: Tensor, b: Tensor) -> bool:
 
 @cache
 def _outruns_mkl() -> bool:
-    """Whether oneDNN takes AVX-512 where MKL does not; with AVX2 alone neither is ahead."""
+    """Whether oneDNN takes AVX-512 where MKL does not; with AVX2 alone it is not ahead."""
     able = _capabilities()
     return bool(able.get("avx512_f")) and "AMD" in str(able.get("cpu_name"))
 
