@@ -5,6 +5,7 @@ position tables are random, so that a size taken for granted shows.
 """
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,11 +112,36 @@ def test_detector_by_torchscript_at_other_sizes(tmp_path):
         assert masks.shape == (10, 28, 28)
 
 
+def most_that_suppression_finds(file: Path) -> list[int]:
+    """How many boxes each non-maximum suppression of a file of ONNX ends at, in order."""
+    onnx = pytest.importorskip("onnx")
+    branches = [
+        attribute.g
+        for node in onnx.load(file).graph.node
+        for attribute in node.attribute
+        if node.op_type == "If"
+    ]
+    found = []
+    for graph in branches:
+        values = {
+            node.output[0]: onnx.numpy_helper.to_array(node.attribute[0].t)
+            for node in graph.node
+            if node.op_type == "Constant"
+        }
+        found += [
+            int(values[node.input[2]].item())
+            for node in graph.node
+            if node.op_type == "NonMaxSuppression"
+        ]
+    return found
+
+
 def test_detector_by_onnx(tmp_path):
     pytest.importorskip("onnxruntime")
+    model, file = detector(), tmp_path / "detector.onnx"
     comparison = export_model(
-        detector(),
-        tmp_path / "detector.onnx",
+        model,
+        file,
         part="detector",
         format="onnx",
         image_size=(64, 96),
@@ -123,6 +149,8 @@ def test_detector_by_onnx(tmp_path):
     )
     assert comparison.sizes[1:] == [(39, 129), (129, 51)]
     assert comparison.error <= 1e-4 and comparison.instances == 30
+    proposals = model.proposal_generator.post_nms_topk[False]
+    assert most_that_suppression_finds(file) == [proposals, 10]
 
 
 @pytest.mark.parametrize(

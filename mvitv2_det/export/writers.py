@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..recognition.recognizer import Recognizer
+from .suppression import end_suppression_early
 
 FORMATS = ("torch_export", "onnx", "torchscript")
 
@@ -129,12 +130,12 @@ def write_detector_onnx(
         output_names=exported.names,
         dynamic_axes=count | sizes,
     )
-    if metadata:
-        import onnx
+    import onnx
 
-        proto = onnx.load(file, load_external_data=False)
-        onnx.helper.set_model_props(proto, dict(metadata))
-        onnx.save(proto, file)
+    proto = onnx.load(file, load_external_data=False)
+    end_suppression_early(proto.graph)
+    onnx.helper.set_model_props(proto, dict(metadata))
+    onnx.save(proto, file)
 
 
 def _write_torchscript(
