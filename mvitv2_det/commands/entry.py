@@ -14,6 +14,7 @@ from types import ModuleType
 
 from .. import __version__
 from ..errors import one_line
+from ..freed_memory import keep_freed_memory
 from ..third_party_warnings import silence_third_party_warnings
 
 COMMANDS = (
@@ -91,6 +92,7 @@ def run_command(
     # Intermixed: files and overrides may stand before, between and after options.
     args = parser.parse_intermixed_args(arguments)
     silence_third_party_warnings()
+    keep_freed_memory()
     try:
         status = command.run(args)
         sys.stdout.flush()

@@ -20,7 +20,7 @@ KINDS = {
     "products": ("mm", "linear", "matmul", "fullyconnected"),
     "convolutions": ("conv", "mkldnn"),
     "softmax": ("softmax",),
-    "norms": ("norm", "mvn"),
+    "norms": ("norm", "mvn", "rms", "reducemean"),
     "layout": (
         "copy", "cat", "pad", "index", "gather", "transpose", "reorder", "reshape", "permute",
         "slice", "select", "view", "expand", "tile", "broadcast", "concat", "split", "clone",

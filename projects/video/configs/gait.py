@@ -27,6 +27,8 @@ input.update(size=32, crop=1.0, mode="squash", frames=10, rate=1, clips=1)
 model.update(
     variant=L(Variant)(embed_dim=64, blocks=(1, 1, 2, 1), num_heads=1, drop_path_rate=0.0),
     class_token=False,
+    # The silhouettes stand in the same place of all frames.
+    use_abs_pos=True,
     drop_path_rate=0.0,
     head_dropout=0.0,
     initialization="mvit",
