@@ -4,9 +4,14 @@ import ctypes
 import os
 import sys
 
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt(3)
-_LARGEST_BUFFER, _ALL = 2**30, 2**31 - 1  # bytes
-_OF_THE_USER = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+# What glibc is told, by number of mallopt(3) and by environment variable: bytes from which a buffer
+# is no part of the heap, and bytes of the heap that may be free.
+_OPTIONS = {
+    "MALLOC_MMAP_THRESHOLD_": (-3, 2**30),
+    "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),
+}
+# The same for processes that are started.
+ENVIRONMENT = {name: str(value) for name, (_, value) in _OPTIONS.items()}
 
 
 def keep_freed_memory() -> bool:
@@ -20,9 +25,7 @@ def keep_freed_memory() -> bool:
     Returns:
         whether it does. Not where an environment variable of glibc's says what to do.
     """
-    if sys.platform != "linux" or any(name in os.environ for name in _OF_THE_USER):
+    if sys.platform != "linux" or any(n in os.environ for n in (*_OPTIONS, "GLIBC_TUNABLES")):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all(
-        [mallopt(_MMAP_THRESHOLD, _LARGEST_BUFFER), mallopt(_TRIM_THRESHOLD, _ALL)]
-    )
+    return mallopt is not None and all([mallopt(*option) for option in _OPTIONS.values()])

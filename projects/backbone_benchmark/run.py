@@ -30,6 +30,7 @@ loses nothing; speed, scaling and loss draw a picture as well.
 import argparse
 import gc
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -49,6 +50,7 @@ import torch
 
 from mvitv2_det import VARIANTS
 from mvitv2_det.errors import UserError
+from mvitv2_det.freed_memory import ENVIRONMENT, keep_freed_memory
 from mvitv2_det.fused import BACKENDS
 from projects.backbone_benchmark import (
     compiling,
@@ -176,6 +178,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="also the backbone of another checkout of this project, in turns with this one's "
         "(speed alone)",
     )  # fmt: skip
+    parser.add_argument(
+        "--keep-freed-memory", action="store_true",
+        help="as the project's commands do on Linux; all networks alike",
+    )  # fmt: skip
     parser.add_argument("--steps", type=int, default=loss_curves.STEPS, help="of the loss curves")
     parser.add_argument(
         "--minutes", type=float,
@@ -269,6 +275,7 @@ class Run:
         self.args = args
         batches = "-".join(map(str, args.batch))
         kind = f"{args.device}_{'-'.join(args.precision)}_batch{batches}"
+        kind += "_kept_memory" * args.keep_freed_memory
         self.folder = args.output / (args.preset or kind)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.head = {
@@ -430,6 +437,8 @@ def run(args: argparse.Namespace, command: str) -> None:
     steps = plan(args)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    if args.keep_freed_memory and keep_freed_memory():
+        os.environ |= ENVIRONMENT  # of the processes in which each setting is measured
     Run(args, command).run(steps)
 
 

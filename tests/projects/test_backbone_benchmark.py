@@ -252,6 +252,7 @@ def test_warming_runs_every_kind_of_block():
 def test_no_setting_is_begun_too_late(tmp_path):
     """Settings of 3 seconds each in 10: three fit, and the table is there after each."""
     args = Namespace(
+        keep_freed_memory=False,
         batch=[1], precision=["fp32"], device="cpu", output=tmp_path, preset=None, rounds=1,
         minutes=1,
     )  # fmt: skip
