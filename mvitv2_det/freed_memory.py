@@ -19,8 +19,8 @@ def keep_freed_memory() -> bool:
 
     By default glibc gives large buffers back to the system, and the next pass waits until it has
     zeroed them again, page by page. On a CPU that is a tenth of the backbone's inference, an
-    eighth of a detector's, and more of Detectron2's MViT, which needs more memory. What a process
-    needs at most stays the same to 2 %; it holds that until it ends.
+    eighth of a detector's, and more of Detectron2's MViT, which needs more memory. A process needs
+    2 % more at its peak, with tiles of large images 15 %, and holds that until it ends.
 
     Returns:
         whether it does. Not where an environment variable of glibc's says what to do.
