@@ -130,17 +130,18 @@ class FusedBlock(MultiScaleBlock):
             return Skip(skip, mlp_scale).add(self.mlp(normed)), token
         kernels, skip = choice.kernels, x
         casts = self._casts(product_dtype(x))
+        recomputes = self.recomputes and torch.is_grad_enabled()
         if self.widens_in_attention:
             (skip,) = norm_linear(x, self.norm1, self.proj, kernels, casts=casts)
         skip = Skip(pool_skip(skip, self.pool_skip, beside.frames), attention_scale)
         summed, token = choice.fused_attend(
-            self.attn, x, self.norm1, skip, kernels, beside, casts, self.recomputes
+            self.attn, x, self.norm1, skip, kernels, beside, casts, recomputes
         )
         skip = None
         if self.widens_in_mlp:
             summed = summed.total() if isinstance(summed, Unsummed) else summed
             (skip,) = norm_linear(summed, self.norm2, self.proj, kernels, casts=casts)
-        x = norm_mlp(summed, self.norm2, self.mlp, skip, mlp_scale, kernels, casts, self.recomputes)
+        x = norm_mlp(summed, self.norm2, self.mlp, skip, mlp_scale, kernels, casts, recomputes)
         return x, token
 
     def _casts(self, dtype: torch.dtype) -> Casts:
