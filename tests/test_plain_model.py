@@ -43,7 +43,7 @@ def lines_of_the_join(source: str) -> list[str]:
 def test_one_import_and_one_call_join_them():
     assert lines_of_the_join((ROOT / JOIN).read_text()) == [
         "from ..fused import accelerate",
-        "        accelerate(self, attention_backend)",
+        "        accelerate(self, attention_backend, recompute_products)",
     ]
 
 

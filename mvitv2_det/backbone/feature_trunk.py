@@ -28,10 +28,12 @@ class FeatureTrunk(Trunk, Backbone):
         out_features: names of the feature maps to return.
         freeze_at: number of stages to freeze.
         attention_backend: what computes the blocks, one of :data:`mvitv2_det.fused.BACKENDS`.
+        recompute_products: recompute the widest maps of each block, as in
+            :func:`mvitv2_det.fused.accelerate`.
         output_norms: normalise each feature map.
 
     Raises:
-        ValueError: there is no such backend.
+        ValueError: there is no such backend, or it cannot recompute.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class FeatureTrunk(Trunk, Backbone):
         out_features: Sequence[str],
         freeze_at: int = 0,
         attention_backend: str = "auto",
+        recompute_products: bool = False,
         output_norms: bool = True,
     ) -> None:
         stride = patch_embed.proj.stride[0]
@@ -61,6 +64,7 @@ class FeatureTrunk(Trunk, Backbone):
             pretrain_use_cls_token=pretrain_use_cls_token,
             use_act_checkpoint=use_act_checkpoint,
             attention_backend=attention_backend,
+            recompute_products=recompute_products,
         )
         self.freeze_at = freeze_at
         self._out_features = tuple(out_features)

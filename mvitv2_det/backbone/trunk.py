@@ -64,9 +64,11 @@ class Trunk(nn.Module):
         class_token: whether a class token travels beside the map.
         use_act_checkpoint: recompute each block in backward instead of saving its activations.
         attention_backend: what computes the blocks, one of :data:`mvitv2_det.fused.BACKENDS`.
+        recompute_products: recompute the widest maps of each block, as in
+            :func:`mvitv2_det.fused.accelerate`.
 
     Raises:
-        ValueError: there is no such backend.
+        ValueError: there is no such backend, or it cannot recompute.
     """
 
     pos_embed: Tensor | None
@@ -88,6 +90,7 @@ class Trunk(nn.Module):
         class_token: bool = False,
         use_act_checkpoint: bool = False,
         attention_backend: str = "auto",
+        recompute_products: bool = False,
     ) -> None:
         super().__init__()
         self.pretrain_use_cls_token = pretrain_use_cls_token
@@ -105,7 +108,7 @@ class Trunk(nn.Module):
             MultiScaleBlock(spec, norm_layer, act_layer) for spec in schedule
         )
         self.apply(_init_weights)
-        accelerate(self, attention_backend)
+        accelerate(self, attention_backend, recompute_products)
 
     @property
     def axes(self) -> int:

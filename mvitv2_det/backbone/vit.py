@@ -42,8 +42,8 @@ class ViT(FeatureTrunk):
         kv_stride: stride of the K/V pooling; 2 in Table 4.
         qkv_pool_kernel: kernel of the pooling convolutions.
         use_abs_pos: absolute positions, resized bicubically to the image.
-        use_rel_pos, rel_pos_zero_init, rel_pos_kind, rel_pos_terms, attention_backend: as in
-            :class:`mvitv2_det.MViT`.
+        use_rel_pos, rel_pos_zero_init, rel_pos_kind, rel_pos_terms, attention_backend,
+            recompute_products: as in :class:`mvitv2_det.MViT`.
         use_act_checkpoint: recompute each block in backward instead of keeping its activations.
         pretrain_img_size: side of the images that the absolute positions are made for.
         pretrain_use_cls_token: whether the absolute positions have one for a class token in front.
@@ -83,6 +83,7 @@ class ViT(FeatureTrunk):
         pretrain_use_cls_token: bool = True,
         output_norm: bool = True,
         attention_backend: str = "auto",
+        recompute_products: bool = False,
     ) -> None:
         _check_patches(patch_size, img_size, pretrain_img_size)
         stage = int(log2(patch_size))
@@ -122,6 +123,7 @@ class ViT(FeatureTrunk):
             use_act_checkpoint=use_act_checkpoint,
             out_features=(f"scale{stage}",),
             attention_backend=attention_backend,
+            recompute_products=recompute_products,
             output_norms=output_norm,
         )
 

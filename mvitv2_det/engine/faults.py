@@ -14,7 +14,8 @@ from .trainer import Trainer
 
 _LESS_MEMORY = (
     "a smaller dataloader.train.total_batch_size, train.accumulate=2 or more, or "
-    "model.backbone.bottom_up.use_act_checkpoint=true need less"
+    "model.backbone.bottom_up.recompute_products=true need less, use_act_checkpoint=true there "
+    "less yet"
 )
 _LOST = "the connection to another process of the run is lost"
 

@@ -12,28 +12,35 @@ from torch import Tensor, nn
 
 from ..backbone.block import MultiScaleBlock
 from .block import FusedBlock
-from .choice import AUTO, BACKENDS, Choice, check_name
+from .choice import AUTO, BACKENDS, REFERENCE, SDPA, Choice, check_name
 from .compiling import compile_blocks
 
 __all__ = ["BACKENDS", "Explanation", "accelerate", "compile_blocks", "explain"]
 
 
-def accelerate(model: nn.Module, backend: str = AUTO) -> None:
+def accelerate(model: nn.Module, backend: str = AUTO, recompute_products: bool = False) -> None:
     """Has the blocks of a model computed by a backend; parameters and their names stay.
 
     Args:
         model: anything that contains blocks of this project, or none.
         backend: one of :data:`BACKENDS`, described in :mod:`mvitv2_det.fused.choice`.
+        recompute_products: have backward compute q, k and v before pooling and the MLPs' hidden
+            channels again instead of saving them, where norms, linear layers and MLP are fused.
 
     Raises:
-        ValueError: there is no such backend.
+        ValueError: there is no such backend, or it fuses none of these layers.
     """
     check_name(backend)
+    if recompute_products and backend in (REFERENCE, SDPA):
+        raise ValueError(
+            f"recompute_products is for fused layers: attention_backend must be auto, tiled or "
+            f"triton, got {backend!r}"
+        )
     for block in model.modules():
         if type(block) is MultiScaleBlock:
             block.__class__ = FusedBlock  # same parameters, another forward pass
         if isinstance(block, FusedBlock):
-            block.backend = backend
+            block.backend, block.recomputes = backend, recompute_products
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ other in one map, whose height is then T·H; a class token travels beside it, (B
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from .cpu.folded_pooling import folded_projection, folding_saves_work
 from .cpu.rows import attention_row_by_row
 from .cpu.tiled import pool_and_attend
 from .head_pool import HeadPool
-from .norm_linear import norm_linear, norm_product
+from .norm_linear import Source, norm_linear, norm_product, source_of_product
 from .residual import Skip, Unsummed, linear_and_skip, linear_beside_skip
 from .sdpa import windowed_sdpa
 from .shape import AttentionShape
@@ -50,13 +51,15 @@ class Beside(NamedTuple):
 
 
 NOTHING = Beside()
-# From (attention, x, norm, skip, kernels, beside, casts) to skip.tokens + skip.path_scale *
-# attention(norm(x)), (B, H, W, C_in) to (B, H', W', C_out), perhaps not yet summed, and the
-# attention's output for the class token, (B, 1, C_out), or None.
+# From (attention, x, norm, skip, kernels, beside, casts, recomputes) to skip.tokens +
+# skip.path_scale * attention(norm(x)), (B, H, W, C_in) to (B, H', W', C_out), perhaps not yet
+# summed, and the attention's output for the class token, (B, 1, C_out), or None. Where it
+# recomputes, backward projects to q, k and v again instead of having them saved.
 Attended = tuple[Tensor | Unsummed, Tensor | None]
 Alone = tuple[Tensor, Tensor | None]  # without the skip connection
 FusedAttention = Callable[
-    [MultiScaleAttention, Tensor, nn.LayerNorm, Skip, TokenKernels, Beside, Casts | None], Attended
+    [MultiScaleAttention, Tensor, nn.LayerNorm, Skip, TokenKernels, Beside, Casts | None, bool],
+    Attended,
 ]
 
 
@@ -68,6 +71,7 @@ def reference(
     kernels: TokenKernels,
     beside: Beside = NOTHING,
     casts: Casts | None = None,
+    recomputes: bool = False,
 ) -> Attended:
     """The modules of the plain model, for options that nothing faster computes."""
     attended, token = reference_alone(attention, norm(x), beside)
@@ -91,6 +95,7 @@ def tiled(
     kernels: TokenKernels,
     beside: Beside = NOTHING,
     casts: Casts | None = None,
+    recomputes: bool = False,
 ) -> Attended:
     """Tiles that stay in the cache of a CPU, with little saved for backward."""
     pools, shape = pools_and_shape(attention, x, beside.frames)
@@ -100,6 +105,7 @@ def tiled(
         proj = attention.proj
         fill, on_map = attention.window_fill, shape.on_map(embeddings)
         return attention_row_by_row(x, norm, qkv, pools, on_map, shape, proj, skip, fill), None
+    source = None
     if folding_saves_work(pools[1:]):
         channels = qkv.out_features // 3
         weight_q, weight_kv = qkv.weight.split([channels, 2 * channels])
@@ -107,12 +113,18 @@ def tiled(
             (None, None) if qkv.bias is None else qkv.bias.split([channels, 2 * channels])
         )
         q = norm_product(x, norm, weight_q, bias_q, kernels)
-        maps = [q, *folded_projection(x, norm, weight_kv, bias_kv, pools[1:])]
+        k, v = folded_projection(x, norm, weight_kv, bias_kv, pools[1:])
+        maps = [q, k, v]
+        if recomputes:
+            source = source_of_product(x, norm, weight_q, bias_q, kernels)
+            source = source.then(lambda maps, k, v: [*maps, k, v], k, v)
         pools = (pools[0], pools[1].without_convolution(), pools[2].without_convolution())
     else:
-        maps = _windows_filled(attention, norm_linear(x, norm, qkv, kernels, parts=3, casts=casts))
+        maps = _projected(attention, x, norm, kernels, 3, casts)
+        if recomputes:
+            source = _source_of_projected(attention, x, norm, kernels, 3)
     token = None if beside.token is None else attention.project_token(beside.token)
-    z, of_token = pool_and_attend(maps, pools, embeddings, shape, token)
+    z, of_token = pool_and_attend(maps, pools, embeddings, shape, token, source)
     attended = linear_and_skip(z, attention.proj, skip, casts)
     if token is None or of_token is None:
         return attended, None
@@ -127,6 +139,7 @@ def triton(
     kernels: TokenKernels,
     beside: Beside = NOTHING,
     casts: Casts | None = None,
+    recomputes: bool = False,
 ) -> Attended:
     """Triton kernels: pooling of q, k and v in one launch, and attention in one."""
     from .triton.axis_tables import AxisTable
@@ -135,13 +148,10 @@ def triton(
     pools, shape = pools_and_shape(attention, x)
     sides = zip(attention.position_tables("q"), shape.window_q, shape.window_kv, strict=False)
     tables = [AxisTable.of(table, *own) for table, *own in sides]
-    (qkv,) = norm_linear(x, norm, attention.qkv, kernels, casts=casts)
-    fills = attention.spec.window_fill_is_projected
-    if fills:
-        grid = WindowGrid.over(qkv, attention.spec.window_size)
-        qkv = grid.filled(qkv, attention.qkv.bias)
-    z = triton_attention(qkv, pools, tables, shape)
-    z = cropped(z, *x.shape[1:3]) if fills else z
+    (qkv,) = _projected(attention, x, norm, kernels, 1, casts)
+    source = _source_of_projected(attention, x, norm, kernels, 1) if recomputes else None
+    z = triton_attention(qkv, pools, tables, shape, source)
+    z = cropped(z, *x.shape[1:3]) if attention.spec.window_fill_is_projected else z
     if kernels.JOINS_SUMS:
         return linear_beside_skip(z, attention.proj, skip, casts), None
     return linear_and_skip(z, attention.proj, skip, casts), None
@@ -155,42 +165,54 @@ def sdpa(
     kernels: TokenKernels,
     beside: Beside = NOTHING,
     casts: Casts | None = None,
+    recomputes: bool = False,
 ) -> Attended:
     """One call of PyTorch's fused attention."""
-    maps = norm_linear(x, norm, attention.qkv, kernels, parts=3, casts=casts)
-    z, token = _pool_and_sdpa(attention, x, maps, beside)
+    if recomputes:  # without the casts, which would be kept until backward
+        z, token = _pool_and_sdpa(
+            attention, x, [x], beside, lambda x: _projected(attention, x, norm, kernels, 3)
+        )
+    else:
+        maps = _projected(attention, x, norm, kernels, 3, casts)
+        z, token = _pool_and_sdpa(attention, x, maps, beside)
     return linear_and_skip(z, attention.proj, skip, casts), token
 
 
 def sdpa_alone(attention: MultiScaleAttention, x: Tensor, beside: Beside = NOTHING) -> Alone:
     """``attention(x)`` with one call of PyTorch's fused attention, and nothing else fused."""
-    maps = attention.qkv(x).chunk(3, dim=-1)
+    maps = _windows_filled(attention, attention.qkv(x).chunk(3, dim=-1))
     z, token = _pool_and_sdpa(attention, x, maps, beside)
     return attention.proj(z), token
 
 
 def _pool_and_sdpa(
-    attention: MultiScaleAttention, x: Tensor, maps: Sequence[Tensor], beside: Beside
+    attention: MultiScaleAttention,
+    x: Tensor,
+    given: Sequence[Tensor],
+    beside: Beside,
+    project: Callable[..., Sequence[Tensor]] = lambda *maps: maps,
 ) -> Alone:
-    """From the projected q, k and v of ``x`` (B, H, W, C) to what is projected last.
+    """From ``project(*given)``, q, k and v of ``x`` (B, H, W, C), to what is projected last.
 
     Of the class token, to what has been projected.
     """
     pools, shape = pools_and_shape(attention, x, beside.frames)
     embeddings = relative_embeddings(attention, shape)
-    maps = _windows_filled(attention, maps)
     token = () if beside.token is None else attention.project_token(beside.token)
 
+    count = len(given)
+
     def attend(*tensors: Tensor) -> tuple[Tensor, ...]:
-        q, k, v = (pool(tensor) for tensor, pool in zip(tensors[:3], pools, strict=True))
-        of_token = tensors[3 : 3 + len(token)]
-        embeddings = shape.on_map(tensors[3 + len(token) :])
+        maps = project(*tensors[:count])
+        q, k, v = (pool(tensor) for tensor, pool in zip(maps, pools, strict=True))
+        of_token = tensors[count : count + len(token)]
+        embeddings = shape.on_map(tensors[count + len(token) :])
         token_kv = (of_token[1], of_token[2]) if of_token else None
         z = windowed_sdpa(q, k, v, embeddings, shape, token_kv)
         z = z + q if shape.residual else z
         return (z, _token_sdpa(of_token, k, v, shape)) if of_token else (z,)
 
-    inputs = (*maps, *token, *embeddings)
+    inputs = (*given, *token, *embeddings)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         # Pooled, normalised and widened maps are many, and cheap to compute again.
         found = checkpoint(attend, *inputs, use_reentrant=False, preserve_rng_state=False)
@@ -201,13 +223,42 @@ def _pool_and_sdpa(
     return found[0], _projected_token(attention, found[1], token[0])
 
 
-def _windows_filled(attention: MultiScaleAttention, maps: Sequence[Tensor]) -> list[Tensor]:
-    """Completes the windows of k and v, (B, H, W, C), which are not pooled, if zeros are not to."""
-    q, k, v = maps
-    if (fill := attention.window_fill) is None:
-        return [q, k, v]
-    grid = WindowGrid.over(k, attention.spec.window_size)
-    return [q, grid.filled(k, fill[0]), grid.filled(v, fill[1])]
+def _projected(
+    attention: MultiScaleAttention,
+    x: Tensor,
+    norm: nn.LayerNorm,
+    kernels: TokenKernels,
+    parts: int,
+    casts: Casts | None = None,
+) -> list[Tensor]:
+    """q, k and v of ``x`` (B, H, W, C), in 3 parts or side by side in one."""
+    maps = norm_linear(x, norm, attention.qkv, kernels, parts=parts, casts=casts)
+    return _windows_filled(attention, maps)
+
+
+def _source_of_projected(
+    attention: MultiScaleAttention, x: Tensor, norm: nn.LayerNorm, kernels: TokenKernels, parts: int
+) -> Source:
+    """What :func:`_projected` makes its maps of."""
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    source = source_of_product(x, norm, weight, bias, kernels, parts)
+    return source.then(partial(_windows_filled, attention), bias)
+
+
+def _windows_filled(
+    attention: MultiScaleAttention, maps: Sequence[Tensor], bias: Tensor | None = None
+) -> list[Tensor]:
+    """Completes the windows of k and v, (B, H, W, C), which are not pooled, if zeros are not to.
+
+    Those of q as well where q, k and v lie side by side in one map. ``bias``: the projection's, if
+    it is not to be asked of the module.
+    """
+    if not attention.spec.window_fill_is_projected:
+        return list(maps)
+    grid = WindowGrid.over(maps[-1], attention.spec.window_size)
+    fills = (attention.qkv.bias if bias is None else bias).chunk(len(maps))
+    filled = (grid.filled(x, fill) for x, fill in zip(maps[-2:], fills[-2:], strict=True))
+    return [*maps[:-2], *filled]
 
 
 def _token_sdpa(token: Sequence[Tensor], k: Tensor, v: Tensor, shape: AttentionShape) -> Tensor:

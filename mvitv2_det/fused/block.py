@@ -31,11 +31,14 @@ class FusedBlock(MultiScaleBlock):
 
     Attributes:
         backend: what to compute it with, a name in :data:`~mvitv2_det.fused.choice.BACKENDS`.
+        recomputes: whether backward computes q, k and v before pooling and the MLP's hidden
+            channels again, and none are saved; where norms, linear layers and MLP are fused.
         compiled: compiled code of :meth:`compute`, or None; see
             :func:`mvitv2_det.fused.compile_blocks`.
     """
 
     backend: str = AUTO
+    recomputes: bool = False
     # Only a LayerNorm is taken apart; `choose` has norms of other types called as modules.
     norm1: nn.LayerNorm
     norm2: nn.LayerNorm
@@ -127,15 +130,19 @@ class FusedBlock(MultiScaleBlock):
             return Skip(skip, mlp_scale).add(self.mlp(normed)), token
         kernels, skip = choice.kernels, x
         casts = self._casts(product_dtype(x))
+        recomputes = self.recomputes and torch.is_grad_enabled()
         if self.widens_in_attention:
             (skip,) = norm_linear(x, self.norm1, self.proj, kernels, casts=casts)
         skip = Skip(pool_skip(skip, self.pool_skip, beside.frames), attention_scale)
-        summed, token = choice.fused_attend(self.attn, x, self.norm1, skip, kernels, beside, casts)
+        summed, token = choice.fused_attend(
+            self.attn, x, self.norm1, skip, kernels, beside, casts, recomputes
+        )
         skip = None
         if self.widens_in_mlp:
             summed = summed.total() if isinstance(summed, Unsummed) else summed
             (skip,) = norm_linear(summed, self.norm2, self.proj, kernels, casts=casts)
-        return norm_mlp(summed, self.norm2, self.mlp, skip, mlp_scale, kernels, casts), token
+        x = norm_mlp(summed, self.norm2, self.mlp, skip, mlp_scale, kernels, casts, recomputes)
+        return x, token
 
     def _casts(self, dtype: torch.dtype) -> Casts:
         """All linear layers of the block in the type of products, by one launch on a GPU."""

@@ -1,7 +1,7 @@
 """LayerNorm, MLP and residual sum in chunks of tokens that stay in the cache.
 
 Saved for backward: the tokens coming in and the MLP's hidden channels before the activation. The
-normalised tokens and the activation are computed again.
+normalised tokens and the activation are computed again, and where it is asked for all of these.
 
 Axes: T tokens, C channels in, O channels out, M hidden channels.
 """
@@ -28,6 +28,7 @@ def norm_mlp(
     path_scale: Tensor | None,
     kernels: TokenKernels,
     casts: Casts | None = None,
+    recomputes: bool = False,
 ) -> Tensor:
     """``skip + path_scale * mlp(norm(x))``.
 
@@ -39,6 +40,7 @@ def norm_mlp(
         path_scale: the factor of the path, (B, 1, 1, 1), or None where no path is dropped.
         kernels: what computes norms and GELU.
         casts: those of both layers, if they have been cast already.
+        recomputes: whether backward computes the hidden channels again, and none are saved.
 
     Returns:
         (B, H, W, O).
@@ -51,12 +53,11 @@ def norm_mlp(
         x = x.total()
     x, path = x if isinstance(x, Unsummed) else (x, None)
     parameters = (norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
-    saves_hidden = torch.is_grad_enabled() and any(
+    has_backward = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (x, path, *parameters)
     )
-    options = _Options(
-        norm.eps, typing.cast(nn.GELU, mlp.act).approximate, saves_hidden, joins, kernels
-    )
+    approximate = typing.cast(nn.GELU, mlp.act).approximate
+    options = _Options(norm.eps, approximate, has_backward, recomputes, joins, kernels)
     low = (*casts[fc1], *casts[fc2]) if casts else None
     return _NormMlp.apply(x, path, skip, scale_of_tokens(path_scale, x), *parameters, options, low)
 
@@ -67,7 +68,8 @@ class _Options:
 
     eps: float
     approximate: str
-    saves_hidden: bool
+    has_backward: bool
+    recomputes: bool
     joins_sums: bool
     kernels: TokenKernels
 
@@ -91,7 +93,7 @@ class _NormMlp(torch.autograd.Function):
                     total, summed, normed = options.kernels.add_layer_norm_forward(
                         tokens[chunk], None if others is None else others[chunk],
                         d2 if path_scale is None else None, norm_weight, norm_bias, options.eps,
-                        dtype, options.saves_hidden,
+                        dtype, options.has_backward,
                     )  # fmt: skip
                     if others is not None and total is not None:
                         kept = write_chunk(kept, chunk, total, len(tokens))
@@ -99,9 +101,12 @@ class _NormMlp(torch.autograd.Function):
                     normed, *_ = options.kernels.layer_norm_forward(
                         tokens[chunk], norm_weight, norm_bias, options.eps, dtype
                     )
-                if options.saves_hidden:
-                    saved.append(dense(normed, c1, d1))
-                    hidden = F.gelu(saved[-1], approximate=options.approximate)
+                if options.has_backward:
+                    before = dense(normed, c1, d1)
+                    hidden = F.gelu(before, approximate=options.approximate)
+                    if not options.recomputes:
+                        saved.append(before)
+                    del before
                 else:
                     hidden = dense(normed, c1, d1, activation)
                 if options.joins_sums and path_scale is None:
@@ -114,7 +119,8 @@ class _NormMlp(torch.autograd.Function):
                     output = write_chunk(output, chunk, summed.add_(added_path), len(tokens))
                 else:
                     torch.add(skipped[chunk], added_path, out=output[chunk])
-        ctx.save_for_backward(kept, path_scale, norm_weight, norm_bias, w1, w2, *saved)
+        again = b1 if options.recomputes else None
+        ctx.save_for_backward(kept, path_scale, norm_weight, norm_bias, w1, again, w2, *saved)
         ctx.options, ctx.dtype = options, dtype
         ctx.has_bias = (b1 is not None, b2 is not None)
         ctx.adds_input = skip is None
@@ -124,35 +130,44 @@ class _NormMlp(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, path_scale, norm_weight, norm_bias, w1, w2, *saved = ctx.saved_tensors
+        x, path_scale, norm_weight, norm_bias, w1, b1, w2, *saved = ctx.saved_tensors
         options, dtype = ctx.options, ctx.dtype
         needs_x, needs_path, needs_skip, _, *needs_parameters, _, _ = ctx.needs_input_grad
         tokens = x.reshape(-1, x.shape[-1])
         grads = grad.reshape(len(tokens), -1)
         grad_x = grad_w1 = grad_w2 = grad_b1 = grad_b2 = None
         grad_norm = NormGradient(options.kernels, norm_weight, norm_bias)
-        transposed1, transposed2 = (w.T for w in cast((w1, w2), dtype))
+
+        def normalised(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            kernels, eps = options.kernels, options.eps
+            return kernels.layer_norm_forward(part, norm_weight, norm_bias, eps, dtype)
+
+        c1, d1, c2 = cast((w1, b1, w2), dtype)
         with torch.autocast(x.device.type, enabled=False):
-            for chunk, before in zip(chunks(len(tokens), x.device), saved, strict=True):
+            for number, chunk in enumerate(chunks(len(tokens), x.device)):
+                if options.recomputes:
+                    normed = normalised(tokens[chunk])
+                    before = dense(normed[0], c1, d1)
+                else:
+                    before = saved[number]
                 grad_path = grads[chunk]
                 if path_scale is not None:
                     grad_path = grad_path * path_scale[chunk]
                 grad_path = grad_path.to(dtype)
-                grad_hidden = dense(grad_path, transposed2, None)
+                grad_hidden = dense(grad_path, c2.T, None)
                 hidden, grad_hidden, sums = options.kernels.gelu_backward(
                     before, grad_hidden, options.approximate, in_place=True
                 )
                 grad_w2 = added_product(grad_w2, grad_path.T, hidden, w2.dtype)
-                del hidden  # as large as the saved one; the norm's temporaries come next
-                normed = options.kernels.layer_norm_forward(
-                    tokens[chunk], norm_weight, norm_bias, options.eps, dtype
-                )
+                del before, hidden  # of equal size; the norm's temporaries come next
+                if not options.recomputes:
+                    normed = normalised(tokens[chunk])
                 grad_w1 = added_product(grad_w1, grad_hidden.T, normed[0], w1.dtype)
                 if ctx.has_bias[1]:
                     grad_b2 = added(grad_b2, column_sums(grad_path))
                 if ctx.has_bias[0]:
                     grad_b1 = added(grad_b1, sums)
-                grad_normed = dense(grad_hidden, transposed1, None)
+                grad_normed = dense(grad_hidden, c1.T, None)
                 around = grads[chunk] if ctx.adds_input else None
                 grad_chunk = grad_norm.backward(grad_normed, tokens[chunk], normed, around)
                 if needs_x or needs_path:

@@ -6,8 +6,9 @@ normalises them again: a few operations for each value, where the product has O.
 Axes: T tokens, C channels in, O channels out.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,45 @@ def norm_product(
 ) -> Tensor:
     """``linear(norm(x))`` with some rows of a layer's weight (O, C) and bias (O)."""
     return _NormLinear.apply(x, *_of_norm(norm), weight, bias, 1, kernels, None)[0]
+
+
+class Source(NamedTuple):
+    """What maps are made of, for a function to save in their place.
+
+    Attributes:
+        tensors: what the function saves for backward.
+        make: the maps from these tensors, without gradients, with the bits that they had.
+    """
+
+    tensors: tuple[Tensor | None, ...]
+    make: Callable[..., list[Tensor]]
+
+    @classmethod
+    def of(cls, *maps: Tensor) -> "Source":
+        """The maps themselves."""
+        return cls(maps, lambda *maps: list(maps))
+
+    def then(self, change: Callable[..., list[Tensor]], *others: Tensor | None) -> "Source":
+        """The source of ``change(maps, *others)``."""
+        first, count = self.make, len(self.tensors)  # alone: what is saved is not to be held
+
+        def make(*tensors: Tensor | None) -> list[Tensor]:
+            return change(first(*tensors[:count]), *tensors[count:])
+
+        return Source((*self.tensors, *others), make)
+
+
+def source_of_product(
+    x: Tensor,
+    norm: nn.LayerNorm,
+    weight: Tensor,
+    bias: Tensor | None,
+    kernels: TokenKernels,
+    parts: int = 1,
+) -> Source:
+    """The source of what :func:`norm_linear` or :func:`norm_product` makes: its own arguments."""
+    make = partial(_made_again, eps=norm.eps, kernels=kernels, parts=parts, dtype=product_dtype(x))
+    return Source((x, norm.weight, norm.bias, weight, bias), make)
 
 
 def norm_products_without_gradients(
@@ -97,6 +137,28 @@ def _products(
     return [output.view(*x.shape[:-1], -1) for output in outputs if output is not None]
 
 
+def _made_again(
+    x: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    eps: float,
+    kernels: TokenKernels,
+    parts: int,
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    weights, biases = _cut(cast((weight, bias), dtype), parts)
+    return _products(x, norm_weight, norm_bias, eps, weights, biases, kernels)
+
+
+def _cut(linear: Sequence[Any], parts: int) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+    """The parts of a layer's weight (O, C) and bias (O)."""
+    weight, bias = linear
+    return weight.chunk(parts), (None,) * parts if bias is None else bias.chunk(parts)
+
+
 class _NormLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, norm_weight, norm_bias, eps, weight, bias, parts, kernels, low):
@@ -104,9 +166,7 @@ class _NormLinear(torch.autograd.Function):
         ctx.save_for_backward(x, norm_weight, norm_bias, weight)
         ctx.eps, ctx.parts, ctx.kernels = eps, parts, kernels
         ctx.dtype, ctx.has_bias = dtype, bias is not None
-        weight, bias = low or cast((weight, bias), dtype)
-        weights = weight.chunk(parts)
-        biases = (None,) * parts if bias is None else bias.chunk(parts)
+        weights, biases = _cut(low or cast((weight, bias), dtype), parts)
         return tuple(_products(x, norm_weight, norm_bias, eps, weights, biases, kernels))
 
     @staticmethod

@@ -46,7 +46,7 @@ class Recognizer(Trunk):
         class_token: classify a class token, not the mean of all tokens.
         use_abs_pos: absolute positions, resized to the image or clip.
         head_dropout: dropout before the linear layer.
-        norm_layer, act_layer, use_act_checkpoint, attention_backend: as in
+        norm_layer, act_layer, use_act_checkpoint, attention_backend, recompute_products: as in
             :class:`mvitv2_det.MViT`.
         initialization: ``"mvit"``: linear layers from a truncated normal distribution of standard
             deviation 0.02, biases 0, convolutions as PyTorch has them. ``"pyslowfast"``:
@@ -71,6 +71,7 @@ class Recognizer(Trunk):
         initialization: str = "mvit",
         use_act_checkpoint: bool = False,
         attention_backend: str = "auto",
+        recompute_products: bool = False,
     ) -> None:
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
@@ -91,6 +92,7 @@ class Recognizer(Trunk):
             class_token=class_token,
             use_act_checkpoint=use_act_checkpoint,
             attention_backend=attention_backend,
+            recompute_products=recompute_products,
         )
         channels = schedule[-1].dim_out
         self.num_classes = num_classes

@@ -31,9 +31,7 @@ def _norm_products(x: Tensor, norm: nn.Module, weights, biases, kernels) -> list
     return [nn.functional.linear(x, *pair) for pair in zip(weights, biases, strict=True)]
 
 
-def _norm_mlp(
-    x: Tensor, norm: nn.Module, mlp: nn.Module, skip, path_scale, kernels, casts=None
-) -> Tensor:
+def _norm_mlp(x: Tensor, norm: nn.Module, mlp: nn.Module, skip, path_scale, kernels, *_) -> Tensor:
     path = mlp(norm(x))
     return (x if skip is None else skip) + (path if path_scale is None else path_scale * path)
 

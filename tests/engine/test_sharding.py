@@ -47,7 +47,9 @@ def _train_both(folder, *options):
 def _train_in_parts(folder):
     options = ["train.accumulate=2", "dataloader.train.total_batch_size=4"]
     _train(folder, "ddp", *options)
-    options += ["train.fsdp=true", "model.backbone.bottom_up.use_act_checkpoint=true"]
+    options += ["train.fsdp=true", "model.backbone.bottom_up.recompute_products=true"]
+    _train(folder, "recomputed", *options)
+    options += ["model.backbone.bottom_up.use_act_checkpoint=true"]
     _train(folder, "fsdp", *options)
 
 
@@ -117,6 +119,7 @@ def test_parts_of_a_batch_and_recomputed_activations(folder):
     run(_train_in_parts, folder, folder)
     assert _losses(folder, "fsdp") == pytest.approx(_losses(folder, "ddp"), rel=LOSSES)
     _assert_close(_content(folder, "ddp"), _content(folder, "fsdp"), **WEIGHTS)
+    _assert_close(_content(folder, "fsdp"), _content(folder, "recomputed"), rtol=0, atol=0)
 
 
 @pytest.mark.long

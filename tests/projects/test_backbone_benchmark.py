@@ -90,7 +90,8 @@ def test_roofline_of_stages():
 
 def test_saved_activations_of_each_block(monkeypatch):
     """Ours as counted by hand: of T tokens with C channels 10·T·C, or 8 and two pooled maps where k
-    and v are pooled at stride 4; and R of Eq. 4, which for real images is little beside it.
+    and v are pooled at stride 4; 3·T·C where products are recomputed; and R of Eq. 4, which for
+    real images is little beside it.
     """
     saved = []
     measure = saved_activations.saved_for_backward
@@ -101,16 +102,19 @@ def test_saved_activations_of_each_block(monkeypatch):
     )
     setting = Setting("T", (64, 64), 1, "fp32", "cpu")
     rows = saved_activations.measure(setting, 1, report=lambda line: None)
-    assert [row["block"] for row in rows] == list(range(1, 11))
+    assert [row["block"] for row in rows] == [*range(1, 11), "all"]
     first, fifth = rows[0], rows[4]
     assert (first["tokens in"], first["channels out"]) == ("16×16", 96)
     assert (fifth["tokens in"], fifth["channels out"]) == ("4×4", 384)
-    ours = saved[1::2]
+    ours, recomputing = saved[1::3], saved[2::3]
     folded = (8 + 2 / 16) * 16 * 16 * 96 + 2 * 56 * 14 * 96
     assert ours[0] == pytest.approx(4 * folded, rel=0.01)
     plain = 10 * 4 * 4 * 384 + 2 * 14 * 14 * 96
     assert ours[4] == pytest.approx(4 * plain, rel=0.02)
-    assert all(0 < float(row["ratio"]) < 1 for row in rows)
+    assert recomputing[0] == pytest.approx(4 * (folded - 5 * 16 * 16 * 96), rel=0.01)
+    assert recomputing[4] == pytest.approx(4 * (plain - 7 * 4 * 4 * 384), rel=0.02)
+    assert all(0 < float(row["recomputing ratio"]) < float(row["ratio"]) < 1 for row in rows)
+    assert float(rows[-1]["ratio"]) == pytest.approx(sum(ours) / sum(saved[::3]), abs=0.01)
 
 
 def test_work_of_the_blocks():

@@ -1,9 +1,9 @@
 """Pooling and the softmax product of attention in tiles whose logits stay in the cache.
 
 Maps are channels-last with the heads side by side, from the projection to the output: there are
-no layout copies around the pooling. Saved for backward: the maps that come in, alone; those are
-the projected ones, or keys and values convolved already (:mod:`.folded_pooling`). Pooled and
-normalised maps and logits are computed again.
+no layout copies around the pooling. Saved for backward: the maps that come in, alone, or what they
+are made of; those are the projected ones, or keys and values convolved already
+(:mod:`.folded_pooling`). Pooled and normalised maps and logits are computed again.
 
 A class token is one more key of the only window, without a position, and one more query.
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..head_pool import HeadPool, flat_parameters, with_flat_parameters
+from ..norm_linear import Source
 from ..products import add_products, write_products
 from ..shape import AttentionShape
 from .position_logits import empty_logits, position_logits, position_logits_backward
@@ -32,6 +33,7 @@ def pool_and_attend(
     embeddings: Sequence[Tensor],
     shape: AttentionShape,
     token: Sequence[Tensor] | None = None,
+    source: Source | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Pools and normalises q, k and v, attends in windows, and adds the pooled q.
 
@@ -41,14 +43,16 @@ def pool_and_attend(
         embeddings: R of Eq. 4 per axis, as :meth:`AttentionShape.on_map` takes them, or none.
         shape: heads, scale, windows and residual.
         token: q, k and v of a class token, (B·h, 1, d) each, normalised; there is one window then.
+        source: what is saved for backward in place of the maps; None for the maps themselves.
 
     Returns:
         (B, H / stride_q, W / stride_q, C), and what the class token attends to, (B·h, 1, d),
         without its q; None without one.
     """
     of_token = (None, None, None) if token is None else token
+    source = source or Source.of(*maps)
     return _PoolAndAttend.apply(
-        shape, pools, *of_token, *maps, *flat_parameters(pools), *embeddings
+        shape, pools, source, *of_token, *maps, *flat_parameters(pools), *embeddings
     )
 
 
@@ -68,10 +72,10 @@ class _Scratch:
 
 class _PoolAndAttend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, shape, pools, token_q, token_k, token_v, q, k, v, *tensors):
-        ctx.shape, ctx.pools = shape, pools
-        ctx.num_parameters = len(flat_parameters(pools))
-        ctx.save_for_backward(token_q, token_k, token_v, q, k, v, *tensors)
+    def forward(ctx, shape, pools, source, token_q, token_k, token_v, q, k, v, *tensors):
+        ctx.shape, ctx.pools, ctx.make_maps = shape, pools, source.make
+        ctx.num_parameters, ctx.num_tensors = len(flat_parameters(pools)), len(tensors)
+        ctx.save_for_backward(token_q, token_k, token_v, *tensors, *source.tensors)
         parameters, embeddings = _split(tensors, ctx.num_parameters)
         pooling = with_flat_parameters(pools, parameters)
         q, k, v = (pool(x) for pool, x in zip(pooling, (q, k, v), strict=True))
@@ -84,8 +88,10 @@ class _PoolAndAttend(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, grad_token):
-        token_q, token_k, token_v, q, k, v, *tensors = ctx.saved_tensors
+        token_q, token_k, token_v, *saved = ctx.saved_tensors
         token = token_q, token_k, token_v
+        tensors, made_of = saved[: ctx.num_tensors], saved[ctx.num_tensors :]
+        q, k, v = ctx.make_maps(*made_of)
         parameters, embeddings = _split(tensors, ctx.num_parameters)
         with torch.enable_grad():
             maps = [tensor.detach().requires_grad_() for tensor in (q, k, v)]
@@ -106,7 +112,7 @@ class _PoolAndAttend(torch.autograd.Function):
         grad_maps = [next(found) for _ in maps]
         grad_parameters = [None if tensor is None else next(found) for tensor in parameters]
         grad_embeddings = [next(found) for _ in embeddings]
-        return None, None, *grad_tokens, *grad_maps, *grad_parameters, *grad_embeddings
+        return None, None, None, *grad_tokens, *grad_maps, *grad_parameters, *grad_embeddings
 
 
 def _split(tensors: Sequence[Any], num_parameters: int) -> tuple[Sequence[Any], Sequence[Any]]:

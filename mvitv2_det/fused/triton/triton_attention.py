@@ -1,7 +1,7 @@
 """Pooled attention from the projection to the merged output, with gradients.
 
-Saved for backward: the projection, the output, which the layer after it saves anyway, and a number
-for each query and head. Pooled maps and position logits are computed again.
+Saved for backward: the projection or what it is made of, the output, which the layer after it saves
+anyway, and a number for each query and head. Pooled maps and position logits are computed again.
 
 Axes: B images, H × W tokens, C = h·d channels of h heads; sizes with a dash are pooled ones.
 """
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..head_pool import HeadPool, flat_parameters, with_flat_parameters
+from ..norm_linear import Source
 from ..shape import AttentionShape
 from .attention_arguments import MAX_CHANNELS, MAX_KEYS_ALONG
 from .attention_backward import attention_backward
@@ -52,6 +53,7 @@ def triton_attention(
     pools: Sequence[HeadPool],
     tables: Sequence[AxisTable],
     shape: AttentionShape,
+    source: Source | None = None,
 ) -> Tensor:
     """Pools and normalises q, k and v, attends in windows, and adds the pooled q.
 
@@ -60,6 +62,7 @@ def triton_attention(
         pools: the pooling of each of them.
         tables: those of Eq. 4 for both axes of a window, or none.
         shape: heads, scale, windows and residual.
+        source: what is saved for backward in place of ``qkv``; None for ``qkv`` itself.
 
     Returns:
         (B, H', W', C).
@@ -67,25 +70,29 @@ def triton_attention(
     own = [rel.table for rel in tables] or [None, None]
     places = tuple(rel[1:] for rel in tables)
     parameters = flat_parameters(pools)
-    return _TritonAttention.apply(shape, tuple(pools), places, qkv, *own, *parameters)
+    source = source or Source.of(qkv)
+    return _TritonAttention.apply(shape, tuple(pools), places, source, qkv, *own, *parameters)
 
 
 class _TritonAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, shape, pools, places, qkv, table_h, table_w, *parameters):
+    def forward(ctx, shape, pools, places, source, qkv, table_h, table_w, *parameters):
         pools = with_flat_parameters(pools, parameters)
         with torch.cuda.device_of(qkv):  # Triton launches on the current device
             q, k, v = pool_forward(qkv, pools)
             out, lse = attention_forward(q, k, v, *_axis_tables((table_h, table_w), places), shape)
-        ctx.shape, ctx.pools, ctx.places = shape, pools, places
-        ctx.save_for_backward(qkv, table_h, table_w, out, lse, *parameters)
+        ctx.shape, ctx.pools, ctx.places, ctx.make_maps = shape, pools, places, source.make
+        ctx.num_parameters = len(parameters)
+        ctx.save_for_backward(table_h, table_w, out, lse, *parameters, *source.tensors)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        qkv, table_h, table_w, out, lse, *parameters = ctx.saved_tensors
+        table_h, table_w, out, lse, *saved = ctx.saved_tensors
+        parameters, made_of = saved[: ctx.num_parameters], saved[ctx.num_parameters :]
         pools = with_flat_parameters(ctx.pools, parameters)
+        (qkv,) = ctx.make_maps(*made_of)
         with torch.cuda.device_of(qkv):
             packed = packed_parameters(pools)
             pooled = pool_forward(qkv, pools, packed)
@@ -96,7 +103,7 @@ class _TritonAttention(torch.autograd.Function):
             del pooled
             grad_qkv, grad_parameters = pool_backward(qkv, pools, grads, packed)
         flat = [tensor for of_pool in grad_parameters for tensor in of_pool]
-        return None, None, None, grad_qkv, grad_h, grad_w, *flat
+        return None, None, None, None, grad_qkv, grad_h, grad_w, *flat
 
 
 def _axis_tables(

@@ -75,6 +75,7 @@ model = L("mvitv2_det.recognition.actions.ActionRecognizer.video")(
     drop_path_rate=0.4,
     head_dropout=0.5,
     use_act_checkpoint=False,
+    recompute_products=False,
 )
 
 task = L(Actions)()

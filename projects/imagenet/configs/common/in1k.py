@@ -54,6 +54,7 @@ model = L(Recognizer.image)(
     image_size="${input.size}",
     drop_path_rate=IMAGE_DROP_PATH["T"],
     use_act_checkpoint=False,
+    recompute_products=False,
 )
 
 task = L(Classification)(loss=L(SoftTargetCrossEntropy)(), mixup=mixup, first_outputs=None)

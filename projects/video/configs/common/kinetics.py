@@ -72,6 +72,7 @@ model = L(Recognizer.video)(
     drop_path_rate=CLIP_DROP_PATH["S"],
     head_dropout=0.5,
     use_act_checkpoint=False,
+    recompute_products=False,
 )
 
 task = L(Classification)(
