@@ -21,7 +21,6 @@ from ..attention.position import relative_embedding
 from ..attention.windows import WindowGrid
 from ..sizes import cropped
 from .cpu.folded_pooling import folded_projection, folding_saves_work
-from .cpu.rows import attention_row_by_row
 from .cpu.tiled import pool_and_attend
 from .head_pool import HeadPool
 from .norm_linear import Source, norm_linear, norm_product, source_of_product
@@ -101,10 +100,6 @@ def tiled(
     pools, shape = pools_and_shape(attention, x, beside.frames)
     embeddings = relative_embeddings(attention, shape)
     qkv = attention.qkv
-    if beside.is_nothing and not torch.is_grad_enabled():
-        proj = attention.proj
-        fill, on_map = attention.window_fill, shape.on_map(embeddings)
-        return attention_row_by_row(x, norm, qkv, pools, on_map, shape, proj, skip, fill), None
     source = None
     if folding_saves_work(pools[1:]):
         channels = qkv.out_features // 3

@@ -90,27 +90,6 @@ def source_of_product(
     return Source((x, norm.weight, norm.bias, weight, bias), make)
 
 
-def norm_products_without_gradients(
-    x: Tensor,
-    norm: nn.LayerNorm,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    kernels: TokenKernels,
-) -> list[Tensor]:
-    """Several linear layers of the normalised ``x``.
-
-    Args:
-        x: (…, C).
-        norm: a LayerNorm of the channels.
-        weights: (O_i, C) each, in the type to compute in.
-        biases: (O_i) each, or None.
-
-    Returns:
-        (…, O_i) for each.
-    """
-    return _products(x, *_of_norm(norm), weights, biases, kernels)
-
-
 def _of_norm(norm: nn.LayerNorm) -> tuple[Tensor | None, Tensor | None, float]:
     return norm.weight, norm.bias, norm.eps
 

@@ -25,14 +25,9 @@ class Skip(NamedTuple):
     tokens: Tensor
     path_scale: Tensor | None = None
 
-    def rows(self, first: int, end: int) -> "Skip":
-        """The skip connection of rows ``first`` to ``end`` of the map."""
-        return Skip(self.tokens[:, first:end], self.path_scale)
-
-    def add(self, path: Tensor, out: Tensor | None = None) -> Tensor:
+    def add(self, path: Tensor) -> Tensor:
         """``tokens + path_scale * path``."""
-        path = path if self.path_scale is None else self.path_scale * path
-        return torch.add(self.tokens, path, out=out)
+        return self.tokens + (path if self.path_scale is None else self.path_scale * path)
 
 
 class Unsummed(NamedTuple):

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from mvitv2_det.attention.pooling import pool_map
 from mvitv2_det.fused import attention, block, choice, products, tokens
-from mvitv2_det.fused.cpu import rows
 from projects.backbone_benchmark.networks import STEPS, Setting, detectron2_network, our_network
 from projects.backbone_benchmark.tables import ratio, seconds_cell, speed_over
 from projects.common.timing import Step, Task, cpu_clock, interleave
@@ -26,30 +25,9 @@ def _norm_product(x: Tensor, norm: nn.Module, weight: Tensor, bias: Tensor | Non
     return nn.functional.linear(norm(x), weight, bias)
 
 
-def _norm_products(x: Tensor, norm: nn.Module, weights, biases, kernels) -> list[Tensor]:
-    x = norm(x)
-    return [nn.functional.linear(x, *pair) for pair in zip(weights, biases, strict=True)]
-
-
 def _norm_mlp(x: Tensor, norm: nn.Module, mlp: nn.Module, skip, path_scale, kernels, *_) -> Tensor:
     path = mlp(norm(x))
     return (x if skip is None else skip) + (path if path_scale is None else path_scale * path)
-
-
-def _general_path(x, norm, qkv, pools, embeddings, shape, proj, skip, fill) -> Tensor:
-    """Inference as training's forward pass computes it."""
-    assert fill is None  # windows are filled where nothing is pooled, and MViT's blocks all pool
-    folds = attention.folding_saves_work(pools[1:])
-    channels = qkv.out_features // 3
-    if folds:
-        weights, biases = (part.split([channels, 2 * channels]) for part in (qkv.weight, qkv.bias))
-        q = attention.norm_product(x, norm, weights[0], biases[0], tokens)
-        maps = [q, *attention.folded_projection(x, norm, weights[1], biases[1], pools[1:])]
-        pools = (pools[0], *(pool.without_convolution() for pool in pools[1:]))
-    else:
-        maps = attention.norm_linear(x, norm, qkv, tokens, parts=3)
-    z, _ = attention.pool_and_attend(maps, pools, embeddings, shape, None)
-    return attention.linear_and_skip(z, proj, skip)
 
 
 # For each file, (module, name, what takes its place) of what it gives to the others.
@@ -60,11 +38,6 @@ WITHOUT: dict[str, list[tuple[object, str, object]]] = {
         (attention, "norm_linear", _norm_linear),
         (block, "norm_linear", _norm_linear),
         (attention, "norm_product", _norm_product),
-        (
-            rows,
-            "norm_products_without_gradients",
-            _norm_products,
-        ),
     ],
     "residual.py": [
         (attention, "linear_and_skip", lambda z, linear, skip, casts=None: skip.add(linear(z))),
@@ -72,10 +45,7 @@ WITHOUT: dict[str, list[tuple[object, str, object]]] = {
     "skip_pool.py": [(block, "pool_skip", lambda x, pool, frames=1: pool_map(x, pool))],
     "products.py": [(products, "_has_onednn", lambda _: False)],
     "tokens.py: chunks": [(tokens, "_CPU_CHUNK", 2**40)],
-    "cpu/rows.py": [(attention, "attention_row_by_row", _general_path)],
-    "cpu/folded_pooling.py": [
-        (module, "folding_saves_work", lambda pools: False) for module in (attention, rows)
-    ],
+    "cpu/folded_pooling.py": [(attention, "folding_saves_work", lambda pools: False)],
     # These compute tiles together; SDPA takes their place, and then plain attention.
     "cpu/tiled.py, tiles.py, position_logits.py": [(choice, "_AUTOMATIC", {"cpu": (choice.SDPA,)})],
     "… and sdpa.py": [(choice, "_AUTOMATIC", {})],

@@ -53,10 +53,13 @@ def folded_projection(
     Returns:
         m maps (B, H', W', O).
     """
-    taps = [pool.kernel for pool in pools]
-    pooled = _FoldedProjection.apply(
-        x, norm.weight, norm.bias, norm.eps, pools[0], weight, bias, *taps
-    )
+    dtype = kernels.product_dtype(x)
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    taps = [pool.with_kernel_of(dtype).kernel for pool in pools]
+    with torch.autocast(x.device.type, enabled=False):
+        pooled = _FoldedProjection.apply(
+            x, norm.weight, norm.bias, norm.eps, pools[0], weight, bias, *taps
+        )
     return list(pooled.chunk(len(pools), dim=-1))
 
 
@@ -75,7 +78,7 @@ class _FoldedProjection(torch.autograd.Function):
     def backward(ctx, grad):
         x, norm_weight, norm_bias, *parameters = ctx.saved_tensors
         pool, grad = ctx.pool, grad.permute(0, 3, 1, 2)
-        normed = kernels.layer_norm_forward(x, norm_weight, norm_bias, ctx.eps, x.dtype)
+        normed = kernels.layer_norm_forward(x, norm_weight, norm_bias, ctx.eps, grad.dtype)
         with torch.enable_grad():
             leaves: list[Any] = [
                 None if p is None else p.detach().requires_grad_() for p in parameters

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 
-def position_logits(q: Tensor, embeddings: Sequence[Tensor], rows_above: int = 0) -> list[Tensor]:
+def position_logits(q: Tensor, embeddings: Sequence[Tensor]) -> list[Tensor]:
     """What position adds to the logits of each query, along each axis.
 
     Args:
         q: (B, H, W, h, d).
         embeddings: R of Eq. 4 per axis, (Q_a, K_a, d) with Q_a queries of a window, or none.
-        rows_above: number of rows of the whole map above the first row of ``q``.
 
     Returns:
         (B, H, W, h, K_a) for each axis, in any layout.
@@ -27,7 +26,7 @@ def position_logits(q: Tensor, embeddings: Sequence[Tensor], rows_above: int = 0
     logits = []
     for axis, embedding in enumerate(embeddings):
         grouped = _group(q, axis)
-        embedding = embedding[_places(embedding, len(grouped), axis, rows_above)]
+        embedding = embedding[_places(embedding, len(grouped))]
         # Of this product and its transpose, the one with few columns is the slower by half.
         products = (embedding @ grouped.transpose(1, 2)).transpose(1, 2).contiguous()
         logits.append(_ungroup(products, q.shape, axis))
@@ -41,14 +40,14 @@ def position_logits_backward(
 
     Args:
         grads: gradients of the logits, (B, H, W, h, K_a) for each axis.
-        q: (B, H, W, h, d), a whole map.
+        q: (B, H, W, h, d).
         embeddings: (Q_a, K_a, d) for each axis.
         grad_q: the gradient of q so far, of its shape; added to in place.
     """
     grad_embeddings = []
     for axis, (grad, embedding) in enumerate(zip(grads, embeddings, strict=True)):
         grouped = _group(grad, axis)
-        places = _places(embedding, len(grouped), axis)
+        places = _places(embedding, len(grouped))
         grad_q += _ungroup(grouped @ embedding[places], q.shape, axis)
         grad_places = grouped.transpose(1, 2) @ _group(q, axis)
         grad_embeddings.append(torch.zeros_like(embedding).index_add_(0, places, grad_places))
@@ -64,10 +63,9 @@ def empty_logits(q: Tensor, embeddings: Sequence[Tensor]) -> list[Tensor]:
     return logits
 
 
-def _places(embedding: Tensor, count: int, axis: int, rows_above: int = 0) -> Tensor:
+def _places(embedding: Tensor, count: int) -> Tensor:
     """(A): the place of each row or column in its window."""
-    first = rows_above if axis == 0 else 0
-    return torch.arange(first, first + count, device=embedding.device) % len(embedding)
+    return torch.arange(count, device=embedding.device) % len(embedding)
 
 
 def _group(x: Tensor, axis: int) -> Tensor:

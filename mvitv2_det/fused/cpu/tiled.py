@@ -23,6 +23,7 @@ from ..head_pool import HeadPool, flat_parameters, with_flat_parameters
 from ..norm_linear import Source
 from ..products import add_products, write_products
 from ..shape import AttentionShape
+from ..tokens import cast
 from .position_logits import empty_logits, position_logits, position_logits_backward
 from .tiles import Tile, merge_windows, split_windows, tiles_of
 
@@ -77,13 +78,13 @@ class _PoolAndAttend(torch.autograd.Function):
         ctx.num_parameters, ctx.num_tensors = len(flat_parameters(pools)), len(tensors)
         ctx.save_for_backward(token_q, token_k, token_v, *tensors, *source.tensors)
         parameters, embeddings = _split(tensors, ctx.num_parameters)
-        pooling = with_flat_parameters(pools, parameters)
-        q, k, v = (pool(x) for pool, x in zip(pooling, (q, k, v), strict=True))
-        keys, values = _keys_and_values(k, v, token_k, token_v, shape)
-        z = attend(q, keys, values, shape.on_map(embeddings), shape)
-        if token_q is None:
-            return z, None
-        return z, _token_weights(token_q, keys) @ values.flatten(0, 3)
+        with torch.autocast(q.device.type, enabled=False):
+            q, k, v = _pooled((q, k, v), with_flat_parameters(pools, parameters))
+            keys, values = _keys_and_values(k, v, token_k, token_v, shape)
+            z = attend(q, keys, values, cast(shape.on_map(embeddings), q.dtype), shape)
+            if token_q is None:
+                return z, None
+            return z, _token_weights(token_q, keys) @ values.flatten(0, 3)
 
     @staticmethod
     @once_differentiable
@@ -113,6 +114,10 @@ class _PoolAndAttend(torch.autograd.Function):
         grad_parameters = [None if tensor is None else next(found) for tensor in parameters]
         grad_embeddings = [next(found) for _ in embeddings]
         return None, None, None, *grad_tokens, *grad_maps, *grad_parameters, *grad_embeddings
+
+
+def _pooled(maps: Sequence[Tensor], pools: Sequence[HeadPool]) -> list[Tensor]:
+    return [pool.with_kernel_of(x.dtype)(x) for x, pool in zip(maps, pools, strict=True)]
 
 
 def _split(tensors: Sequence[Any], num_parameters: int) -> tuple[Sequence[Any], Sequence[Any]]:
@@ -145,26 +150,24 @@ def attend(
     values: Tensor,
     embeddings: Sequence[Tensor],
     shape: AttentionShape,
-    rows_above: int = 0,
 ) -> Tensor:
     """Pooled queries attend to windows of keys and values, without gradients.
 
     Args:
-        q: (B, Q_h, Q_w, C), a map or some rows of one.
+        q: (B, Q_h, Q_w, C).
         keys: from :func:`scaled_keys`.
         values: from :func:`~mvitv2_det.fused.cpu.tiles.split_windows`.
         embeddings: R of Eq. 4 per axis, (Q_a, K_a, d), or none.
-        rows_above: number of rows of the map above those of ``q``.
 
     Returns:
         (B, Q_h, Q_w, C).
     """
     output = torch.empty_like(q)
     by_heads, targets = shape.split_heads(q), shape.split_heads(output)
-    logits = position_logits(by_heads, embeddings, rows_above)
+    logits = position_logits(by_heads, embeddings)
     weights_memory, output_memory = _Scratch(q), _Scratch(q)
     batch, height, width, _ = q.shape
-    for tile in tiles_of(shape, batch, height, width, rows_above):
+    for tile in tiles_of(shape, batch, height, width):
         source, target = tile.view(by_heads), tile.view(targets)
         queries, window_keys = _flat(source), tile.view_windows(keys)
         weights = weights_memory.of(*queries.shape[:2], window_keys.shape[1])

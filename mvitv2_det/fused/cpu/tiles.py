@@ -44,14 +44,11 @@ class Tile:
         return windows[self.window_row, self.windows].flatten(0, 2)
 
 
-def tiles_of(
-    shape: AttentionShape, batch: int, height: int, width: int, rows_above: int = 0
-) -> Iterator[Tile]:
+def tiles_of(shape: AttentionShape, batch: int, height: int, width: int) -> Iterator[Tile]:
     """Tiles that cover a query map; windows that reach over its border are cut off.
 
     Args:
-        batch, height, width: B, H and W of the map, which may be some rows of a larger one.
-        rows_above: number of rows of the whole map above it.
+        batch, height, width: B, H and W of the map.
     """
     window_height, window_width = shape.window_q
     keys = shape.window_kv[0] * shape.window_kv[1]
@@ -61,7 +58,7 @@ def tiles_of(
         start = first * window_width
         row = 0
         while row < height:
-            window_row, inside = divmod(rows_above + row, window_height)
+            window_row, inside = divmod(row, window_height)
             end = min(row + min(step, window_height - inside), height)
             yield Tile(
                 rows=slice(row, end),
