@@ -209,7 +209,7 @@ def _why_not(
     if name == SDPA:
         return _why_not_sdpa(block, x)
     if name == TILED:
-        return not_fused or _tiled_limits(block, x, beside_images)
+        return not_fused or _tiled_limits(block, x)
     return beside_images or not_fused or _triton_limits(block, x)
 
 
@@ -337,16 +337,11 @@ def _unknown_options(block: MultiScaleBlock, *, masked_padding: bool = False) ->
     return None
 
 
-def _tiled_limits(block: MultiScaleBlock, x: Tensor, beside_images: str | None) -> str | None:
+def _tiled_limits(block: MultiScaleBlock, x: Tensor) -> str | None:
     if x.device.type != "cpu":
         return f"it is made for the CPU, got tensors on {x.device.type}"
-    if (dtype := product_dtype(x)) not in (torch.float32, torch.float64):
-        if dtype != torch.bfloat16:
-            return f"it computes in float32, float64 or bfloat16, got {dtype}"
-        if torch.is_grad_enabled():
-            return "it has no gradients in bfloat16"
-        if beside_images:
-            return f"in bfloat16 it takes maps of images alone, and {beside_images}"
+    if (dtype := product_dtype(x)) not in (torch.float32, torch.float64, torch.bfloat16):
+        return f"it computes in float32, float64 or bfloat16, got {dtype}"
     return _unknown_options(block)
 
 

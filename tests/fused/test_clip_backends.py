@@ -79,6 +79,24 @@ def test_equals_the_plain_model(kind, has_token, backend):
         assert difference <= 1e-10 * tensor.abs().max() + 1e-13 * largest, name
 
 
+@pytest.mark.parametrize("backend", ["tiled", "sdpa"])
+@pytest.mark.parametrize("has_token", [True, False], ids=["class token", "no class token"])
+@pytest.mark.parametrize("kind", ["all pooled", "strided queries", "no pooling"])
+def test_bfloat16_is_no_worse_than_the_plain_models(kind, has_token, backend):
+    """Outputs and gradients under autocast: at most twice the plain model's error."""
+    x = torch.randn(2, 3, 6, 5, 12)
+    token = torch.randn(2, 1, 12) if has_token else None
+    exact = found(block(None, KINDS[kind]).float(), x, token)
+
+    def error(module: nn.Module) -> float:
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = found(module.float(), x, token)
+        differences = [(rounded[name].float() - exact[name]).flatten() for name in exact]
+        return torch.cat(differences).norm().item()
+
+    assert 0 < error(block(backend, KINDS[kind])) < 2 * error(block(None, KINDS[kind]))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -80,6 +80,7 @@ class _PoolAndAttend(torch.autograd.Function):
         parameters, embeddings = _split(tensors, ctx.num_parameters)
         with torch.autocast(q.device.type, enabled=False):
             q, k, v = _pooled((q, k, v), with_flat_parameters(pools, parameters))
+            token_q, token_k, token_v = cast((token_q, token_k, token_v), q.dtype)
             keys, values = _keys_and_values(k, v, token_k, token_v, shape)
             z = attend(q, keys, values, cast(shape.on_map(embeddings), q.dtype), shape)
             if token_q is None:
@@ -90,20 +91,19 @@ class _PoolAndAttend(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad, grad_token):
         token_q, token_k, token_v, *saved = ctx.saved_tensors
-        token = token_q, token_k, token_v
         tensors, made_of = saved[: ctx.num_tensors], saved[ctx.num_tensors :]
         q, k, v = ctx.make_maps(*made_of)
+        token = cast((token_q, token_k, token_v), q.dtype)
         parameters, embeddings = _split(tensors, ctx.num_parameters)
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast(q.device.type, enabled=False):
             maps = [tensor.detach().requires_grad_() for tensor in (q, k, v)]
             parameters = [
                 None if tensor is None else tensor.detach().requires_grad_()
                 for tensor in parameters
             ]
-            pooling = with_flat_parameters(ctx.pools, parameters)
-            pooled = [pool(x) for pool, x in zip(pooling, maps, strict=True)]
+            pooled = _pooled(maps, with_flat_parameters(ctx.pools, parameters))
             embeddings = [tensor.detach().requires_grad_() for tensor in embeddings]
-            on_map = ctx.shape.on_map(embeddings)
+            on_map = cast(ctx.shape.on_map(embeddings), q.dtype)
         q, k, v = (tensor.detach() for tensor in pooled)
         relative = [tensor.detach() for tensor in on_map]
         gradients = _attend_backward(q, k, v, token, relative, grad, grad_token, ctx.shape)
