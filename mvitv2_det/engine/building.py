@@ -14,6 +14,7 @@ from torch import nn
 from ..backbone.trunk import Trunk
 from ..data.loader import TrainLoader, build_train_loader
 from ..errors import UserError
+from ..fused.products import multiplies_bfloat16
 from ..graphs import replay_graphs
 from ..weights import LoadReport, load_weights
 from .averages import WeightAverage
@@ -139,13 +140,16 @@ def with_plain_settings(optimizer: torch.optim.Optimizer) -> torch.optim.Optimiz
 
 
 def precision_of(cfg: DictConfig) -> torch.dtype | None:
-    """Reads the precision; None is float32, as always on a CPU."""
+    """Reads the precision; None is float32, as on a CPU that does not multiply the other type."""
     if not cfg.train.amp.enabled:
         return None
-    if torch.device(cfg.train.device).type == "cpu":
-        logger.info("Training in float32: mixed precision is for GPUs.")
-        return None
-    return AMP_DTYPES[setting(cfg, "train.amp.dtype")]
+    dtype = AMP_DTYPES[setting(cfg, "train.amp.dtype")]
+    if torch.device(cfg.train.device).type != "cpu":
+        return dtype
+    if dtype == torch.bfloat16 and multiplies_bfloat16():
+        return dtype
+    logger.info("Training in float32: this CPU has no instructions for products in %s.", dtype)
+    return None
 
 
 def ddp_options(cfg: DictConfig) -> dict[str, Any]:

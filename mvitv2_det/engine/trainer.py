@@ -30,7 +30,7 @@ class Trainer(SimpleTrainer):
         loader: of batches.
         optimizer: of the model.
         seed: of the run.
-        precision: of autocast on a GPU; None trains in float32.
+        precision: of autocast; None trains in float32.
         accumulate: parts into which a batch is cut; their gradients are summed. A mean over the
             images so stays what it is; batch norm, and losses that are means over something else,
             see the parts.
