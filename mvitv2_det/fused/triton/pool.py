@@ -8,6 +8,7 @@ P places of a tile, D the power of two that d is padded to, T = kh·kw taps of t
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from .pool_kernels import (
     pool_forward_kernel,
     pool_gather_kernel,
 )
+from .sums import row_sums
 from .tile_table import Case, measured_or
 
 if TYPE_CHECKING:
@@ -150,10 +152,8 @@ def pool_backward(
     partial = packed.new_empty(launch.programs, *packed.shape[1:], dtype=accumulator_dtype(qkv))
     _run(pool_backward_kernel, launch, qkv, packed, tuple(grads), tuple(convolved), partial)
     starts = (0, launch.sizes.start_k, launch.sizes.start_v, launch.programs)
-    sums = torch.empty(packed.shape, dtype=partial.dtype, device=partial.device)
-    for own, start, end in zip(sums, starts[:3], starts[1:], strict=True):
-        torch.sum(partial[start:end], 0, out=own)
-    parameters = _unpack(sums, pools)
+    by_part = [partial[start:end].flatten(1) for start, end in pairwise(starts)]
+    parameters = _unpack(by_part, pools)
     grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     launch = _over_inputs(grad_qkv, pools, gather_tile(qkv.device, _case(qkv, pools)))
     strides = tuple(0 if pool.kernel is None else pool.stride[0] for pool in pools)
@@ -180,18 +180,24 @@ def packed_parameters(pools: Sequence["HeadPool"]) -> Tensor | None:
 
 
 def _unpack(
-    sums: Tensor, pools: Sequence["HeadPool"]
+    partial: Sequence[Tensor], pools: Sequence["HeadPool"]
 ) -> list[tuple[Tensor | None, Tensor | None, Tensor | None]]:
-    """Splits (3, T + 2, d) gradients into those of kernels and of the norms' parameters."""
-    taps = sums[:, :-2].transpose(1, 2).contiguous()
+    """Sums (P, (T + 2)·d) of q, k and v to gradients of kernels and of the norms' parameters."""
+    channels = len(_first_pooled(pools).kernel)
+    types = {own.dtype for pool in pools for own in pool.parameters if own is not None}
+    dtype = types.pop() if len(types) == 1 else partial[0].dtype
+    taps = partial[0].shape[1] // channels - 2
+    sums = row_sums(partial, dtype, turned=(taps, channels))
     return [
         (None, None, None)
         if pool.kernel is None
         else tuple(
-            None if own is None else grad.reshape(own.shape).to(own.dtype)
-            for own, grad in zip(pool.parameters, (of_kernel, *of_norm), strict=True)
+            None if own is None else grad.view(own.shape).to(own.dtype)
+            for own, grad in zip(
+                pool.parameters, of_part.split([taps * channels, channels, channels]), strict=True
+            )
         )
-        for pool, of_kernel, of_norm in zip(pools, taps, sums[:, -2:], strict=True)
+        for pool, of_part in zip(pools, sums, strict=True)
     ]
 
 

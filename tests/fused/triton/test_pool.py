@@ -282,7 +282,7 @@ for size in ((200, 272), (101, 16)):
 @pytest.mark.long
 def test_compiles_for_an_h100():
     """Nothing is spilled, maps are read and written 16 bytes at a time, for images of all sizes."""
-    binaries = compiled_for_an_h100(COMPILE)
+    binaries = [one for one in compiled_for_an_h100(COMPILE) if one.kernel.startswith("pool_")]
     assert len(binaries) == 6 and len({binary.hash for binary in binaries}) == 3
     for binary in binaries:
         assert binary.registers <= 255 and binary.stack == 0
