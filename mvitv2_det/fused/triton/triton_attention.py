@@ -1,7 +1,8 @@
 """Pooled attention from the projection to the merged output, with gradients.
 
-Saved for backward: the projection, the output, which the layer after it saves anyway, and a number
-for each query and head. Pooled maps and position logits are computed again.
+Saved for backward: the projection, the output, which the layer after it saves anyway, a number for
+each query and head, and the pools' parameters side by side, which are few. Pooled
+maps and position logits are computed again.
 
 Axes: B images, H × W tokens, C = h·d channels of h heads; sizes with a dash are pooled ones.
 """
@@ -75,19 +76,19 @@ class _TritonAttention(torch.autograd.Function):
     def forward(ctx, shape, pools, places, qkv, table_h, table_w, *parameters):
         pools = with_flat_parameters(pools, parameters)
         with torch.cuda.device_of(qkv):  # Triton launches on the current device
-            q, k, v = pool_forward(qkv, pools)
+            packed = packed_parameters(pools)
+            q, k, v = pool_forward(qkv, pools, packed)
             out, lse = attention_forward(q, k, v, *_axis_tables((table_h, table_w), places), shape)
         ctx.shape, ctx.pools, ctx.places = shape, pools, places
-        ctx.save_for_backward(qkv, table_h, table_w, out, lse, *parameters)
+        ctx.save_for_backward(qkv, table_h, table_w, out, lse, packed, *parameters)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        qkv, table_h, table_w, out, lse, *parameters = ctx.saved_tensors
+        qkv, table_h, table_w, out, lse, packed, *parameters = ctx.saved_tensors
         pools = with_flat_parameters(ctx.pools, parameters)
         with torch.cuda.device_of(qkv):
-            packed = packed_parameters(pools)
             pooled = pool_forward(qkv, pools, packed)
             tables = _axis_tables((table_h, table_w), ctx.places)
             *grads, grad_h, grad_w = attention_backward(
