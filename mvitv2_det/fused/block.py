@@ -17,7 +17,7 @@ from .mlp import norm_mlp
 from .norm_linear import norm_linear
 from .residual import Skip, Unsummed
 from .skip_pool import pool_skip
-from .tokens import Casts, cast_linears, product_dtype
+from .tokens import Casts, product_dtype
 
 # Factors of the attention's and of the MLP's path, (B, 1, 1, 1) each, drawn by stochastic depth;
 # None where no path is dropped.
@@ -141,7 +141,7 @@ class FusedBlock(MultiScaleBlock):
         """All linear layers of the block in the type of products, by one launch on a GPU."""
         widening = [self.proj] if self.widens_in_attention or self.widens_in_mlp else []
         layers = self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2, *widening
-        return cast_linears(cast("tuple[nn.Linear, ...]", layers), dtype)
+        return Casts.of(cast("tuple[nn.Linear, ...]", layers), dtype)
 
     def draw_path_scales(self, x: Tensor) -> PathScales:
         """Factors of the paths of each image of ``x`` (B, H, W, C), attention's first."""

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from .products import added, added_product, column_sums, dense
 from .residual import Unsummed, scale_of_tokens
-from .tokens import Casts, NormGradient, TokenKernels, cast, chunks, product_dtype, write_chunk
+from .tokens import Casts, NormGradient, TokenKernels, chunks, product_dtype, write_chunk
 
 
 def norm_mlp(
@@ -57,7 +57,8 @@ def norm_mlp(
     options = _Options(
         norm.eps, typing.cast(nn.GELU, mlp.act).approximate, saves_hidden, joins, kernels
     )
-    low = (*casts[fc1], *casts[fc2]) if casts else None
+    casts = casts or Casts.of([fc1, fc2], product_dtype(first))
+    low = casts[fc1], casts[fc2]
     return _NormMlp.apply(x, path, skip, scale_of_tokens(path_scale, x), *parameters, options, low)
 
 
@@ -84,7 +85,8 @@ class _NormMlp(torch.autograd.Function):
         skipped = tokens if skip is None else skip.reshape(len(tokens), -1)
         output: typing.Any = None if options.joins_sums else torch.empty_like(skipped)
         saved = []  # chunk by chunk, so that nothing is copied together
-        c1, d1, c2, d2 = low or cast((w1, b1, w2, b2), dtype)
+        (c1, d1, again1), (c2, d2, again2) = low
+        ctx.weights_again = again1, again2
         with torch.autocast(x.device.type, enabled=False):
             for chunk in chunks(len(tokens), x.device):
                 if options.joins_sums:
@@ -131,7 +133,7 @@ class _NormMlp(torch.autograd.Function):
         grads = grad.reshape(len(tokens), -1)
         grad_x = grad_w1 = grad_w2 = grad_b1 = grad_b2 = None
         grad_norm = NormGradient(options.kernels, norm_weight, norm_bias)
-        transposed1, transposed2 = (w.T for w in cast((w1, w2), dtype))
+        transposed1, transposed2 = (again().T for again in ctx.weights_again)
         with torch.autocast(x.device.type, enabled=False):
             for chunk, before in zip(chunks(len(tokens), x.device), saved, strict=True):
                 grad_path = grads[chunk]

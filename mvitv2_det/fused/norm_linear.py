@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .products import added_product, column_sums, dense
-from .tokens import Casts, NormGradient, TokenKernels, cast, chunks, product_dtype, write_chunk
+from .tokens import Casts, NormGradient, TokenKernels, chunks, product_dtype, write_chunk
 
 
 def norm_linear(
@@ -38,7 +38,7 @@ def norm_linear(
     Returns:
         ``parts`` tensors (…, O / parts), each contiguous.
     """
-    low = casts[linear] if casts else None
+    low = (casts or Casts.of([linear], product_dtype(x)))[linear]
     parameters = *_of_norm(norm), linear.weight, linear.bias
     return list(_NormLinear.apply(x, *parameters, parts, kernels, low))
 
@@ -47,7 +47,8 @@ def norm_product(
     x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None, kernels: TokenKernels
 ) -> Tensor:
     """``linear(norm(x))`` with some rows of a layer's weight (O, C) and bias (O)."""
-    return _NormLinear.apply(x, *_of_norm(norm), weight, bias, 1, kernels, None)[0]
+    low = Casts({"": (weight, bias)}, product_dtype(x))[""]
+    return _NormLinear.apply(x, *_of_norm(norm), weight, bias, 1, kernels, low)[0]
 
 
 def norm_products_without_gradients(
@@ -100,11 +101,10 @@ def _products(
 class _NormLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, norm_weight, norm_bias, eps, weight, bias, parts, kernels, low):
-        dtype = product_dtype(x)
         ctx.save_for_backward(x, norm_weight, norm_bias, weight)
         ctx.eps, ctx.parts, ctx.kernels = eps, parts, kernels
-        ctx.dtype, ctx.has_bias = dtype, bias is not None
-        weight, bias = low or cast((weight, bias), dtype)
+        ctx.dtype, ctx.has_bias = product_dtype(x), bias is not None
+        weight, bias, ctx.weight_again = low
         weights = weight.chunk(parts)
         biases = (None,) * parts if bias is None else bias.chunk(parts)
         return tuple(_products(x, norm_weight, norm_bias, eps, weights, biases, kernels))
@@ -117,7 +117,7 @@ class _NormLinear(torch.autograd.Function):
             ctx.needs_input_grad
         )
         tokens = x.reshape(-1, x.shape[-1])
-        weights = weight.to(ctx.dtype).chunk(ctx.parts)
+        weights = ctx.weight_again().chunk(ctx.parts)
         grads = [grad.reshape(len(tokens), -1).to(ctx.dtype) for grad in grad_outputs]
         grad_tokens = None
         grad_norm = NormGradient(ctx.kernels, norm_weight, norm_bias)

@@ -6,17 +6,15 @@ own operations; :mod:`mvitv2_det.fused.triton.norm_gelu` is another.
 Axes: T tokens, t of them in a chunk, C channels in, O channels out, M hidden channels.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .products import added, column_sums
-
-# Weight and bias of linear layers in the type of products; see :func:`cast_linears`.
-Casts = Mapping[nn.Linear, tuple[Tensor, Tensor | None]]
 
 JOINS_SUMS = False
 
@@ -145,20 +143,67 @@ def cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Any]:
     On a GPU all are cast by one launch. Nothing is kept: weights may change at any time.
     """
     others = [x for x in tensors if x is not None and x.dtype != dtype]
-    if not others or others[0].device.type == "cpu":
-        return [None if x is None else x.to(dtype) for x in tensors]
     with torch.no_grad():
+        if not others or others[0].device.type == "cpu":
+            return [None if x is None else x.to(dtype) for x in tensors]
         made = [torch.empty_like(x, dtype=dtype) for x in others]
         torch._foreach_copy_(made, others)
     rest = iter(made)
     return [x if x is None or x.dtype == dtype else next(rest) for x in tensors]
 
 
-def cast_linears(linears: Iterable[nn.Linear], dtype: torch.dtype) -> Casts:
-    """Weights and biases of linear layers in the type of products, without gradients."""
-    linears = list(linears)
-    found = cast([x for linear in linears for x in (linear.weight, linear.bias)], dtype)
-    return dict(zip(linears, zip(found[::2], found[1::2], strict=True), strict=True))
+class Low(NamedTuple):
+    """A linear layer in the type of products, without gradients.
+
+    Attributes:
+        weight, bias: of the layer.
+        again: makes the weight once more, for backward.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    again: Callable[[], Tensor]
+
+
+class Casts:
+    """Linear layers of a block in the type of products: each pass casts all by one launch on a GPU.
+
+    Backward holds none of what forward has cast. The first layer there has all weights cast again;
+    each is let go of when its layer has taken it.
+
+    Args:
+        layers: weight and bias of each, by what it is asked for.
+        dtype: the type of products.
+    """
+
+    def __init__(
+        self, layers: Mapping[Hashable, tuple[Tensor, Tensor | None]], dtype: torch.dtype
+    ) -> None:
+        again = _CastAgain({key: weight for key, (weight, _) in layers.items()}, dtype)
+        found = iter(cast([tensor for pair in layers.values() for tensor in pair], dtype))
+        self._made = {key: Low(next(found), next(found), partial(again, key)) for key in layers}
+
+    @classmethod
+    def of(cls, linears: Sequence[nn.Linear], dtype: torch.dtype) -> "Casts":
+        """Those of layers, by the layers themselves."""
+        return cls({linear: (linear.weight, linear.bias) for linear in linears}, dtype)
+
+    def __getitem__(self, key: Hashable) -> Low:
+        return self._made[key]
+
+
+class _CastAgain:
+    """The weights of :class:`Casts` in backward."""
+
+    def __init__(self, weights: Mapping[Hashable, Tensor], dtype: torch.dtype) -> None:
+        self._weights, self._dtype = weights, dtype
+        self._made: dict[Hashable, Tensor] = {}
+
+    def __call__(self, key: Hashable) -> Tensor:
+        if key not in self._made:
+            made = cast(list(self._weights.values()), self._dtype)
+            self._made = dict(zip(self._weights, made, strict=True))
+        return self._made.pop(key)
 
 
 class NormGradient:

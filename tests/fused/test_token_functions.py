@@ -1,5 +1,7 @@
 """The chunked LayerNorm, linear layers, MLP and skip connections against PyTorch's modules."""
 
+import weakref
+
 import pytest
 import torch
 from models import randomize, relative_error
@@ -92,3 +94,19 @@ def test_skip_pooling():
     actual, expected = pool_skip(x, pool), pool_map(x, pool)
     assert torch.equal(actual, expected)
     assert torch.equal(*(gradients(output, [x])[0] for output in (actual, expected)))
+
+
+def test_weights_are_cast_again_for_backward_together(monkeypatch):
+    """One call casts those of all layers, each lives until it is taken; they may have changed."""
+    cast, calls = tokens.cast, []
+    monkeypatch.setattr(tokens, "cast", lambda *given: calls.append(len(given[0])) or cast(*given))
+    layers = [nn.Linear(4, 4) for _ in range(2)]
+    casts = tokens.Casts.of(layers, torch.bfloat16)
+    again = [casts[layer].again for layer in layers]
+    layers[0].weight.data.fill_(3)
+    assert casts[layers[1]].weight.dtype == torch.bfloat16 and calls == [4]
+    assert (again[0]() == 3).all() and calls == [4, 2]
+    taken = weakref.ref(again[1]())
+    assert taken() is None and calls == [4, 2]
+    layers[1].weight.data.fill_(5)
+    assert (again[1]() == 5).all() and calls == [4, 2, 2]
