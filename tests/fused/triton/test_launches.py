@@ -117,9 +117,9 @@ def has_wide_products() -> bool:
     ("name", "run", "most"),
     [
         ("T", infer, 148),
-        ("T", step, 550),
+        ("T", step, 530),
         pytest.param("B", infer, 316, marks=pytest.mark.long),
-        pytest.param("B", step, 1142, marks=pytest.mark.long),
+        pytest.param("B", step, 1094, marks=pytest.mark.long),
     ],
 )
 def test_launches(launches, name, run, most):
