@@ -23,10 +23,11 @@ from .cpu.folded_pooling import folded_projection, folding_saves_work
 from .cpu.rows import attention_row_by_row
 from .cpu.tiled import pool_and_attend
 from .head_pool import HeadPool
-from .norm_linear import norm_linear, norm_product
+from .norm_linear import norm_linear, norm_linears_and_input, norm_product
 from .residual import Skip, Unsummed, linear_and_skip, linear_beside_skip
 from .sdpa import windowed_sdpa
 from .shape import AttentionShape
+from .skip_pool import pool_skip
 from .tokens import Casts, TokenKernels
 
 Pools = tuple[HeadPool, HeadPool, HeadPool]
@@ -50,13 +51,41 @@ class Beside(NamedTuple):
 
 
 NOTHING = Beside()
-# From (attention, x, norm, skip, kernels, beside, casts) to skip.tokens + skip.path_scale *
+
+
+class Around(NamedTuple):
+    """What goes around an attention: how a block makes its skip connection of its tokens.
+
+    Attributes:
+        proj: a linear layer of the normalised tokens, where the attention changes the width.
+        pool: of ``attention.pooling.skip_pool``.
+        path_scale: as of a :class:`~mvitv2_det.fused.residual.Skip`.
+    """
+
+    proj: nn.Linear | None
+    pool: nn.Module
+    path_scale: Tensor | None
+
+    def pooled(self, tokens: Tensor, frames: int = 1) -> Skip:
+        """The skip connection of tokens (B, H, W, C_out)."""
+        return Skip(pool_skip(tokens, self.pool, frames), self.path_scale)
+
+    def skip(
+        self, x: Tensor, norm: nn.LayerNorm, kernels: TokenKernels, frames: int, casts: Casts
+    ) -> Skip:
+        """The skip connection of a block's tokens (B, H, W, C_in)."""
+        if self.proj is not None:
+            (x,) = norm_linear(x, norm, self.proj, kernels, casts=casts)
+        return self.pooled(x, frames)
+
+
+# From (attention, x, norm, around, kernels, beside, casts) to skip.tokens + skip.path_scale *
 # attention(norm(x)), (B, H, W, C_in) to (B, H', W', C_out), perhaps not yet summed, and the
 # attention's output for the class token, (B, 1, C_out), or None.
 Attended = tuple[Tensor | Unsummed, Tensor | None]
 Alone = tuple[Tensor, Tensor | None]  # without the skip connection
 FusedAttention = Callable[
-    [MultiScaleAttention, Tensor, nn.LayerNorm, Skip, TokenKernels, Beside, Casts | None], Attended
+    [MultiScaleAttention, Tensor, nn.LayerNorm, Around, TokenKernels, Beside, Casts], Attended
 ]
 
 
@@ -64,12 +93,13 @@ def reference(
     attention: MultiScaleAttention,
     x: Tensor,
     norm: nn.LayerNorm,
-    skip: Skip,
+    around: Around,
     kernels: TokenKernels,
-    beside: Beside = NOTHING,
-    casts: Casts | None = None,
+    beside: Beside,
+    casts: Casts,
 ) -> Attended:
     """The modules of the plain model, for options that nothing faster computes."""
+    skip = around.skip(x, norm, kernels, beside.frames, casts)
     attended, token = reference_alone(attention, norm(x), beside)
     return skip.add(attended), token
 
@@ -87,12 +117,13 @@ def tiled(
     attention: MultiScaleAttention,
     x: Tensor,
     norm: nn.LayerNorm,
-    skip: Skip,
+    around: Around,
     kernels: TokenKernels,
-    beside: Beside = NOTHING,
-    casts: Casts | None = None,
+    beside: Beside,
+    casts: Casts,
 ) -> Attended:
     """Tiles that stay in the cache of a CPU, with little saved for backward."""
+    skip = around.skip(x, norm, kernels, beside.frames, casts)
     pools, shape = pools_and_shape(attention, x, beside.frames)
     embeddings = relative_embeddings(attention, shape)
     qkv = attention.qkv
@@ -123,10 +154,10 @@ def triton(
     attention: MultiScaleAttention,
     x: Tensor,
     norm: nn.LayerNorm,
-    skip: Skip,
+    around: Around,
     kernels: TokenKernels,
-    beside: Beside = NOTHING,
-    casts: Casts | None = None,
+    beside: Beside,
+    casts: Casts,
 ) -> Attended:
     """Triton kernels: pooling of q, k and v in one launch, and attention in one."""
     from .triton.axis_tables import AxisTable
@@ -135,7 +166,9 @@ def triton(
     pools, shape = pools_and_shape(attention, x)
     sides = zip(attention.position_tables("q"), shape.window_q, shape.window_kv, strict=False)
     tables = [AxisTable.of(table, *own) for table, *own in sides]
-    (qkv,) = norm_linear(x, norm, attention.qkv, kernels, casts=casts)
+    linears = [attention.qkv] if around.proj is None else [attention.qkv, around.proj]
+    qkv, *projected, x = norm_linears_and_input(x, norm, linears, kernels, casts)
+    skip = around.pooled(projected[0] if projected else x)
     fills = attention.spec.window_fill_is_projected
     if fills:
         grid = WindowGrid.over(qkv, attention.spec.window_size)
@@ -151,12 +184,13 @@ def sdpa(
     attention: MultiScaleAttention,
     x: Tensor,
     norm: nn.LayerNorm,
-    skip: Skip,
+    around: Around,
     kernels: TokenKernels,
-    beside: Beside = NOTHING,
-    casts: Casts | None = None,
+    beside: Beside,
+    casts: Casts,
 ) -> Attended:
     """One call of PyTorch's fused attention."""
+    skip = around.skip(x, norm, kernels, beside.frames, casts)
     maps = norm_linear(x, norm, attention.qkv, kernels, parts=3, casts=casts)
     z, token = _pool_and_sdpa(attention, x, maps, beside)
     return linear_and_skip(z, attention.proj, skip, casts), token

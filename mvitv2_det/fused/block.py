@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone.block import MultiScaleBlock
-from .attention import NOTHING, Beside
+from .attention import NOTHING, Around, Beside
 from .choice import AUTO, Choice, choose
 from .mlp import norm_mlp
 from .norm_linear import norm_linear
@@ -125,13 +125,12 @@ class FusedBlock(MultiScaleBlock):
             normed = self.norm2(x)
             skip = self.proj(normed) if self.widens_in_mlp else x
             return Skip(skip, mlp_scale).add(self.mlp(normed)), token
-        kernels, skip = choice.kernels, x
-        casts = self._casts(product_dtype(x))
-        if self.widens_in_attention:
-            (skip,) = norm_linear(x, self.norm1, self.proj, kernels, casts=casts)
-        skip = Skip(pool_skip(skip, self.pool_skip, beside.frames), attention_scale)
-        summed, token = choice.fused_attend(self.attn, x, self.norm1, skip, kernels, beside, casts)
-        skip = None
+        kernels, casts, skip = choice.kernels, self._casts(product_dtype(x)), None
+        proj = self.proj if self.widens_in_attention else None
+        around = Around(proj, self.pool_skip, attention_scale)
+        summed, token = choice.fused_attend(
+            self.attn, x, self.norm1, around, kernels, beside, casts
+        )
         if self.widens_in_mlp:
             summed = summed.total() if isinstance(summed, Unsummed) else summed
             (skip,) = norm_linear(summed, self.norm2, self.proj, kernels, casts=casts)

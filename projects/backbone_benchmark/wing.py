@@ -60,7 +60,6 @@ WITHOUT: dict[str, list[tuple[object, str, object]]] = {
     "mlp.py": [(block, "norm_mlp", _norm_mlp)],
     "norm_linear.py": [
         (attention, "norm_linear", _norm_linear),
-        (block, "norm_linear", _norm_linear),
         (attention, "norm_product", _norm_product),
         (
             rows,
@@ -71,7 +70,7 @@ WITHOUT: dict[str, list[tuple[object, str, object]]] = {
     "residual.py": [
         (attention, "linear_and_skip", lambda z, linear, skip, casts=None: skip.add(linear(z))),
     ],
-    "skip_pool.py": [(block, "pool_skip", lambda x, pool, frames=1: pool_map(x, pool))],
+    "skip_pool.py": [(attention, "pool_skip", lambda x, pool, frames=1: pool_map(x, pool))],
     "products.py": [(products, "_has_onednn", lambda _: False)],
     "tokens.py: chunks": [(tokens, "_CPU_CHUNK", 2**40)],
     "cpu/rows.py": [(attention, "attention_row_by_row", _general_path)],

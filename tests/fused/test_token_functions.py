@@ -11,7 +11,7 @@ from torch import nn
 from mvitv2_det.attention.pooling import pool_map, skip_pool
 from mvitv2_det.fused import tokens
 from mvitv2_det.fused.mlp import norm_mlp
-from mvitv2_det.fused.norm_linear import norm_linear
+from mvitv2_det.fused.norm_linear import norm_linear, norm_linears_and_input
 from mvitv2_det.fused.residual import Skip, linear_and_skip
 from mvitv2_det.fused.skip_pool import pool_skip
 
@@ -45,6 +45,27 @@ def test_norm_linear(parts, bias, affine):
     assert len(outputs) == parts and all(output.is_contiguous() for output in outputs)
     inputs = [x, *norm.parameters(), *linear.parameters()]
     assert_same(torch.cat(outputs, dim=-1), linear(norm(x)), inputs)
+
+
+@pytest.mark.parametrize("trains_input", [True, False])
+@pytest.mark.parametrize("used", [[0, 1, 2], [0, 2], [0, 1], [2]])
+def test_norm_linears_and_input(used, trains_input):
+    """Several layers of the same tokens, and what goes around them; some outputs have no use."""
+    norm = randomize(nn.LayerNorm(12))
+    linears = [randomize(nn.Linear(12, 18)), randomize(nn.Linear(12, 8, bias=False))]
+    x = torch.randn(2, 5, 9, 12, requires_grad=trains_input)
+    outputs = norm_linears_and_input(x, norm, linears, tokens, tokens.Casts.of(linears, x.dtype))
+    expected = [*(linear(norm(x)) for linear in linears), x]
+    assert all(output.is_contiguous() for output in outputs) and torch.equal(outputs[2], x)
+    assert outputs[2].requires_grad == trains_input
+    if used == [2]:
+        inputs = [x] if trains_input else []
+    else:
+        inputs = [*([x] if trains_input else []), *norm.parameters()]
+        inputs += [parameter for i in used if i < 2 for parameter in linears[i].parameters()]
+    if inputs:
+        joined = (torch.cat([found[i] for i in used], dim=-1) for found in (outputs, expected))
+        assert_same(*joined, inputs)
 
 
 @pytest.mark.parametrize("act", [nn.GELU, lambda: nn.GELU(approximate="tanh")])

@@ -116,10 +116,10 @@ def has_wide_products() -> bool:
 @pytest.mark.parametrize(
     ("name", "run", "most"),
     [
-        ("T", infer, 148),
-        ("T", step, 530),
-        pytest.param("B", infer, 316, marks=pytest.mark.long),
-        pytest.param("B", step, 1094, marks=pytest.mark.long),
+        ("T", infer, 145),
+        ("T", step, 502),
+        pytest.param("B", infer, 313, marks=pytest.mark.long),
+        pytest.param("B", step, 1052, marks=pytest.mark.long),
     ],
 )
 def test_launches(launches, name, run, most):
