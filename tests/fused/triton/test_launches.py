@@ -117,9 +117,9 @@ def has_wide_products() -> bool:
     ("name", "run", "most"),
     [
         ("T", infer, 145),
-        ("T", step, 502),
+        ("T", step, 498),
         pytest.param("B", infer, 313, marks=pytest.mark.long),
-        pytest.param("B", step, 1052, marks=pytest.mark.long),
+        pytest.param("B", step, 1046, marks=pytest.mark.long),
     ],
 )
 def test_launches(launches, name, run, most):
