@@ -8,6 +8,7 @@ other in one map, whose height is then T·H; a class token travels beside it, (B
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -130,7 +131,8 @@ def tiled(
     if beside.is_nothing and not torch.is_grad_enabled():
         proj = attention.proj
         fill, on_map = attention.window_fill, shape.on_map(embeddings)
-        return attention_row_by_row(x, norm, qkv, pools, on_map, shape, proj, skip, fill), None
+        args = x, norm, qkv, pools, on_map, shape, proj, skip, fill, casts
+        return attention_row_by_row(*args), None
     if folding_saves_work(pools[1:]):
         channels = qkv.out_features // 3
         weight_q, weight_kv = qkv.weight.split([channels, 2 * channels])
@@ -161,11 +163,18 @@ def triton(
 ) -> Attended:
     """Triton kernels: pooling of q, k and v in one launch, and attention in one."""
     from .triton.axis_tables import AxisTable
+    from .triton.pool import packed_parameters
     from .triton.triton_attention import triton_attention
 
     pools, shape = pools_and_shape(attention, x)
     sides = zip(attention.position_tables("q"), shape.window_q, shape.window_kv, strict=False)
-    tables = [AxisTable.of(table, *own) for table, *own in sides]
+    tables = [
+        casts.kept.once((axis, *own), partial(AxisTable.of, table, *own))
+        for axis, (table, *own) in enumerate(sides)
+    ]
+    packed = None
+    if not torch.is_grad_enabled():
+        packed = casts.kept.once("pools", partial(packed_parameters, pools))
     linears = [attention.qkv] if around.proj is None else [attention.qkv, around.proj]
     qkv, *projected, x = norm_linears_and_input(x, norm, linears, kernels, casts)
     skip = around.pooled(projected[0] if projected else x)
@@ -173,7 +182,7 @@ def triton(
     if fills:
         grid = WindowGrid.over(qkv, attention.spec.window_size)
         qkv = grid.filled(qkv, attention.qkv.bias)
-    z = triton_attention(qkv, pools, tables, shape)
+    z = triton_attention(qkv, pools, tables, shape, packed)
     z = cropped(z, *x.shape[1:3]) if fills else z
     if kernels.JOINS_SUMS:
         return linear_beside_skip(z, attention.proj, skip, casts), None

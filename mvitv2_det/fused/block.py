@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone.block import MultiScaleBlock
+from ..caching import Keeper
 from .attention import NOTHING, Around, Beside
 from .choice import AUTO, Choice, choose
 from .mlp import norm_mlp
@@ -33,6 +34,8 @@ class FusedBlock(MultiScaleBlock):
         backend: what to compute it with, a name in :data:`~mvitv2_det.fused.choice.BACKENDS`.
         compiled: compiled code of :meth:`compute`, or None; see
             :func:`mvitv2_det.fused.compile_blocks`.
+        kept: what has been made of the weights while they are promised not to change, or None;
+            see :func:`mvitv2_det.fused.constant_weights`.
     """
 
     backend: str = AUTO
@@ -40,6 +43,7 @@ class FusedBlock(MultiScaleBlock):
     norm1: nn.LayerNorm
     norm2: nn.LayerNorm
     compiled: Callable[["FusedBlock", Tensor, PathScales], Tensor] | None = None
+    kept: Keeper | None = None
 
     def forward(self, x: Tensor, token: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Computes the block; see :meth:`MultiScaleBlock.forward`.
@@ -125,7 +129,7 @@ class FusedBlock(MultiScaleBlock):
             normed = self.norm2(x)
             skip = self.proj(normed) if self.widens_in_mlp else x
             return Skip(skip, mlp_scale).add(self.mlp(normed)), token
-        kernels, casts, skip = choice.kernels, self._casts(product_dtype(x)), None
+        kernels, casts, skip = choice.kernels, self._casts(x), None
         proj = self.proj if self.widens_in_attention else None
         around = Around(proj, self.pool_skip, attention_scale)
         summed, token = choice.fused_attend(
@@ -136,8 +140,14 @@ class FusedBlock(MultiScaleBlock):
             (skip,) = norm_linear(summed, self.norm2, self.proj, kernels, casts=casts)
         return norm_mlp(summed, self.norm2, self.mlp, skip, mlp_scale, kernels, casts), token
 
-    def _casts(self, dtype: torch.dtype) -> Casts:
-        """All linear layers of the block in the type of products, by one launch on a GPU."""
+    def _casts(self, x: Tensor) -> Casts:
+        """All linear layers of the block in the type of products of ``x``."""
+        dtype = product_dtype(x)
+        if self.kept is None or torch.is_grad_enabled():
+            return self._cast(dtype)
+        return self.kept.once((dtype, x.device), lambda: self._cast(dtype))
+
+    def _cast(self, dtype: torch.dtype) -> Casts:
         widening = [self.proj] if self.widens_in_attention or self.widens_in_mlp else []
         layers = self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2, *widening
         return Casts.of(cast("tuple[nn.Linear, ...]", layers), dtype)
@@ -152,5 +162,5 @@ class FusedBlock(MultiScaleBlock):
         return self.drop_path(x.new_ones(x.shape[0], 1, 1, 1))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves compiled code out of copies and pickles, which cannot hold it."""
-        return super().__getstate__() | {"compiled": None}
+        """Leaves out of copies and pickles compiled code, which they cannot hold, and promises."""
+        return super().__getstate__() | {"compiled": None, "kept": None}

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..caching import Keeper
 from .products import added, column_sums
 
 JOINS_SUMS = False
@@ -180,7 +181,7 @@ def product_dtype(x: Tensor) -> torch.dtype:
 def cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Any]:
     """Parameters in the type of products; those that have it are not copied.
 
-    On a GPU all are cast by one launch. Nothing is kept: weights may change at any time.
+    On a GPU all are cast by one launch. Nothing is kept here: weights may change at any time.
     """
     others = [x for x in tensors if x is not None and x.dtype != dtype]
     with torch.no_grad():
@@ -214,6 +215,9 @@ class Casts:
     Args:
         layers: weight and bias of each, by what it is asked for.
         dtype: the type of products.
+
+    Attributes:
+        kept: what else is made of the block's weights, which lives as long as the casts.
     """
 
     def __init__(
@@ -222,6 +226,7 @@ class Casts:
         again = _CastAgain({key: weight for key, (weight, _) in layers.items()}, dtype)
         found = iter(cast([tensor for pair in layers.values() for tensor in pair], dtype))
         self._made = {key: Low(next(found), next(found), partial(again, key)) for key in layers}
+        self.kept = Keeper()
 
     @classmethod
     def of(cls, linears: Sequence[nn.Linear], dtype: torch.dtype) -> "Casts":

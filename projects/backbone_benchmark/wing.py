@@ -38,7 +38,7 @@ def _norm_mlp(
     return (x if skip is None else skip) + (path if path_scale is None else path_scale * path)
 
 
-def _general_path(x, norm, qkv, pools, embeddings, shape, proj, skip, fill) -> Tensor:
+def _general_path(x, norm, qkv, pools, embeddings, shape, proj, skip, fill, casts) -> Tensor:
     """Inference as training's forward pass computes it."""
     assert fill is None  # windows are filled where nothing is pooled, and MViT's blocks all pool
     folds = attention.folding_saves_work(pools[1:])

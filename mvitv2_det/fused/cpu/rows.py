@@ -78,7 +78,8 @@ def attention_row_by_row(
     shape: AttentionShape,
     proj: nn.Linear,
     skip: Skip,
-    window_fill: Tensor | None = None,
+    window_fill: Tensor | None,
+    casts: kernels.Casts,
 ) -> Tensor:
     """All of multiscale attention, without gradients.
 
@@ -95,13 +96,13 @@ def attention_row_by_row(
         proj: the last projection.
         skip: the connection around all of it, of the output's shape.
         window_fill: what completes windows of k and of v, (2, C); None for zeros.
+        casts: those of both linear layers.
 
     Returns:
         (B, H / stride_q, W / stride_q, C_out), of the type of ``x``.
     """
     dtype = kernels.product_dtype(x)
-    linears = kernels.cast((qkv.weight, qkv.bias, proj.weight, proj.bias), dtype)
-    weight, bias, proj_weight, proj_bias = linears
+    (weight, bias, _), (proj_weight, proj_bias, _) = casts[qkv], casts[proj]
     pools = [pool.with_kernel_of(dtype) for pool in pools]
     embeddings = kernels.cast(embeddings, dtype)
     with torch.autocast(x.device.type, enabled=False):

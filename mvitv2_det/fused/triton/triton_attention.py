@@ -53,6 +53,7 @@ def triton_attention(
     pools: Sequence[HeadPool],
     tables: Sequence[AxisTable],
     shape: AttentionShape,
+    packed: Tensor | None = None,
 ) -> Tensor:
     """Pools and normalises q, k and v, attends in windows, and adds the pooled q.
 
@@ -61,6 +62,7 @@ def triton_attention(
         pools: the pooling of each of them.
         tables: those of Eq. 4 for both axes of a window, or none.
         shape: heads, scale, windows and residual.
+        packed: the pools' parameters if they have been put together already.
 
     Returns:
         (B, H', W', C).
@@ -68,15 +70,15 @@ def triton_attention(
     own = [rel.table for rel in tables] or [None, None]
     places = tuple(rel[1:] for rel in tables)
     parameters = flat_parameters(pools)
-    return _TritonAttention.apply(shape, tuple(pools), places, qkv, *own, *parameters)
+    return _TritonAttention.apply(shape, tuple(pools), places, packed, qkv, *own, *parameters)
 
 
 class _TritonAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, shape, pools, places, qkv, table_h, table_w, *parameters):
+    def forward(ctx, shape, pools, places, packed, qkv, table_h, table_w, *parameters):
         pools = with_flat_parameters(pools, parameters)
         with torch.cuda.device_of(qkv):  # Triton launches on the current device
-            packed = packed_parameters(pools)
+            packed = packed_parameters(pools) if packed is None else packed
             q, k, v = pool_forward(qkv, pools, packed)
             out, lse = attention_forward(q, k, v, *_axis_tables((table_h, table_w), places), shape)
         ctx.shape, ctx.pools, ctx.places = shape, pools, places
@@ -97,7 +99,7 @@ class _TritonAttention(torch.autograd.Function):
             del pooled
             grad_qkv, grad_parameters = pool_backward(qkv, pools, grads, packed)
         flat = [tensor for of_pool in grad_parameters for tensor in of_pool]
-        return None, None, None, grad_qkv, grad_h, grad_w, *flat
+        return None, None, None, None, grad_qkv, grad_h, grad_w, *flat
 
 
 def _axis_tables(
