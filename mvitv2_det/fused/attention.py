@@ -176,13 +176,15 @@ def triton(
     if not torch.is_grad_enabled():
         packed = casts.kept.once("pools", partial(packed_parameters, pools))
     linears = [attention.qkv] if around.proj is None else [attention.qkv, around.proj]
-    qkv, *projected, x = norm_linears_and_input(x, norm, linears, kernels, casts)
-    skip = around.pooled(projected[0] if projected else x)
+    # What fills windows is the bias too; otherwise pooling's kernel sums its gradient.
     fills = attention.spec.window_fill_is_projected
+    qkv, *projected, x = norm_linears_and_input(x, norm, linears, kernels, casts, first_bias=fills)
+    skip = around.pooled(projected[0] if projected else x)
     if fills:
         grid = WindowGrid.over(qkv, attention.spec.window_size)
         qkv = grid.filled(qkv, attention.qkv.bias)
-    z = triton_attention(qkv, pools, tables, shape, packed)
+    bias = None if fills else attention.qkv.bias
+    z = triton_attention(qkv, pools, tables, shape, packed, bias)
     z = cropped(z, *x.shape[1:3]) if fills else z
     if kernels.JOINS_SUMS:
         return linear_beside_skip(z, attention.proj, skip, casts), None

@@ -45,7 +45,13 @@ def norm_linear(
 
 
 def norm_linears_and_input(
-    x: Tensor, norm: nn.LayerNorm, linears: Sequence[nn.Linear], kernels: TokenKernels, casts: Casts
+    x: Tensor,
+    norm: nn.LayerNorm,
+    linears: Sequence[nn.Linear],
+    kernels: TokenKernels,
+    casts: Casts,
+    *,
+    first_bias: bool = True,
 ) -> list[Tensor]:
     """``linear(norm(x))`` of each layer, and ``x`` itself, for what goes around them.
 
@@ -58,13 +64,16 @@ def norm_linears_and_input(
         linears: from C to O_i channels.
         kernels: what computes norms.
         casts: those of the layers.
+        first_bias: whether the first layer's bias gets its gradient here.
 
     Returns:
         (…, O_i) for each layer, and (…, C).
     """
     passes = torch.is_grad_enabled() and x.requires_grad
     options = _Options(norm.eps, kernels, tuple(casts[linear] for linear in linears), 1, passes)
-    parameters = [tensor for linear in linears for tensor in (linear.weight, linear.bias)]
+    parameters: list[Tensor | None] = []
+    for linear in linears:
+        parameters += [linear.weight, linear.bias if parameters or first_bias else None]
     outputs = list(_NormLinear.apply(x, *_of_norm(norm), options, *parameters))
     return outputs if passes else [*outputs, x]
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..products import column_sums
 from .launch import Blocks, accumulator, accumulator_dtype, ceil_div, power_of_2
 from .pool_kernels import (
     InputStrides,
@@ -115,7 +116,8 @@ def pool_backward(
     pools: Sequence["HeadPool"],
     grads: Sequence[Tensor],
     packed: Tensor | None = None,
-) -> tuple[Tensor, list[tuple[Tensor | None, Tensor | None, Tensor | None]]]:
+    bias_type: torch.dtype | None = None,
+) -> tuple[Tensor, list[tuple[Tensor | None, Tensor | None, Tensor | None]], Tensor | None]:
     """Gradients of :func:`pool_forward`; pools again, so that only ``qkv`` is saved.
 
     The gradient of the convolution's output lies between the two kernels in ``qkv``'s type, as
@@ -130,18 +132,22 @@ def pool_backward(
     Args:
         qkv, pools, packed: as in :func:`pool_forward`.
         grads: (B, H', W', C) of its three outputs, in their type.
+        bias_type: asks for the sum of the gradient of ``qkv`` over all places, in this type.
 
     Returns:
-        The gradient of ``qkv``, contiguous, and for q, k and v those of the pool's parameters: of
-        the convolution's weight (d, 1, kh, kw) and the norm's weight and bias (d), in their types;
-        None where there is no such parameter. The same bits on every run.
+        The gradient of ``qkv``, contiguous; for q, k and v those of the pool's parameters: of the
+        convolution's weight (d, 1, kh, kw) and the norm's weight and bias (d), in their types; the
+        sum that was asked for, (3·C). None where there is no such parameter or sum. The same bits
+        on every run.
 
     Raises:
         ValueError: as :func:`pool_forward`.
     """
     _check(pools)
     if all(pool.kernel is None for pool in pools):
-        return torch.cat(list(grads), dim=-1), [(None, None, None)] * 3
+        joined = torch.cat(list(grads), dim=-1)
+        total = None if bias_type is None else column_sums(joined.flatten(0, 2)).to(bias_type)
+        return joined, [(None, None, None)] * 3, total
     grads = [grad.contiguous() for grad in grads]
     convolved = [
         torch.empty_like(grad, dtype=qkv.dtype) if pool.kernel is not None else grad
@@ -153,12 +159,16 @@ def pool_backward(
     _run(pool_backward_kernel, launch, qkv, packed, tuple(grads), tuple(convolved), partial)
     starts = (0, launch.sizes.start_k, launch.sizes.start_v, launch.programs)
     by_part = [partial[start:end].flatten(1) for start, end in pairwise(starts)]
-    parameters = _unpack(by_part, pools)
     grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     launch = _over_inputs(grad_qkv, pools, gather_tile(qkv.device, _case(qkv, pools)))
     strides = tuple(0 if pool.kernel is None else pool.stride[0] for pool in pools)
-    _run(pool_gather_kernel, launch, grad_qkv, packed, tuple(convolved), STRIDES=strides)
-    return grad_qkv, parameters
+    beside = None
+    if bias_type is not None:
+        tiles = launch.programs // (3 * launch.sizes.heads)
+        beside = partial.new_empty(tiles, qkv.shape[3])
+    _run(pool_gather_kernel, launch, grad_qkv, packed, tuple(convolved), beside, STRIDES=strides)
+    parameters, total = _unpack(by_part, pools, beside)
+    return grad_qkv, parameters, None if total is None else total.to(bias_type)
 
 
 def packed_parameters(pools: Sequence["HeadPool"]) -> Tensor | None:
@@ -180,14 +190,18 @@ def packed_parameters(pools: Sequence["HeadPool"]) -> Tensor | None:
 
 
 def _unpack(
-    partial: Sequence[Tensor], pools: Sequence["HeadPool"]
-) -> list[tuple[Tensor | None, Tensor | None, Tensor | None]]:
-    """Sums (P, (T + 2)·d) of q, k and v to gradients of kernels and of the norms' parameters."""
+    partial: Sequence[Tensor], pools: Sequence["HeadPool"], beside: Tensor | None
+) -> tuple[list[tuple[Tensor | None, Tensor | None, Tensor | None]], Tensor | None]:
+    """Sums (P, (T + 2)·d) of q, k and v to gradients of kernels and of the norms' parameters.
+
+    Those ``beside`` them, (P, N), are added by the same launch, to (N).
+    """
     channels = len(_first_pooled(pools).kernel)
     types = {own.dtype for pool in pools for own in pool.parameters if own is not None}
     dtype = types.pop() if len(types) == 1 else partial[0].dtype
     taps = partial[0].shape[1] // channels - 2
-    sums = row_sums(partial, dtype, turned=(taps, channels))
+    matrices = [*partial] if beside is None else [*partial, beside]
+    *sums, total = [*row_sums(matrices, dtype, turned=(taps, channels)), None][:4]
     return [
         (None, None, None)
         if pool.kernel is None
@@ -198,7 +212,7 @@ def _unpack(
             )
         )
         for pool, of_part in zip(pools, sums, strict=True)
-    ]
+    ], total
 
 
 def _first_pooled(pools: Sequence["HeadPool"]) -> "HeadPool":

@@ -54,6 +54,7 @@ def triton_attention(
     tables: Sequence[AxisTable],
     shape: AttentionShape,
     packed: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Pools and normalises q, k and v, attends in windows, and adds the pooled q.
 
@@ -63,6 +64,8 @@ def triton_attention(
         tables: those of Eq. 4 for both axes of a window, or none.
         shape: heads, scale, windows and residual.
         packed: the pools' parameters if they have been put together already.
+        bias: what the projection has added, (3·C), if its gradient is to be given here: the sum of
+            the projection's, which is then not read again for it.
 
     Returns:
         (B, H', W', C).
@@ -70,18 +73,19 @@ def triton_attention(
     own = [rel.table for rel in tables] or [None, None]
     places = tuple(rel[1:] for rel in tables)
     parameters = flat_parameters(pools)
-    return _TritonAttention.apply(shape, tuple(pools), places, packed, qkv, *own, *parameters)
+    return _TritonAttention.apply(shape, tuple(pools), places, packed, bias, qkv, *own, *parameters)
 
 
 class _TritonAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, shape, pools, places, packed, qkv, table_h, table_w, *parameters):
+    def forward(ctx, shape, pools, places, packed, bias, qkv, table_h, table_w, *parameters):
         pools = with_flat_parameters(pools, parameters)
         with torch.cuda.device_of(qkv):  # Triton launches on the current device
             packed = packed_parameters(pools) if packed is None else packed
             q, k, v = pool_forward(qkv, pools, packed)
             out, lse = attention_forward(q, k, v, *_axis_tables((table_h, table_w), places), shape)
         ctx.shape, ctx.pools, ctx.places = shape, pools, places
+        ctx.bias_type = None if bias is None else bias.dtype
         ctx.save_for_backward(qkv, table_h, table_w, out, lse, packed, *parameters)
         return out
 
@@ -97,9 +101,12 @@ class _TritonAttention(torch.autograd.Function):
                 grad.to(qkv.dtype).contiguous(), *pooled, *tables, out, lse, ctx.shape
             )
             del pooled
-            grad_qkv, grad_parameters = pool_backward(qkv, pools, grads, packed)
+            bias_type = ctx.bias_type if ctx.needs_input_grad[4] else None
+            grad_qkv, grad_parameters, grad_bias = pool_backward(
+                qkv, pools, grads, packed, bias_type
+            )
         flat = [tensor for of_pool in grad_parameters for tensor in of_pool]
-        return None, None, None, None, grad_qkv, grad_h, grad_w, *flat
+        return None, None, None, None, grad_bias, grad_qkv, grad_h, grad_w, *flat
 
 
 def _axis_tables(

@@ -117,9 +117,9 @@ def has_wide_products() -> bool:
     ("name", "run", "most"),
     [
         ("T", infer, 119),
-        ("T", step, 498),
+        ("T", step, 488),
         pytest.param("B", infer, 259, marks=pytest.mark.long),
-        pytest.param("B", step, 1046, marks=pytest.mark.long),
+        pytest.param("B", step, 1022, marks=pytest.mark.long),
     ],
 )
 def test_launches(launches, name, run, most):
