@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .config import get_config
     from .detection import MViTFPN, ResampledPyramid, add_mvitv2_config
     from .errors import UserError
-    from .fused import compile_blocks, explain
+    from .fused import compile_blocks, constant_weights, explain
     from .graphs import replay_graphs
     from .predict import Predictor
     from .recognition.action_finder import ActionFinder
@@ -48,6 +48,7 @@ __all__ = [
     "ViT",
     "add_mvitv2_config",
     "compile_blocks",
+    "constant_weights",
     "convert_weights",
     "explain",
     "get_config",
@@ -71,6 +72,7 @@ _MODULES = {
     "ViT": "backbone.vit",
     "add_mvitv2_config": "detection",
     "compile_blocks": "fused",
+    "constant_weights": "fused",
     "replay_graphs": "graphs",
     "convert_weights": "weights",
     "explain": "fused",

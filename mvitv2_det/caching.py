@@ -1,14 +1,15 @@
-"""Constant tensors, made once per size and device."""
+"""Tensors that are made once: constants per size and device, and what others keep for a while."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 _CACHES: list[dict[tuple[Any, ...], Tensor]] = []
 _SIZES = 256  # kept per function; images of a training set come in a few hundred sizes
+Made = TypeVar("Made")
 
 
 def cached_per_device(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -42,3 +43,33 @@ def cached_per_device(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def kept_tensors() -> tuple[Tensor, ...]:
     """All tensors that are kept now, for those who must not lose them when others are made."""
     return tuple(tensor for made in _CACHES for tensor in made.values())
+
+
+class Keeper:
+    """Keeps what is made. What there is no room for is made each time: nothing is replaced.
+
+    Attributes:
+        ended: whether all of it has been let go of, for good.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, Any] = {}
+        self.ended = False
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What ``make`` returned when it was first called for this key.
+
+        What is made while a CUDA graph is recorded lies in the graph's own memory, and is not kept.
+        """
+        if key in self._made:
+            return self._made[key]
+        made = make()
+        is_recording = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+        if len(self._made) < _SIZES and not self.ended and not is_recording:
+            self._made[key] = made
+        return made
+
+    def end(self) -> None:
+        """Lets go of all that is kept, and keeps nothing more."""
+        self.ended = True
+        self._made.clear()

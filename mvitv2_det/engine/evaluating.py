@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
+from ..fused import constant_weights
 from ..runtimes import TORCH, run_exported
 from ..stop_signals import unheard_by_children
 from .building import (
@@ -42,7 +43,7 @@ def evaluate(
     loader = instantiate(cfg.dataloader.test)
     if between_batches:
         loader = _Calling(loader, between_batches)
-    with whole_parameters(model):
+    with whole_parameters(model), constant_weights(model):
         results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
     if comm.is_main_process():
         print_csv_format(results)

@@ -23,10 +23,17 @@ from ..sizes import cropped
 from .cpu.folded_pooling import folded_projection, folding_saves_work
 from .cpu.tiled import pool_and_attend
 from .head_pool import HeadPool
-from .norm_linear import Source, norm_linear, norm_product, source_of_product
+from .norm_linear import (
+    Source,
+    norm_linear,
+    norm_linears_and_input,
+    norm_product,
+    source_of_product,
+)
 from .residual import Skip, Unsummed, linear_and_skip, linear_beside_skip
 from .sdpa import windowed_sdpa
 from .shape import AttentionShape
+from .skip_pool import pool_skip
 from .tokens import Casts, TokenKernels
 
 Pools = tuple[HeadPool, HeadPool, HeadPool]
@@ -50,14 +57,42 @@ class Beside(NamedTuple):
 
 
 NOTHING = Beside()
-# From (attention, x, norm, skip, kernels, beside, casts, recomputes) to skip.tokens +
+
+
+class Around(NamedTuple):
+    """What goes around an attention: how a block makes its skip connection of its tokens.
+
+    Attributes:
+        proj: a linear layer of the normalised tokens, where the attention changes the width.
+        pool: of ``attention.pooling.skip_pool``.
+        path_scale: as of a :class:`~mvitv2_det.fused.residual.Skip`.
+    """
+
+    proj: nn.Linear | None
+    pool: nn.Module
+    path_scale: Tensor | None
+
+    def pooled(self, tokens: Tensor, frames: int = 1) -> Skip:
+        """The skip connection of tokens (B, H, W, C_out)."""
+        return Skip(pool_skip(tokens, self.pool, frames), self.path_scale)
+
+    def skip(
+        self, x: Tensor, norm: nn.LayerNorm, kernels: TokenKernels, frames: int, casts: Casts
+    ) -> Skip:
+        """The skip connection of a block's tokens (B, H, W, C_in)."""
+        if self.proj is not None:
+            (x,) = norm_linear(x, norm, self.proj, kernels, casts=casts)
+        return self.pooled(x, frames)
+
+
+# From (attention, x, norm, around, kernels, beside, casts, recomputes) to skip.tokens +
 # skip.path_scale * attention(norm(x)), (B, H, W, C_in) to (B, H', W', C_out), perhaps not yet
 # summed, and the attention's output for the class token, (B, 1, C_out), or None. Where it
 # recomputes, backward projects to q, k and v again instead of having them saved.
 Attended = tuple[Tensor | Unsummed, Tensor | None]
 Alone = tuple[Tensor, Tensor | None]  # without the skip connection
 FusedAttention = Callable[
-    [MultiScaleAttention, Tensor, nn.LayerNorm, Skip, TokenKernels, Beside, Casts | None, bool],
+    [MultiScaleAttention, Tensor, nn.LayerNorm, Around, TokenKernels, Beside, Casts, bool],
     Attended,
 ]
 
@@ -66,13 +101,14 @@ def reference(
     attention: MultiScaleAttention,
     x: Tensor,
     norm: nn.LayerNorm,
-    skip: Skip,
+    around: Around,
     kernels: TokenKernels,
-    beside: Beside = NOTHING,
-    casts: Casts | None = None,
-    recomputes: bool = False,
+    beside: Beside,
+    casts: Casts,
+    recomputes: bool,
 ) -> Attended:
     """The modules of the plain model, for options that nothing faster computes."""
+    skip = around.skip(x, norm, kernels, beside.frames, casts)
     attended, token = reference_alone(attention, norm(x), beside)
     return skip.add(attended), token
 
@@ -90,13 +126,14 @@ def tiled(
     attention: MultiScaleAttention,
     x: Tensor,
     norm: nn.LayerNorm,
-    skip: Skip,
+    around: Around,
     kernels: TokenKernels,
-    beside: Beside = NOTHING,
-    casts: Casts | None = None,
-    recomputes: bool = False,
+    beside: Beside,
+    casts: Casts,
+    recomputes: bool,
 ) -> Attended:
     """Tiles that stay in the cache of a CPU, with little saved for backward."""
+    skip = around.skip(x, norm, kernels, beside.frames, casts)
     pools, shape = pools_and_shape(attention, x, beside.frames)
     embeddings = relative_embeddings(attention, shape)
     qkv = attention.qkv
@@ -130,23 +167,37 @@ def triton(
     attention: MultiScaleAttention,
     x: Tensor,
     norm: nn.LayerNorm,
-    skip: Skip,
+    around: Around,
     kernels: TokenKernels,
-    beside: Beside = NOTHING,
-    casts: Casts | None = None,
-    recomputes: bool = False,
+    beside: Beside,
+    casts: Casts,
+    recomputes: bool,
 ) -> Attended:
     """Triton kernels: pooling of q, k and v in one launch, and attention in one."""
     from .triton.axis_tables import AxisTable
+    from .triton.pool import packed_parameters
     from .triton.triton_attention import triton_attention
 
     pools, shape = pools_and_shape(attention, x)
     sides = zip(attention.position_tables("q"), shape.window_q, shape.window_kv, strict=False)
-    tables = [AxisTable.of(table, *own) for table, *own in sides]
-    (qkv,) = _projected(attention, x, norm, kernels, 1, casts)
-    source = _source_of_projected(attention, x, norm, kernels, 1) if recomputes else None
-    z = triton_attention(qkv, pools, tables, shape, source)
-    z = cropped(z, *x.shape[1:3]) if attention.spec.window_fill_is_projected else z
+    tables = [
+        casts.kept.once((axis, *own), partial(AxisTable.of, table, *own))
+        for axis, (table, *own) in enumerate(sides)
+    ]
+    packed = None
+    if not torch.is_grad_enabled():
+        packed = casts.kept.once("pools", partial(packed_parameters, pools))
+    linears = [attention.qkv] if around.proj is None else [attention.qkv, around.proj]
+    # What fills windows is the bias too; otherwise pooling's kernel sums its gradient.
+    fills = attention.spec.window_fill_is_projected
+    given = x
+    qkv, *projected, x = norm_linears_and_input(x, norm, linears, kernels, casts, first_bias=fills)
+    skip = around.pooled(projected[0] if projected else x)
+    (qkv,) = _windows_filled(attention, [qkv])
+    source = _source_of_projected(attention, given, norm, kernels, 1) if recomputes else None
+    bias = None if fills else attention.qkv.bias
+    z = triton_attention(qkv, pools, tables, shape, source, packed, bias)
+    z = cropped(z, *x.shape[1:3]) if fills else z
     if kernels.JOINS_SUMS:
         return linear_beside_skip(z, attention.proj, skip, casts), None
     return linear_and_skip(z, attention.proj, skip, casts), None
@@ -156,13 +207,14 @@ def sdpa(
     attention: MultiScaleAttention,
     x: Tensor,
     norm: nn.LayerNorm,
-    skip: Skip,
+    around: Around,
     kernels: TokenKernels,
-    beside: Beside = NOTHING,
-    casts: Casts | None = None,
-    recomputes: bool = False,
+    beside: Beside,
+    casts: Casts,
+    recomputes: bool,
 ) -> Attended:
     """One call of PyTorch's fused attention."""
+    skip = around.skip(x, norm, kernels, beside.frames, casts)
     if recomputes:  # without the casts, which would be kept until backward
         z, token = _pool_and_sdpa(
             attention, x, [x], beside, lambda x: _projected(attention, x, norm, kernels, 3)

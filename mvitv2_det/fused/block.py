@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone.block import MultiScaleBlock
-from .attention import NOTHING, Beside
+from ..caching import Keeper
+from .attention import NOTHING, Around, Beside
 from .choice import AUTO, Choice, choose
 from .mlp import norm_mlp
 from .norm_linear import norm_linear
 from .residual import Skip, Unsummed
 from .skip_pool import pool_skip
-from .tokens import Casts, cast_linears, product_dtype
+from .tokens import Casts, product_dtype
 
 # Factors of the attention's and of the MLP's path, (B, 1, 1, 1) each, drawn by stochastic depth;
 # None where no path is dropped.
@@ -35,6 +36,8 @@ class FusedBlock(MultiScaleBlock):
             channels again, and none are saved; where norms, linear layers and MLP are fused.
         compiled: compiled code of :meth:`compute`, or None; see
             :func:`mvitv2_det.fused.compile_blocks`.
+        kept: what has been made of the weights while they are promised not to change, or None;
+            see :func:`mvitv2_det.fused.constant_weights`.
     """
 
     backend: str = AUTO
@@ -43,6 +46,7 @@ class FusedBlock(MultiScaleBlock):
     norm1: nn.LayerNorm
     norm2: nn.LayerNorm
     compiled: Callable[["FusedBlock", Tensor, PathScales], Tensor] | None = None
+    kept: Keeper | None = None
 
     def forward(self, x: Tensor, token: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Computes the block; see :meth:`MultiScaleBlock.forward`.
@@ -128,27 +132,30 @@ class FusedBlock(MultiScaleBlock):
             normed = self.norm2(x)
             skip = self.proj(normed) if self.widens_in_mlp else x
             return Skip(skip, mlp_scale).add(self.mlp(normed)), token
-        kernels, skip = choice.kernels, x
-        casts = self._casts(product_dtype(x))
+        kernels, casts, skip = choice.kernels, self._casts(x), None
         recomputes = self.recomputes and torch.is_grad_enabled()
-        if self.widens_in_attention:
-            (skip,) = norm_linear(x, self.norm1, self.proj, kernels, casts=casts)
-        skip = Skip(pool_skip(skip, self.pool_skip, beside.frames), attention_scale)
+        proj = self.proj if self.widens_in_attention else None
+        around = Around(proj, self.pool_skip, attention_scale)
         summed, token = choice.fused_attend(
-            self.attn, x, self.norm1, skip, kernels, beside, casts, recomputes
+            self.attn, x, self.norm1, around, kernels, beside, casts, recomputes
         )
-        skip = None
         if self.widens_in_mlp:
             summed = summed.total() if isinstance(summed, Unsummed) else summed
             (skip,) = norm_linear(summed, self.norm2, self.proj, kernels, casts=casts)
         x = norm_mlp(summed, self.norm2, self.mlp, skip, mlp_scale, kernels, casts, recomputes)
         return x, token
 
-    def _casts(self, dtype: torch.dtype) -> Casts:
-        """All linear layers of the block in the type of products, by one launch on a GPU."""
+    def _casts(self, x: Tensor) -> Casts:
+        """All linear layers of the block in the type of products of ``x``."""
+        dtype = product_dtype(x)
+        if self.kept is None or torch.is_grad_enabled():
+            return self._cast(dtype)
+        return self.kept.once((dtype, x.device), lambda: self._cast(dtype))
+
+    def _cast(self, dtype: torch.dtype) -> Casts:
         widening = [self.proj] if self.widens_in_attention or self.widens_in_mlp else []
         layers = self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2, *widening
-        return cast_linears(cast("tuple[nn.Linear, ...]", layers), dtype)
+        return Casts.of(cast("tuple[nn.Linear, ...]", layers), dtype)
 
     def draw_path_scales(self, x: Tensor) -> PathScales:
         """Factors of the paths of each image of ``x`` (B, H, W, C), attention's first."""
@@ -160,5 +167,5 @@ class FusedBlock(MultiScaleBlock):
         return self.drop_path(x.new_ones(x.shape[0], 1, 1, 1))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves compiled code out of copies and pickles, which cannot hold it."""
-        return super().__getstate__() | {"compiled": None}
+        """Leaves out of copies and pickles compiled code, which they cannot hold, and promises."""
+        return super().__getstate__() | {"compiled": None, "kept": None}

@@ -17,7 +17,16 @@ from torch.autograd.function import once_differentiable
 
 from .products import added, added_product, column_sums, dense
 from .residual import Unsummed, scale_of_tokens
-from .tokens import Casts, NormGradient, TokenKernels, cast, chunks, product_dtype, write_chunk
+from .tokens import (
+    Casts,
+    NormGradient,
+    SkipSum,
+    TokenKernels,
+    cast,
+    chunks,
+    product_dtype,
+    write_chunk,
+)
 
 
 def norm_mlp(
@@ -58,7 +67,8 @@ def norm_mlp(
     )
     approximate = typing.cast(nn.GELU, mlp.act).approximate
     options = _Options(norm.eps, approximate, has_backward, recomputes, joins, kernels)
-    low = (*casts[fc1], *casts[fc2]) if casts else None
+    casts = casts or Casts.of([fc1, fc2], product_dtype(first))
+    low = casts[fc1], casts[fc2]
     return _NormMlp.apply(x, path, skip, scale_of_tokens(path_scale, x), *parameters, options, low)
 
 
@@ -86,7 +96,8 @@ class _NormMlp(torch.autograd.Function):
         skipped = tokens if skip is None else skip.reshape(len(tokens), -1)
         output: typing.Any = None if options.joins_sums else torch.empty_like(skipped)
         saved = []  # chunk by chunk, so that nothing is copied together
-        c1, d1, c2, d2 = low or cast((w1, b1, w2, b2), dtype)
+        (c1, d1, again1), (c2, d2, again2) = low
+        ctx.weights_again = again1, again2
         with torch.autocast(x.device.type, enabled=False):
             for chunk in chunks(len(tokens), x.device):
                 if options.joins_sums:
@@ -135,14 +146,17 @@ class _NormMlp(torch.autograd.Function):
         needs_x, needs_path, needs_skip, _, *needs_parameters, _, _ = ctx.needs_input_grad
         tokens = x.reshape(-1, x.shape[-1])
         grads = grad.reshape(len(tokens), -1)
-        grad_x = grad_w1 = grad_w2 = grad_b1 = grad_b2 = None
+        grad_x = grad_w1 = grad_w2 = grad_b2 = None
+        # The norm reads the rows whose sum is the bias' gradient.
+        sums_skip = ctx.has_bias[1] and ctx.adds_input and options.kernels.JOINS_SUMS
         grad_norm = NormGradient(options.kernels, norm_weight, norm_bias)
 
         def normalised(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             kernels, eps = options.kernels, options.eps
             return kernels.layer_norm_forward(part, norm_weight, norm_bias, eps, dtype)
 
-        c1, d1, c2 = cast((w1, b1, w2), dtype)
+        c1, c2 = (again() for again in ctx.weights_again)
+        (d1,) = cast((b1,), dtype)
         with torch.autocast(x.device.type, enabled=False):
             for number, chunk in enumerate(chunks(len(tokens), x.device)):
                 if options.recomputes:
@@ -155,7 +169,7 @@ class _NormMlp(torch.autograd.Function):
                     grad_path = grad_path * path_scale[chunk]
                 grad_path = grad_path.to(dtype)
                 grad_hidden = dense(grad_path, c2.T, None)
-                hidden, grad_hidden, sums = options.kernels.gelu_backward(
+                hidden, grad_hidden, partial = options.kernels.gelu_backward(
                     before, grad_hidden, options.approximate, in_place=True
                 )
                 grad_w2 = added_product(grad_w2, grad_path.T, hidden, w2.dtype)
@@ -163,16 +177,22 @@ class _NormMlp(torch.autograd.Function):
                 if not options.recomputes:
                     normed = normalised(tokens[chunk])
                 grad_w1 = added_product(grad_w1, grad_hidden.T, normed[0], w1.dtype)
-                if ctx.has_bias[1]:
+                if ctx.has_bias[1] and not sums_skip:
                     grad_b2 = added(grad_b2, column_sums(grad_path))
-                if ctx.has_bias[0]:
-                    grad_b1 = added(grad_b1, sums)
                 grad_normed = dense(grad_hidden, c1.T, None)
-                around = grads[chunk] if ctx.adds_input else None
-                grad_chunk = grad_norm.backward(grad_normed, tokens[chunk], normed, around)
+                around, skip_sum = (grads[chunk] if ctx.adds_input else None), None
+                if sums_skip:
+                    skip_sum = SkipSum(None if path_scale is None else path_scale[chunk])
+                grad_chunk = grad_norm.backward(
+                    grad_normed, tokens[chunk], normed, around, skip_sum,
+                    partial if ctx.has_bias[0] else None,
+                )  # fmt: skip
                 if needs_x or needs_path:
                     grad_x = write_chunk(grad_x, chunk, grad_chunk, len(tokens))
-        grad_b1, grad_b2 = (None if b is None else b.to(w1.dtype) for b in (grad_b1, grad_b2))
+        grad_b1, grad_b2 = (
+            None if b is None else b.to(w1.dtype)
+            for b in (grad_norm.partial_sum, grad_norm.skip_sum if sums_skip else grad_b2)
+        )
         parameters = (grad_norm.weight, grad_norm.bias, grad_w1, grad_b1, grad_w2, grad_b2)
         grad_x = None if grad_x is None else grad_x.view(ctx.shape)
         return (

@@ -1,4 +1,4 @@
-"""LayerNorm and linear layer in one: the normalised tokens are never saved.
+"""LayerNorm and linear layers in one: the normalised tokens are never saved.
 
 Tokens go through in chunks that stay in the cache. Backward saves the incoming tokens alone and
 normalises them again: a few operations for each value, where the product has O.
@@ -7,6 +7,7 @@ Axes: T tokens, C channels in, O channels out.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +16,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .products import added_product, column_sums, dense
-from .tokens import Casts, NormGradient, TokenKernels, cast, chunks, product_dtype, write_chunk
+from .tokens import (
+    Casts,
+    Low,
+    NormGradient,
+    TokenKernels,
+    cast,
+    chunks,
+    product_dtype,
+    write_chunk,
+)
 
 
 def norm_linear(
@@ -39,16 +49,52 @@ def norm_linear(
     Returns:
         ``parts`` tensors (…, O / parts), each contiguous.
     """
-    low = casts[linear] if casts else None
-    parameters = *_of_norm(norm), linear.weight, linear.bias
-    return list(_NormLinear.apply(x, *parameters, parts, kernels, low))
+    low = (casts or Casts.of([linear], product_dtype(x)))[linear]
+    options = _Options(norm.eps, kernels, (low,), parts)
+    return list(_NormLinear.apply(x, *_of_norm(norm), options, linear.weight, linear.bias))
+
+
+def norm_linears_and_input(
+    x: Tensor,
+    norm: nn.LayerNorm,
+    linears: Sequence[nn.Linear],
+    kernels: TokenKernels,
+    casts: Casts,
+    *,
+    first_bias: bool = True,
+) -> list[Tensor]:
+    """``linear(norm(x))`` of each layer, and ``x`` itself, for what goes around them.
+
+    Backward then normalises the tokens once, and the norm's kernel adds what comes to them around
+    it.
+
+    Args:
+        x: (…, C).
+        norm: a LayerNorm of the channels.
+        linears: from C to O_i channels.
+        kernels: what computes norms.
+        casts: those of the layers.
+        first_bias: whether the first layer's bias gets its gradient here.
+
+    Returns:
+        (…, O_i) for each layer, and (…, C).
+    """
+    passes = torch.is_grad_enabled() and x.requires_grad
+    options = _Options(norm.eps, kernels, tuple(casts[linear] for linear in linears), 1, passes)
+    parameters: list[Tensor | None] = []
+    for linear in linears:
+        parameters += [linear.weight, linear.bias if parameters or first_bias else None]
+    outputs = list(_NormLinear.apply(x, *_of_norm(norm), options, *parameters))
+    return outputs if passes else [*outputs, x]
 
 
 def norm_product(
     x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None, kernels: TokenKernels
 ) -> Tensor:
     """``linear(norm(x))`` with some rows of a layer's weight (O, C) and bias (O)."""
-    return _NormLinear.apply(x, *_of_norm(norm), weight, bias, 1, kernels, None)[0]
+    low = Casts({"": (weight, bias)}, product_dtype(x))[""]
+    options = _Options(norm.eps, kernels, (low,))
+    return _NormLinear.apply(x, *_of_norm(norm), options, weight, bias)[0]
 
 
 class Source(NamedTuple):
@@ -90,8 +136,8 @@ def source_of_product(
     return Source((x, norm.weight, norm.bias, weight, bias), make)
 
 
-def _of_norm(norm: nn.LayerNorm) -> tuple[Tensor | None, Tensor | None, float]:
-    return norm.weight, norm.bias, norm.eps
+def _of_norm(norm: nn.LayerNorm) -> tuple[Tensor | None, Tensor | None]:
+    return norm.weight, norm.bias
 
 
 def _products(
@@ -128,65 +174,107 @@ def _made_again(
     parts: int,
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    weights, biases = _cut(cast((weight, bias), dtype), parts)
+    weight, bias = cast((weight, bias), dtype)
+    weights, biases = _cut(weight, bias, parts)
     return _products(x, norm_weight, norm_bias, eps, weights, biases, kernels)
 
 
-def _cut(linear: Sequence[Any], parts: int) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+def _cut(
+    weight: Tensor, bias: Tensor | None, parts: int
+) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
     """The parts of a layer's weight (O, C) and bias (O)."""
-    weight, bias = linear
     return weight.chunk(parts), (None,) * parts if bias is None else bias.chunk(parts)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What :class:`_NormLinear` is given beside tensors.
+
+    Attributes:
+        eps: of the norm.
+        kernels: what computes it.
+        low: each layer in the type of products.
+        parts: number of parts that each layer's output is cut into.
+        passes: whether the tokens are given out again, after all outputs.
+    """
+
+    eps: float
+    kernels: TokenKernels
+    low: tuple[Low, ...]
+    parts: int = 1
+    passes: bool = False
 
 
 class _NormLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, norm_weight, norm_bias, eps, weight, bias, parts, kernels, low):
-        dtype = product_dtype(x)
-        ctx.save_for_backward(x, norm_weight, norm_bias, weight)
-        ctx.eps, ctx.parts, ctx.kernels = eps, parts, kernels
-        ctx.dtype, ctx.has_bias = dtype, bias is not None
-        weights, biases = _cut(low or cast((weight, bias), dtype), parts)
-        return tuple(_products(x, norm_weight, norm_bias, eps, weights, biases, kernels))
+    def forward(ctx, x, norm_weight, norm_bias, options, *parameters):
+        ctx.save_for_backward(x, norm_weight, norm_bias, *parameters[::2])
+        ctx.parts, ctx.kernels, ctx.eps = options.parts, options.kernels, options.eps
+        ctx.dtype, ctx.has_bias = product_dtype(x), [bias is not None for bias in parameters[1::2]]
+        ctx.again = [low.again for low in options.low]
+        ctx.passes = options.passes
+        weights: list[Tensor] = []
+        biases: list[Tensor | None] = []
+        for weight, bias, _ in options.low:
+            of_layer = _cut(weight, bias, ctx.parts)
+            weights += of_layer[0]
+            biases += of_layer[1]
+        given = norm_weight, norm_bias, options.eps
+        outputs = _products(x, *given, weights, biases, options.kernels)
+        if ctx.passes:
+            ctx.set_materialize_grads(False)
+            outputs.append(x)
+        return tuple(outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grad_outputs):
-        x, norm_weight, norm_bias, weight = ctx.saved_tensors
-        needs_x, needs_norm_weight, needs_norm_bias, _, needs_weight, needs_bias, *_ = (
-            ctx.needs_input_grad
-        )
+        x, norm_weight, norm_bias, *layers = ctx.saved_tensors
+        needs_x, needs_norm_weight, needs_norm_bias, _, *needs = ctx.needs_input_grad
+        needs_weight, needs_bias = needs[::2], needs[1::2]
         tokens = x.reshape(-1, x.shape[-1])
-        weights = weight.to(ctx.dtype).chunk(ctx.parts)
-        grads = [grad.reshape(len(tokens), -1).to(ctx.dtype) for grad in grad_outputs]
+        weights = [part for again in ctx.again for part in again().chunk(ctx.parts)]
+        around = grad_outputs[-1] if ctx.passes else None
+        around = None if around is None else around.reshape(tokens.shape)
+        grads = [
+            x.new_zeros(len(tokens), len(weight), dtype=ctx.dtype)
+            if grad is None
+            else grad.reshape(len(tokens), -1).to(ctx.dtype)
+            for grad, weight in zip(grad_outputs, weights, strict=False)
+        ]
         grad_tokens = None
         grad_norm = NormGradient(ctx.kernels, norm_weight, norm_bias)
-        grad_weights: list[Any] = [None] * ctx.parts
+        grad_weights: list[Any] = [None] * len(grads)
         with torch.autocast(x.device.type, enabled=False):
             for chunk in chunks(len(tokens), x.device):
                 normed = ctx.kernels.layer_norm_forward(
                     tokens[chunk], norm_weight, norm_bias, ctx.eps, ctx.dtype
                 )
                 parts = [grad[chunk] for grad in grads]
-                if needs_weight:
-                    grad_weights = [
-                        added_product(total, part.T, normed[0], weight.dtype)
-                        for total, part in zip(grad_weights, parts, strict=True)
-                    ]
+                for i, part in enumerate(parts):
+                    layer = i // ctx.parts
+                    if needs_weight[layer]:
+                        grad_weights[i] = added_product(
+                            grad_weights[i], part.T, normed[0], layers[layer].dtype
+                        )
                 if needs_x or needs_norm_weight or needs_norm_bias:
                     grad_normed = dense(parts[0], weights[0].T, None)
                     for part, part_weight in zip(parts[1:], weights[1:], strict=True):
                         added_product(grad_normed, part, part_weight, grad_normed.dtype)
-                    grad_chunk = grad_norm.backward(grad_normed, tokens[chunk], normed)
+                    beside = None if around is None else around[chunk]
+                    grad_chunk = grad_norm.backward(grad_normed, tokens[chunk], normed, beside)
                     if needs_x:
                         grad_tokens = write_chunk(grad_tokens, chunk, grad_chunk, len(tokens))
-        grad_weight = grad_bias = None
-        if needs_weight:
-            grad_weight = _joined(grad_weights)
-        if ctx.has_bias and needs_bias:
-            grad_bias = _joined([column_sums(grad) for grad in grads]).to(weight.dtype)
+        grad_parameters: list[Any] = []
+        for layer, weight in enumerate(layers):
+            own = slice(layer * ctx.parts, (layer + 1) * ctx.parts)
+            grad_parameters.append(_joined(grad_weights[own]) if needs_weight[layer] else None)
+            grad_bias = None
+            if ctx.has_bias[layer] and needs_bias[layer]:
+                grad_bias = _joined([column_sums(grad) for grad in grads[own]]).to(weight.dtype)
+            grad_parameters.append(grad_bias)
         grad_x = None if grad_tokens is None else grad_tokens.view(x.shape)
-        parameters = grad_norm.weight, grad_norm.bias, None, grad_weight, grad_bias
-        return grad_x, *parameters, None, None, None
+        return grad_x, grad_norm.weight, grad_norm.bias, None, *grad_parameters
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .products import added, added_product, column_sums, dense
-from .tokens import Casts, cast, chunks, product_dtype, write_chunk
+from .tokens import Casts, chunks, product_dtype, write_chunk
 
 
 class Skip(NamedTuple):
@@ -46,7 +46,7 @@ def linear_beside_skip(
 ) -> Unsummed:
     """The two terms of :func:`linear_and_skip`, for a norm that sums them as it reads them."""
     tokens, scale = skip
-    scale, low = scale_of_tokens(scale, z), casts[linear] if casts else None
+    scale, low = scale_of_tokens(scale, z), (casts or Casts.of([linear], product_dtype(z)))[linear]
     path = _LinearAndSkip.apply(z, None, scale, linear.weight, linear.bias, low)
     return Unsummed(tokens, path)
 
@@ -65,7 +65,7 @@ def linear_and_skip(z: Tensor, linear: nn.Linear, skip: Skip, casts: Casts | Non
     """
     tokens, scale = skip
     scale = scale_of_tokens(scale, z)
-    low = casts[linear] if casts else None
+    low = (casts or Casts.of([linear], product_dtype(z)))[linear]
     return _LinearAndSkip.apply(z, tokens, scale, linear.weight, linear.bias, low)
 
 
@@ -83,7 +83,7 @@ class _LinearAndSkip(torch.autograd.Function):
         inputs = z.reshape(-1, z.shape[-1])
         skipped = None if skip is None else skip.reshape(-1, skip.shape[-1])
         output: Any = None if skipped is None else torch.empty_like(skipped)
-        weight, bias = low or cast((weight, bias), dtype)
+        weight, bias, ctx.weight_again = low
         with torch.autocast(z.device.type, enabled=False):
             for chunk in chunks(len(inputs), z.device):
                 path = dense(inputs[chunk].to(dtype), weight, bias)
@@ -102,7 +102,7 @@ class _LinearAndSkip(torch.autograd.Function):
         needs_z, needs_skip, _, needs_weight, needs_bias, _ = ctx.needs_input_grad
         inputs, grads = z.reshape(-1, z.shape[-1]), grad.reshape(-1, grad.shape[-1])
         grad_z = grad_weight = grad_bias = None
-        transposed = weight.to(ctx.dtype).T
+        transposed = ctx.weight_again().T
         with torch.autocast(z.device.type, enabled=False):
             for chunk in chunks(len(inputs), z.device):
                 path = grads[chunk]

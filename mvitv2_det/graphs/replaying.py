@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..caching import Keeper
+from ..fused.block import FusedBlock
 from .passes import InferencePass, InFlight, Outputs, TrainingPass, renew_generator
 
 Pass = InferencePass | TrainingPass
+_Key = tuple[Hashable, tuple[Keeper | None, ...]]
 _GIB = 2**30
 _DEVICES = ("cuda",)
 
@@ -26,7 +29,8 @@ def replay_graphs(
 
     Outputs are the same bits as without. What cannot be replayed runs as before. Weights may be
     changed in place, as optimizers and ``load_state_dict`` do; a module whose parameters are
-    replaced, or moved to another device, must be given to this function again.
+    replaced, or moved to another device, must be given to this function again. A graph that is
+    recorded within :func:`mvitv2_det.constant_weights` reads what is kept there, and ends with it.
 
     Args:
         module: takes one tensor, and returns a tensor or a dict of tensors: a backbone or a
@@ -50,22 +54,27 @@ class GraphedForward:
     """A module's forward pass, by graphs where possible; see :func:`replay_graphs`.
 
     Attributes:
-        refused: why inputs of a key (shape, dtype, autocast's dtype, what trains) have no graph.
+        refused: why inputs of a key (shape, dtype, autocast's dtype, what trains, what is kept of
+            constant weights) have no graph.
     """
 
     def __init__(self, module: nn.Module, training: bool, max_graphs: int, max_gib: float) -> None:
         self._module, self._trains = module, training
         self._max_graphs, self._max_bytes = max_graphs, max_gib * _GIB
-        self._graphs: dict[Hashable, Pass] = {}
+        self._graphs: dict[_Key, Pass] = {}
         self._pool: Any = None
         self._gradients: Tensor | None = None
         self._ended = ""  # why nothing is recorded any more
         self._in_flight: weakref.ref[InFlight] | None = None
-        self.refused: dict[Hashable, str] = {}
+        self.refused: dict[_Key, str] = {}
 
     @cached_property
     def _parameters(self) -> tuple[nn.Parameter, ...]:
         return tuple(self._module.parameters())
+
+    @cached_property
+    def _blocks(self) -> tuple[FusedBlock, ...]:
+        return tuple(module for module in self._inside if isinstance(module, FusedBlock))
 
     @cached_property
     def _inside(self) -> tuple[nn.Module, ...]:
@@ -133,17 +142,25 @@ class GraphedForward:
     def _plain(self, x: Tensor) -> Outputs:
         return type(self._module).forward(self._module, x)
 
-    def _key(self, x: Tensor) -> Hashable:
+    def _key(self, x: Tensor) -> _Key:
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        trains = None
+        trains: bytes | None = None
+        kept: tuple[Keeper | None, ...] = ()  # passes with gradients read nothing of it
         if torch.is_grad_enabled():
             trains = bytes(parameter.requires_grad for parameter in self._parameters)
+        else:
+            kept = tuple(block.kept for block in self._blocks)
         modes = bytes(module.training for module in self._inside)
-        return tuple(x.shape), x.dtype, dtype, trains, modes
+        return (tuple(x.shape), x.dtype, dtype, trains, modes), kept
 
-    def _recorded(self, x: Tensor, key: Hashable) -> Pass | None:
+    def _recorded(self, x: Tensor, key: _Key) -> Pass | None:
         """Records the graph of a size; None, with a log line, where there is no room or no way."""
+        self._graphs = {
+            (own, kept): graph
+            for (own, kept), graph in self._graphs.items()
+            if not any(keeper is not None and keeper.ended for keeper in kept)
+        }
         held = sum(graph.nbytes for graph in self._graphs.values())
         if self._ended:
             reason = self._ended

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from ..config import apply_overrides
 from ..errors import UserError
+from ..fused import constant_weights
 from ..graphs import replay_graphs
 from ..runtimes import TORCH, check_runtime, run_exported
 from ..trained import read_config, read_trained
@@ -31,7 +33,8 @@ class Predictor(ImagePredictor[dict[str, Any], Instances]):
     Another runtime than ``torch`` computes each image by itself, several at a time.
 
     Attributes:
-        model: in evaluation mode, on its device.
+        model: in evaluation mode, on its device. Its weights must not be changed: see
+            :func:`mvitv2_det.constant_weights`.
         classes: names and category ids of the model's classes.
         device, batch_size: as given.
     """
@@ -107,6 +110,8 @@ class Predictor(ImagePredictor[dict[str, Any], Instances]):
             # It resizes by itself.
             self._resize = T.AugmentationList([])
             self.model = instantiate({**cfg.multi_scale_test, "model": self.model}).eval()
+        self._promise = ExitStack()  # ends with the predictor
+        self._promise.enter_context(constant_weights(self.model))
 
     def prepare(self, image: ImageLike, name: str = "the image") -> dict[str, Any]:
         """Makes the model's input of an image, as the config's test loader does.

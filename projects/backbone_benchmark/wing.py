@@ -36,13 +36,12 @@ WITHOUT: dict[str, list[tuple[object, str, object]]] = {
     "mlp.py": [(block, "norm_mlp", _norm_mlp)],
     "norm_linear.py": [
         (attention, "norm_linear", _norm_linear),
-        (block, "norm_linear", _norm_linear),
         (attention, "norm_product", _norm_product),
     ],
     "residual.py": [
         (attention, "linear_and_skip", lambda z, linear, skip, casts=None: skip.add(linear(z))),
     ],
-    "skip_pool.py": [(block, "pool_skip", lambda x, pool, frames=1: pool_map(x, pool))],
+    "skip_pool.py": [(attention, "pool_skip", lambda x, pool, frames=1: pool_map(x, pool))],
     "products.py": [(products, "_has_onednn", lambda _: False)],
     "tokens.py: chunks": [(tokens, "_CPU_CHUNK", 2**40)],
     "cpu/folded_pooling.py": [(attention, "folding_saves_work", lambda pools: False)],

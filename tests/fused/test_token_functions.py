@@ -1,5 +1,7 @@
 """The chunked LayerNorm, linear layers, MLP and skip connections against PyTorch's modules."""
 
+import weakref
+
 import pytest
 import torch
 from models import randomize, relative_error
@@ -9,7 +11,7 @@ from torch import nn
 from mvitv2_det.attention.pooling import pool_map, skip_pool
 from mvitv2_det.fused import tokens
 from mvitv2_det.fused.mlp import norm_mlp
-from mvitv2_det.fused.norm_linear import norm_linear
+from mvitv2_det.fused.norm_linear import norm_linear, norm_linears_and_input
 from mvitv2_det.fused.residual import Skip, linear_and_skip
 from mvitv2_det.fused.skip_pool import pool_skip
 
@@ -43,6 +45,27 @@ def test_norm_linear(parts, bias, affine):
     assert len(outputs) == parts and all(output.is_contiguous() for output in outputs)
     inputs = [x, *norm.parameters(), *linear.parameters()]
     assert_same(torch.cat(outputs, dim=-1), linear(norm(x)), inputs)
+
+
+@pytest.mark.parametrize("trains_input", [True, False])
+@pytest.mark.parametrize("used", [[0, 1, 2], [0, 2], [0, 1], [2]])
+def test_norm_linears_and_input(used, trains_input):
+    """Several layers of the same tokens, and what goes around them; some outputs have no use."""
+    norm = randomize(nn.LayerNorm(12))
+    linears = [randomize(nn.Linear(12, 18)), randomize(nn.Linear(12, 8, bias=False))]
+    x = torch.randn(2, 5, 9, 12, requires_grad=trains_input)
+    outputs = norm_linears_and_input(x, norm, linears, tokens, tokens.Casts.of(linears, x.dtype))
+    expected = [*(linear(norm(x)) for linear in linears), x]
+    assert all(output.is_contiguous() for output in outputs) and torch.equal(outputs[2], x)
+    assert outputs[2].requires_grad == trains_input
+    if used == [2]:
+        inputs = [x] if trains_input else []
+    else:
+        inputs = [*([x] if trains_input else []), *norm.parameters()]
+        inputs += [parameter for i in used if i < 2 for parameter in linears[i].parameters()]
+    if inputs:
+        joined = (torch.cat([found[i] for i in used], dim=-1) for found in (outputs, expected))
+        assert_same(*joined, inputs)
 
 
 @pytest.mark.parametrize("act", [nn.GELU, lambda: nn.GELU(approximate="tanh")])
@@ -92,3 +115,19 @@ def test_skip_pooling():
     actual, expected = pool_skip(x, pool), pool_map(x, pool)
     assert torch.equal(actual, expected)
     assert torch.equal(*(gradients(output, [x])[0] for output in (actual, expected)))
+
+
+def test_weights_are_cast_again_for_backward_together(monkeypatch):
+    """One call casts those of all layers, each lives until it is taken; they may have changed."""
+    cast, calls = tokens.cast, []
+    monkeypatch.setattr(tokens, "cast", lambda *given: calls.append(len(given[0])) or cast(*given))
+    layers = [nn.Linear(4, 4) for _ in range(2)]
+    casts = tokens.Casts.of(layers, torch.bfloat16)
+    again = [casts[layer].again for layer in layers]
+    layers[0].weight.data.fill_(3)
+    assert casts[layers[1]].weight.dtype == torch.bfloat16 and calls == [4]
+    assert (again[0]() == 3).all() and calls == [4, 2]
+    taken = weakref.ref(again[1]())
+    assert taken() is None and calls == [4, 2]
+    layers[1].weight.data.fill_(5)
+    assert (again[1]() == 5).all() and calls == [4, 2, 2]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mvitv2_det import MViT, replay_graphs
+from mvitv2_det import MViT, constant_weights, replay_graphs
 from mvitv2_det.graphs import passes, replaying
 from tests.models import TINY, randomize
 
@@ -90,6 +90,21 @@ def test_weights_may_change_in_place(stand_in):
         model.load_state_dict(other.state_dict())
         assert equal(model(image), other(image))
     assert stand_in["recorded"] == 1
+
+
+def test_graphs_of_constant_weights_end_with_the_promise(stand_in):
+    """They are replayed within the context alone; what is recorded outside stays."""
+    model, other = small_backbone(), small_backbone()
+    image = torch.randn(1, 3, 64, 96)
+    graphed = replay_graphs(model)
+    for recorded in (2, 3):
+        with torch.no_grad():
+            model(image)
+            with constant_weights(model):
+                assert equal(model(image), model(image))
+            model.load_state_dict(other.state_dict())
+            assert equal(model(image), other(image))
+        assert stand_in["recorded"] == recorded and len(graphed._graphs) == 2
 
 
 def test_what_is_not_replayed(stand_in):

@@ -1,6 +1,7 @@
 """The Predictor against the model on the config's test loader, and its arguments."""
 
 import copy
+import gc
 import json
 
 import cv2
@@ -94,6 +95,16 @@ def test_a_batch_gives_what_its_images_give_alone(mask_rcnn, photos):
     assert len({found.image_size for found in together}) == 4
     for found, image in zip(together, [*files, *arrays], strict=True):
         same(found, predictor(image))
+
+
+def test_weights_are_constant_as_long_as_the_predictor_lives(mask_rcnn):
+    predictor = Predictor(mask_rcnn.config, mask_rcnn.weights)
+    blocks = predictor.model.backbone.bottom_up.blocks
+    predictor(np.zeros((48, 64, 3), np.uint8))
+    assert all(block.kept is not None for block in blocks)
+    del predictor
+    gc.collect()
+    assert all(block.kept is None for block in blocks)
 
 
 def test_images_of_one_size_share_a_forward_pass(mask_rcnn):

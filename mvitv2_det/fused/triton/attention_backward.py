@@ -43,6 +43,7 @@ from .attention_tiles import (
 from .axis_tables import AxisTable
 from .launch import PROCESSORS, Blocks, Map, accumulator_dtype, ceil_div
 from .logits import logits_backward, logits_forward
+from .sums import row_sums
 from .tile_table import Case, measured_or
 
 _MAX_SPLITS = 32  # of the queries of a window: bounds the partial sums' memory
@@ -217,8 +218,10 @@ def _sum_over_queries(
         blocks.keys,
         **blocks.options,
     )
-    grads = grads[:, 0] if splits == 1 else grads.sum(1).to(q.dtype)
-    return grads[0], grads[1]
+    if splits == 1:
+        return grads[0, 0], grads[1, 0]
+    grad_k, grad_v = (total.view(k.shape) for total in row_sums(list(grads.flatten(2)), q.dtype))
+    return grad_k, grad_v
 
 
 @triton.jit

@@ -2,7 +2,7 @@
 
 PyTorch normalises float32 tokens to float32 and converts them for the product that follows, and
 takes three passes for GELU, its gradient and the bias' gradient. Here every value is read once and
-written once. Sums over tokens go to one row for each program, which ``torch.sum`` adds in a fixed
+written once. Sums over tokens go to one row for each program, which :mod:`.sums` adds in a fixed
 order: no atomics, the same result each time.
 
 Matrices may have rows apart from each other, but channels next to each other; other layouts are
@@ -18,7 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..tokens import NormGradients, SkipSum
 from .launch import accumulator, accumulator_dtype
+from .sums import row_sums
 
 APPROXIMATIONS = ("none", "tanh")
 JOINS_SUMS = True  # residual sums are a part of norms and products
@@ -202,12 +204,14 @@ def layer_norm_backward(
     weight: Tensor | None,
     has_bias: bool,
     skip: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    skip_sum: SkipSum | None = None,
+    partial: Tensor | None = None,
+) -> NormGradients:
     """Gradients of :func:`layer_norm_forward`.
 
-    As ``native_layer_norm_backward``, which first needs ``grad`` in x's type, and an addition.
-    Least bytes: T·C·(size of grad and of skip + 2 · size of x) + 8·T; the partial sums add
-    16·P·C.
+    As ``native_layer_norm_backward``, which first needs ``grad`` in x's type, an addition, and
+    sums. Least bytes: T·C·(size of grad and of skip + 2 · size of x) + 8·T; the partial sums add
+    16·P·C, and half of that for those of ``skip``.
 
     Args:
         grad: (T, C) of the normalised tokens, of any of the types.
@@ -216,34 +220,50 @@ def layer_norm_backward(
         weight: (C,) or None.
         has_bias: whether the bias needs a gradient.
         skip: (T, C), what comes to the tokens around the norm; added to their gradient.
+        skip_sum: asks for the sum of ``skip`` over the tokens.
+        partial: (P, N) of another sum over tokens, in the type of sums; the launch that adds the
+            rows of these sums adds its rows too.
 
     Returns:
         the gradients of x, (T, C) in its type, and of weight and bias, (C,) in the weight's type
-        (that of the sums without a weight); None where there is no parameter.
+        (that of the sums without a weight), None where there is no parameter; the sums of ``skip``
+        and ``partial``, (C,) and (N,), in the same type.
     """
     grad, x, skip = _rows(grad), _rows(x), None if skip is None else _rows(skip)
     tokens, channels = x.shape
     grad_x = torch.empty(tokens, channels, dtype=x.dtype, device=x.device)
     block, width, warps = norm_blocks(channels)
     programs, tiles = token_programs(tokens, block)
-    sums = torch.empty(programs, 2, channels, dtype=accumulator_dtype(x), device=x.device)
+    # 0: no skip, 1: it is added, 2: it is summed as well.
+    skips = 0 if skip is None else 1 if skip_sum is None else 2
+    scale = None if skip_sum is None else skip_sum.scale
+    rows = 3 if skips == 2 else 2
+    sums = torch.empty(programs, rows * channels, dtype=accumulator_dtype(x), device=x.device)
     with _device(x):
         _norm_backward[(programs,)](
-            grad, x, mean, rstd, weight, x if skip is None else skip, grad_x, sums, tokens, tiles,
-            int(skip is not None),
+            grad, x, mean, rstd, weight, x if skip is None else skip, x if scale is None else scale,
+            grad_x, sums, tokens, tiles, skips, 0 if scale is None else scale.stride(0),
+            int(scale is not None),
             C=channels, GRAD_ROW=grad.stride(0), X_ROW=x.stride(0),
             SKIP_ROW=channels if skip is None else skip.stride(0), ACC=accumulator(x),
             BLOCK_T=block, BLOCK_C=width, num_warps=warps,
         )  # fmt: skip
-    totals = sums.sum(0).to(sums.dtype if weight is None else weight.dtype)
-    grad_weight = None if weight is None else totals[0]
-    return grad_x, grad_weight, totals[1] if has_bias else None
+    dtype = None if weight is None else weight.dtype
+    totals, *others = row_sums([sums] if partial is None else [sums, partial], dtype)
+    of_weight, of_bias, *of_skip = totals.split(channels)
+    return NormGradients(
+        grad_x,
+        None if weight is None else of_weight,
+        of_bias if has_bias else None,
+        *(of_skip or [None]),
+        *others,
+    )
 
 
-@triton.jit(do_not_specialize=["tokens", "tiles", "has_skip"])
+@triton.jit(do_not_specialize=["tokens", "tiles", "skips", "scale_row", "has_scale"])
 def _norm_backward(
-    grad_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, skip_ptr, grad_x_ptr, sums_ptr, tokens, tiles,
-    has_skip,
+    grad_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, skip_ptr, scale_ptr, grad_x_ptr, sums_ptr,
+    tokens, tiles, skips, scale_row, has_scale,
     C: tl.constexpr, GRAD_ROW: tl.constexpr, X_ROW: tl.constexpr, SKIP_ROW: tl.constexpr,
     ACC: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -253,6 +273,7 @@ def _norm_backward(
     # Whole tiles are summed and added over their tokens once, at the end.
     weight_sum = tl.zeros((BLOCK_T, BLOCK_C), ACC)
     bias_sum = tl.zeros((BLOCK_T, BLOCK_C), ACC)
+    skip_sum = tl.zeros((BLOCK_T, BLOCK_C), ACC)
     for tile in range(0, tiles):
         rows = (program * tiles + tile) * BLOCK_T + tl.arange(0, BLOCK_T)
         inside = rows < tokens
@@ -272,20 +293,25 @@ def _norm_backward(
         along = tl.sum(grad * normed, axis=1) / C
         level = tl.sum(grad, axis=1) / C
         grad_x = (grad - level[:, None] - normed * along[:, None]) * rstd[:, None]
-        if has_skip == 1:  # one binary for both
+        if skips > 0:  # one binary for all
             at = skip_ptr + offsets * SKIP_ROW + columns[None, :]
-            grad_x += tl.load(at, mask=mask, other=0.0).to(ACC)
+            skip = tl.load(at, mask=mask, other=0.0).to(ACC)
+            grad_x += skip
+            scaled = inside & (has_scale == 1)
+            scale = tl.load(scale_ptr + rows * scale_row, mask=scaled, other=1.0).to(ACC)
+            skip_sum += skip * scale[:, None]
         place = grad_x_ptr + offsets * C + columns[None, :]
         tl.store(place, grad_x.to(grad_x_ptr.dtype.element_ty), mask=mask)
-    place = sums_ptr + program * 2 * C + columns
+    place = sums_ptr + program * tl.where(skips == 2, 3, 2) * C + columns
     tl.store(place, tl.sum(weight_sum, axis=0), mask=real)
     tl.store(place + C, tl.sum(bias_sum, axis=0), mask=real)
+    tl.store(place + 2 * C, tl.sum(skip_sum, axis=0), mask=real & (skips == 2))
 
 
 def gelu_backward(
     x: Tensor, grad: Tensor, approximate: str, in_place: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """GELU computed again, its gradient, and the gradient of the bias before it.
+    """GELU computed again, its gradient, and partial sums of the gradient of the bias before it.
 
     As ``F.gelu``, ``gelu_backward`` and a sum over the tokens. Least bytes:
     T·M·(2 · size of x + 2 · size of grad); the partial sums add 8·P·M.
@@ -297,8 +323,8 @@ def gelu_backward(
         in_place: write the gradient over ``grad``, whose memory must then be dense.
 
     Returns:
-        GELU of ``x``, (T, M) in its type; the gradient of ``x``, (T, M) in grad's type; its
-        sum over the tokens, (M,) in float32 (float64 where ``x`` is).
+        GELU of ``x``, (T, M) in its type; the gradient of ``x``, (T, M) in grad's type; partial
+        sums of it over the tokens, (P, M) in float32 (float64 where ``x`` is).
 
     Raises:
         ValueError: there is no such approximation, or ``grad`` is not dense.
@@ -322,7 +348,7 @@ def gelu_backward(
             TANH=approximate == "tanh", ACC=accumulator(x), BLOCK_T=block, BLOCK_M=width,
             num_warps=warps,
         )  # fmt: skip
-    return activated, result, sums.sum(0)
+    return activated, result, sums
 
 
 @triton.jit(do_not_specialize=["tokens", "tiles"])

@@ -8,11 +8,13 @@ P places of a tile, D the power of two that d is padded to, T = kh·kw taps of t
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..products import column_sums
 from .launch import Blocks, accumulator, accumulator_dtype, ceil_div, power_of_2
 from .pool_kernels import (
     InputStrides,
@@ -22,6 +24,7 @@ from .pool_kernels import (
     pool_forward_kernel,
     pool_gather_kernel,
 )
+from .sums import row_sums
 from .tile_table import Case, measured_or
 
 if TYPE_CHECKING:
@@ -113,7 +116,8 @@ def pool_backward(
     pools: Sequence["HeadPool"],
     grads: Sequence[Tensor],
     packed: Tensor | None = None,
-) -> tuple[Tensor, list[tuple[Tensor | None, Tensor | None, Tensor | None]]]:
+    bias_type: torch.dtype | None = None,
+) -> tuple[Tensor, list[tuple[Tensor | None, Tensor | None, Tensor | None]], Tensor | None]:
     """Gradients of :func:`pool_forward`; pools again, so that only ``qkv`` is saved.
 
     The gradient of the convolution's output lies between the two kernels in ``qkv``'s type, as
@@ -128,18 +132,22 @@ def pool_backward(
     Args:
         qkv, pools, packed: as in :func:`pool_forward`.
         grads: (B, H', W', C) of its three outputs, in their type.
+        bias_type: asks for the sum of the gradient of ``qkv`` over all places, in this type.
 
     Returns:
-        The gradient of ``qkv``, contiguous, and for q, k and v those of the pool's parameters: of
-        the convolution's weight (d, 1, kh, kw) and the norm's weight and bias (d), in their types;
-        None where there is no such parameter. The same bits on every run.
+        The gradient of ``qkv``, contiguous; for q, k and v those of the pool's parameters: of the
+        convolution's weight (d, 1, kh, kw) and the norm's weight and bias (d), in their types; the
+        sum that was asked for, (3·C). None where there is no such parameter or sum. The same bits
+        on every run.
 
     Raises:
         ValueError: as :func:`pool_forward`.
     """
     _check(pools)
     if all(pool.kernel is None for pool in pools):
-        return torch.cat(list(grads), dim=-1), [(None, None, None)] * 3
+        joined = torch.cat(list(grads), dim=-1)
+        total = None if bias_type is None else column_sums(joined.flatten(0, 2)).to(bias_type)
+        return joined, [(None, None, None)] * 3, total
     grads = [grad.contiguous() for grad in grads]
     convolved = [
         torch.empty_like(grad, dtype=qkv.dtype) if pool.kernel is not None else grad
@@ -150,15 +158,17 @@ def pool_backward(
     partial = packed.new_empty(launch.programs, *packed.shape[1:], dtype=accumulator_dtype(qkv))
     _run(pool_backward_kernel, launch, qkv, packed, tuple(grads), tuple(convolved), partial)
     starts = (0, launch.sizes.start_k, launch.sizes.start_v, launch.programs)
-    sums = torch.empty(packed.shape, dtype=partial.dtype, device=partial.device)
-    for own, start, end in zip(sums, starts[:3], starts[1:], strict=True):
-        torch.sum(partial[start:end], 0, out=own)
-    parameters = _unpack(sums, pools)
+    by_part = [partial[start:end].flatten(1) for start, end in pairwise(starts)]
     grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     launch = _over_inputs(grad_qkv, pools, gather_tile(qkv.device, _case(qkv, pools)))
     strides = tuple(0 if pool.kernel is None else pool.stride[0] for pool in pools)
-    _run(pool_gather_kernel, launch, grad_qkv, packed, tuple(convolved), STRIDES=strides)
-    return grad_qkv, parameters
+    beside = None
+    if bias_type is not None:
+        tiles = launch.programs // (3 * launch.sizes.heads)
+        beside = partial.new_empty(tiles, qkv.shape[3])
+    _run(pool_gather_kernel, launch, grad_qkv, packed, tuple(convolved), beside, STRIDES=strides)
+    parameters, total = _unpack(by_part, pools, beside)
+    return grad_qkv, parameters, None if total is None else total.to(bias_type)
 
 
 def packed_parameters(pools: Sequence["HeadPool"]) -> Tensor | None:
@@ -180,19 +190,29 @@ def packed_parameters(pools: Sequence["HeadPool"]) -> Tensor | None:
 
 
 def _unpack(
-    sums: Tensor, pools: Sequence["HeadPool"]
-) -> list[tuple[Tensor | None, Tensor | None, Tensor | None]]:
-    """Splits (3, T + 2, d) gradients into those of kernels and of the norms' parameters."""
-    taps = sums[:, :-2].transpose(1, 2).contiguous()
+    partial: Sequence[Tensor], pools: Sequence["HeadPool"], beside: Tensor | None
+) -> tuple[list[tuple[Tensor | None, Tensor | None, Tensor | None]], Tensor | None]:
+    """Sums (P, (T + 2)·d) of q, k and v to gradients of kernels and of the norms' parameters.
+
+    Those ``beside`` them, (P, N), are added by the same launch, to (N).
+    """
+    channels = len(_first_pooled(pools).kernel)
+    types = {own.dtype for pool in pools for own in pool.parameters if own is not None}
+    dtype = types.pop() if len(types) == 1 else partial[0].dtype
+    taps = partial[0].shape[1] // channels - 2
+    matrices = [*partial] if beside is None else [*partial, beside]
+    *sums, total = [*row_sums(matrices, dtype, turned=(taps, channels)), None][:4]
     return [
         (None, None, None)
         if pool.kernel is None
         else tuple(
-            None if own is None else grad.reshape(own.shape).to(own.dtype)
-            for own, grad in zip(pool.parameters, (of_kernel, *of_norm), strict=True)
+            None if own is None else grad.view(own.shape).to(own.dtype)
+            for own, grad in zip(
+                pool.parameters, of_part.split([taps * channels, channels, channels]), strict=True
+            )
         )
-        for pool, of_kernel, of_norm in zip(pools, taps, sums[:, -2:], strict=True)
-    ]
+        for pool, of_part in zip(pools, sums, strict=True)
+    ], total
 
 
 def _first_pooled(pools: Sequence["HeadPool"]) -> "HeadPool":

@@ -335,13 +335,14 @@ def _grad_of_part(
 
 @triton.jit(do_not_specialize=PoolSizes._fields)
 def pool_gather_kernel(
-    grad_qkv, parameters, grads_convolved, start_k, start_v, heads, height, width,
+    grad_qkv, parameters, grads_convolved, partial, start_k, start_v, heads, height, width,
     height_q, height_k, height_v, width_q, width_k, width_v, stride_q, stride_k, stride_v,
     strides,
     STRIDES: tl.constexpr, CONST: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the projection; a program for each tile of places before pooling.
 
+    ``partial``, if not None, is (tiles, 3·C): the sums over the places of each tile.
     ``STRIDES`` are those of q, k and v, 0 where a part is not pooled.
     """
     sizes = PoolSizes(
@@ -375,9 +376,15 @@ def pool_gather_kernel(
     grad_qkv += image * strides.b + top.to(tl.int64) * strides.y + left.to(tl.int64) * strides.x
     grad_qkv += part * strides.part + head * CONST.channels
     at = row * strides.y + column * strides.x
-    valid = (row < sizes.height - top) & (column < sizes.width - left)
+    inside = (row < sizes.height - top) & (column < sizes.width - left)
+    valid = inside[:, None] & known[None, :]
+    if partial is not None:
+        first = (index // sizes.heads).to(tl.int64) * 3 * strides.part
+        first += part * strides.part + head * CONST.channels
+        total = tl.sum(tl.where(valid, grad, 0.0), 0)
+        tl.store(partial + first + channels, total, mask=known)
     tl.store(
         grad_qkv + (at[:, None] + channels[None, :]),
         grad.to(grad_qkv.dtype.element_ty),
-        mask=valid[:, None] & known[None, :],
+        mask=valid,
     )

@@ -14,6 +14,7 @@ from ...attention.position import relative_embedding
 from ..head_pool import HeadPool
 from ..sdpa import windowed_sdpa
 from ..shape import AttentionShape
+from ..tokens import SkipSum
 from . import norm_gelu
 from .axis_tables import AxisTable
 from .triton_attention import triton_attention
@@ -61,17 +62,16 @@ def _norm_gelu_error(device: torch.device, dtype: torch.dtype) -> float:
         for shape in ((40, 96), (96,), (96,), (40, 96))
     )
     normed, mean, rstd = norm_gelu.layer_norm_forward(x, weight, bias, 1e-6, dtype)
-    found = [normed, *norm_gelu.layer_norm_backward(grad, x, mean, rstd, weight, True)]
-    found += norm_gelu.gelu_backward(x, grad, "none")[:2]
+    *of_gelu, partial = norm_gelu.gelu_backward(x, grad, "none")
+    given = grad, x, mean, rstd, weight, True, grad, SkipSum(), partial
+    found = [normed, *norm_gelu.layer_norm_backward(*given), *of_gelu]
+    exact = grad.double()
     plain = F.layer_norm(x.double(), (96,), weight.double(), bias.double(), 1e-6)
+    of_x, *of_parameters = torch.autograd.grad(plain, (x, weight, bias), exact)
     hidden = F.gelu(x.double())
-    wanted = [
-        plain,
-        *torch.autograd.grad(plain, (x, weight, bias), grad.double()),
-        hidden,
-        *torch.autograd.grad(hidden, x, grad.double()),
-    ]
-    return _largest_error(found, wanted)
+    (slope,) = torch.autograd.grad(hidden, x, exact)
+    wanted = [plain, of_x + exact, *of_parameters, exact.sum(0), slope.double().sum(0)]
+    return _largest_error(found, [*wanted, hidden, slope])
 
 
 def _attention_error(
@@ -85,17 +85,18 @@ def _attention_error(
     tables = [(2 * max(side) + 1, channels) for side in sides]
     shapes = [(1, *_SIZE, 3 * _HEADS * channels), *tables]
     pool = [(channels, 1, 3, 3), (channels,), (channels,)]
-    shapes += [*pool, *pool[:2], *pool]
+    shapes += [*pool, *pool[:2], *pool, shapes[0][-1:]]
     tensors = [torch.randn(shape) for shape in shapes]
     # Logits of about 1, as a model has: rounding of larger ones saturates the softmax' gradients.
     tensors[1:3] = [channels**-0.5 * table for table in tensors[1:3]]
+    tensors[-1].zero_()  # the projection's bias, which it contains already
     types = [dtype, *[torch.promote_types(dtype, torch.float32)] * 2, *[dtype] * (len(shapes) - 3)]
     leaves = [x.to(device, own).requires_grad_() for x, own in zip(tensors, types, strict=True)]
     doubles = [leaf.detach().cpu().double().requires_grad_() for leaf in leaves]
-    qkv, *own, parameters = *leaves[:3], leaves[3:]
+    qkv, *own, parameters, bias = *leaves[:3], leaves[3:-1], leaves[-1]
     rel = [AxisTable.of(table, *side) for table, side in zip(own, sides, strict=True)]
-    found = triton_attention(qkv, _pools(parameters), rel, shape)
-    qkv, *own, parameters = *doubles[:3], doubles[3:]
+    found = triton_attention(qkv, _pools(parameters), rel, shape, bias=bias)
+    qkv, *own, parameters = doubles[0] + doubles[-1], *doubles[1:3], doubles[3:-1]
     embeddings = [relative_embedding(table, *side) for table, side in zip(own, sides, strict=True)]
     wanted = _plain_attention(qkv, _pools(parameters), *embeddings, shape)
     grad = torch.randn(found.shape).to(found)

@@ -1,7 +1,8 @@
 """Pooled attention from the projection to the merged output, with gradients.
 
 Saved for backward: the projection or what it is made of, the output, which the layer after it saves
-anyway, and a number for each query and head. Pooled maps and position logits are computed again.
+anyway, a number for each query and head, and the pools' parameters side by side, which are few.
+Pooled maps and position logits are computed again.
 
 Axes: B images, H × W tokens, C = h·d channels of h heads; sizes with a dash are pooled ones.
 """
@@ -54,6 +55,8 @@ def triton_attention(
     tables: Sequence[AxisTable],
     shape: AttentionShape,
     source: Source | None = None,
+    packed: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Pools and normalises q, k and v, attends in windows, and adds the pooled q.
 
@@ -63,6 +66,9 @@ def triton_attention(
         tables: those of Eq. 4 for both axes of a window, or none.
         shape: heads, scale, windows and residual.
         source: what is saved for backward in place of ``qkv``; None for ``qkv`` itself.
+        packed: the pools' parameters if they have been put together already.
+        bias: what the projection has added, (3·C), if its gradient is to be given here: the sum of
+            the projection's, which is then not read again for it.
 
     Returns:
         (B, H', W', C).
@@ -70,40 +76,44 @@ def triton_attention(
     own = [rel.table for rel in tables] or [None, None]
     places = tuple(rel[1:] for rel in tables)
     parameters = flat_parameters(pools)
-    source = source or Source.of(qkv)
-    return _TritonAttention.apply(shape, tuple(pools), places, source, qkv, *own, *parameters)
+    beside = source or Source.of(qkv), packed, bias
+    return _TritonAttention.apply(shape, tuple(pools), places, *beside, qkv, *own, *parameters)
 
 
 class _TritonAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, shape, pools, places, source, qkv, table_h, table_w, *parameters):
+    def forward(ctx, shape, pools, places, source, packed, bias, qkv, *tensors):
+        table_h, table_w, *parameters = tensors
         pools = with_flat_parameters(pools, parameters)
         with torch.cuda.device_of(qkv):  # Triton launches on the current device
-            q, k, v = pool_forward(qkv, pools)
+            packed = packed_parameters(pools) if packed is None else packed
+            q, k, v = pool_forward(qkv, pools, packed)
             out, lse = attention_forward(q, k, v, *_axis_tables((table_h, table_w), places), shape)
         ctx.shape, ctx.pools, ctx.places, ctx.make_maps = shape, pools, places, source.make
-        ctx.num_parameters = len(parameters)
-        ctx.save_for_backward(table_h, table_w, out, lse, *parameters, *source.tensors)
+        ctx.num_parameters, ctx.bias_type = len(parameters), None if bias is None else bias.dtype
+        ctx.save_for_backward(table_h, table_w, out, lse, packed, *parameters, *source.tensors)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        table_h, table_w, out, lse, *saved = ctx.saved_tensors
+        table_h, table_w, out, lse, packed, *saved = ctx.saved_tensors
         parameters, made_of = saved[: ctx.num_parameters], saved[ctx.num_parameters :]
         pools = with_flat_parameters(ctx.pools, parameters)
         (qkv,) = ctx.make_maps(*made_of)
         with torch.cuda.device_of(qkv):
-            packed = packed_parameters(pools)
             pooled = pool_forward(qkv, pools, packed)
             tables = _axis_tables((table_h, table_w), ctx.places)
             *grads, grad_h, grad_w = attention_backward(
                 grad.to(qkv.dtype).contiguous(), *pooled, *tables, out, lse, ctx.shape
             )
             del pooled
-            grad_qkv, grad_parameters = pool_backward(qkv, pools, grads, packed)
+            bias_type = ctx.bias_type if ctx.needs_input_grad[5] else None
+            grad_qkv, grad_parameters, grad_bias = pool_backward(
+                qkv, pools, grads, packed, bias_type
+            )
         flat = [tensor for of_pool in grad_parameters for tensor in of_pool]
-        return None, None, None, None, grad_qkv, grad_h, grad_w, *flat
+        return None, None, None, None, None, grad_bias, grad_qkv, grad_h, grad_w, *flat
 
 
 def _axis_tables(

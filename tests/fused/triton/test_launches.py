@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", minversion="3.4", reason="the kernels need Triton 3.4")
 
-from mvitv2_det import VARIANTS, MViT
+from mvitv2_det import VARIANTS, MViT, constant_weights
 from mvitv2_det.fused.block import FusedBlock
 from mvitv2_det.fused.choice import TRITON, Choice
 from mvitv2_det.fused.triton import norm_gelu
@@ -26,8 +26,8 @@ from mvitv2_det.fused.triton import norm_gelu
 SIZE = (800, 1088)
 _NO_LAUNCH = {
     "_unsafe_view", "alias", "as_strided", "detach", "device", "empty", "empty_like", "expand",
-    "new_empty", "permute", "select", "slice", "split", "squeeze", "t", "transpose", "unbind",
-    "promote_types", "unsqueeze", "view",
+    "new_empty", "permute", "select", "slice", "split", "split_with_sizes", "squeeze", "t",
+    "transpose", "unbind", "promote_types", "unsqueeze", "view",
 }  # fmt: skip
 # Operations of several kernels: the sort of an indexed gradient, and gradients of parameters.
 _SEVERAL = {
@@ -49,7 +49,10 @@ class Launches(TorchDispatchMode):
         name = func._schema.name.split("::")[1]
         if name not in _NO_LAUNCH:
             self.by_name[name] += _SEVERAL.get(name, 1)
-        return func(*args, **(kwargs or {}))
+        found = func(*args, **(kwargs or {}))
+        if name == "convolution":  # cuDNN's result lies as its input, the meta device's does not
+            return torch.empty_like(found, memory_format=torch.channels_last)
+        return found
 
 
 class Autocast(TorchFunctionMode):
@@ -113,19 +116,20 @@ def has_wide_products() -> bool:
 @pytest.mark.parametrize(
     ("name", "run", "most"),
     [
-        ("T", infer, 150),
-        ("T", step, 627),
-        pytest.param("B", infer, 318, marks=pytest.mark.long),
-        pytest.param("B", step, 1317, marks=pytest.mark.long),
+        ("T", infer, 119),
+        ("T", step, 488),
+        pytest.param("B", infer, 259, marks=pytest.mark.long),
+        pytest.param("B", step, 1022, marks=pytest.mark.long),
     ],
 )
 def test_launches(launches, name, run, most):
     if run is step and not has_wide_products():
         pytest.skip("this torch has no out_dtype on the meta device")
     model = backbone(name)
-    run(model)  # makes the constants that are kept for a size
-    launches.by_name.clear()
-    with launches:
-        run(model)
+    with constant_weights(model):  # passes with gradients take no notice
+        run(model)  # makes what is kept of the weights and for a size
+        launches.by_name.clear()
+        with launches:
+            run(model)
     counted = launches.by_name.total()
     assert 0.9 * most < counted <= most, launches.by_name.most_common()

@@ -16,7 +16,10 @@ from torch import Tensor
 
 pytest.importorskip("triton", minversion="3.4", reason="the kernels need Triton 3.4")
 
+from mvitv2_det.fused import tokens as plain_kernels
+from mvitv2_det.fused.tokens import SkipSum
 from mvitv2_det.fused.triton import norm_gelu as kernels
+from mvitv2_det.fused.triton.sums import row_sums
 
 pytestmark = NEEDS_KERNELS
 EPS = 1e-5
@@ -45,7 +48,7 @@ def eager_norm(x: Tensor, grad: Tensor, weight: Tensor, bias: Tensor, dtype: tor
 
 def our_norm(x: Tensor, grad: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> tuple:
     normed, mean, rstd = kernels.layer_norm_forward(x, weight, bias, EPS, dtype)
-    return normed, *kernels.layer_norm_backward(grad, x, mean, rstd, weight, True)
+    return normed, *kernels.layer_norm_backward(grad, x, mean, rstd, weight, True)[:3]
 
 
 def eager_gelu(x: Tensor, grad: Tensor, approximate: str) -> tuple:
@@ -54,6 +57,11 @@ def eager_gelu(x: Tensor, grad: Tensor, approximate: str) -> tuple:
     activated = F.gelu(x, approximate=approximate)
     (result,) = torch.autograd.grad(activated, x, grad)
     return activated.detach(), result, result.sum(0)
+
+
+def summed(found: tuple) -> tuple:
+    """What GELU's backward pass gives, its partial sums added."""
+    return *found[:2], row_sums(found[2:])[0]
 
 
 def error(actual: Tensor, expected: Tensor) -> float:
@@ -95,7 +103,7 @@ def test_norm_without_parameters(has_weight, has_bias):
     torch.testing.assert_close(
         normed, F.layer_norm(x, (96,), weight, bias, EPS), rtol=0, atol=1e-10
     )
-    grads = kernels.layer_norm_backward(grad, x, mean, rstd, weight, has_bias)
+    grads = kernels.layer_norm_backward(grad, x, mean, rstd, weight, has_bias)[:3]
     assert [g is not None for g in grads] == [True, has_weight, has_bias]
     x = x.requires_grad_()
     (expected,) = torch.autograd.grad(F.layer_norm(x, (96,), weight, bias, EPS), x, grad)
@@ -133,11 +141,28 @@ def test_the_norm_of_a_sum_is_that_of_what_is_kept():
 def test_norm_backward_adds_what_comes_around_it():
     x, grad, weight, bias = values(7, 96)
     _, mean, rstd = kernels.layer_norm_forward(x, weight, bias, EPS, x.dtype)
-    alone, *parameters = kernels.layer_norm_backward(grad, x, mean, rstd, weight, True)
+    alone, *parameters, _, _ = kernels.layer_norm_backward(grad, x, mean, rstd, weight, True)
     skip = torch.cat((3 * x, x), dim=1)[:, :96]
     found = kernels.layer_norm_backward(grad, x, mean, rstd, weight, True, skip)
-    torch.testing.assert_close(found[0], alone + skip, rtol=0, atol=1e-12)
-    assert all(torch.equal(*pair) for pair in zip(found[1:], parameters, strict=True))
+    torch.testing.assert_close(found.tokens, alone + skip, rtol=0, atol=1e-12)
+    assert all(torch.equal(*pair) for pair in zip(found[1:3], parameters, strict=True))
+
+
+@pytest.mark.parametrize("module", [kernels, plain_kernels], ids=["triton", "pytorch"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_norm_backward_sums_what_is_beside_it(module, scaled):
+    x, grad, weight, bias = values(130, 96)
+    _, mean, rstd = module.layer_norm_forward(x, weight, bias, EPS, x.dtype)
+    given = grad, x, mean.view(-1, 1), rstd.view(-1, 1), weight, True
+    scale = torch.rand(130, 1, dtype=x.dtype, device=DEVICE) if scaled else None
+    skip, partial = grad * x, torch.randn(3, 40, dtype=x.dtype, device=DEVICE)
+    alone = module.layer_norm_backward(*given, skip)
+    assert alone.skip_sum is None and alone.partial_sum is None
+    found = module.layer_norm_backward(*given, skip, SkipSum(scale), partial)
+    assert all(torch.equal(*pair) for pair in zip(found[:3], alone[:3], strict=True))
+    expected = (skip * (scale if scaled else 1)).sum(0)
+    torch.testing.assert_close(found.skip_sum, expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.partial_sum, partial.sum(0), rtol=0, atol=1e-12)
 
 
 # The tokens' type and the product's: autocast keeps float32 tokens and multiplies in 16 bits.
@@ -164,7 +189,7 @@ def test_norm_budget(size, dtype, product):
 def test_gelu_in_float64(size, programs, approximate, monkeypatch):
     monkeypatch.setattr(kernels, "_PROGRAMS", programs)
     x, grad = values(*size)[:2]
-    found = kernels.gelu_backward(x, grad, approximate)
+    found = summed(kernels.gelu_backward(x, grad, approximate))
     for actual, expected in zip(found, eager_gelu(x, grad, approximate), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
@@ -175,7 +200,7 @@ def test_gelu_in_float64(size, programs, approximate, monkeypatch):
 def test_gelu_budget(size, dtype, approximate):
     x, grad = values(*size, dtype)[:2]
     exact = eager_gelu(x.double(), grad.double(), approximate)
-    found = kernels.gelu_backward(x, grad, approximate)
+    found = summed(kernels.gelu_backward(x, grad, approximate))
     assert_within_budget(found, eager_gelu(x, grad, approximate), exact)
 
 
@@ -219,7 +244,7 @@ def test_no_tokens():
     normed, *grads = our_norm(x, grad, weight, bias, torch.float32)
     assert normed.shape == grads[0].shape == (0, 8)
     assert grads[1].tolist() == grads[2].tolist() == [0] * 8
-    assert kernels.gelu_backward(x, grad, "none")[2].tolist() == [0] * 8
+    assert summed(kernels.gelu_backward(x, grad, "none"))[2].tolist() == [0] * 8
 
 
 def test_sums_are_the_same_each_time():
