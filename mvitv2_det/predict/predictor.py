@@ -113,6 +113,10 @@ class Predictor(ImagePredictor[dict[str, Any], Instances]):
         self._promise = ExitStack()  # ends with the predictor
         self._promise.enter_context(constant_weights(self.model))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles are promised nothing of their weights."""
+        return self.__dict__ | {"_promise": None}
+
     def prepare(self, image: ImageLike, name: str = "the image") -> dict[str, Any]:
         """Makes the model's input of an image, as the config's test loader does.
 

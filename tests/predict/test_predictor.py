@@ -102,6 +102,8 @@ def test_weights_are_constant_as_long_as_the_predictor_lives(mask_rcnn):
     blocks = predictor.model.backbone.bottom_up.blocks
     predictor(np.zeros((48, 64, 3), np.uint8))
     assert all(block.kept is not None for block in blocks)
+    copied = copy.deepcopy(predictor)
+    assert all(block.kept is None for block in copied.model.backbone.bottom_up.blocks)
     del predictor
     gc.collect()
     assert all(block.kept is None for block in blocks)
