@@ -45,10 +45,10 @@ dataloader.train.update(
     num_workers=1,
 )
 dataloader.test.batch_size = 32
-task.mixup.update(mixup_alpha=0.2, cutmix_alpha=0.0)
+task.mixup.update(mixup_alpha=0.3, cutmix_alpha=0.0)
 task.most_at_once = 32
 
 optimizer.lr = 1e-3
-recipe.update(epochs=120, warmup_epochs=3, eval_epochs=20)
+recipe.update(epochs=160, warmup_epochs=3, eval_epochs=20)
 
 train.update(output_dir="output/gait", device="cpu", seed=1)
