@@ -288,11 +288,11 @@ from mvitv2_det.fused.triton.attention_backward import attention_backward
 from mvitv2_det.fused.triton.axis_tables import AxisTable
 from mvitv2_det.fused.triton.launch import Blocks
 
-# blocks
-shape = AttentionShape(1, 96**-0.5, (56, 56), (14, 14), True)
+side, keys = 56, 14  # choice
+shape = AttentionShape(1, 96**-0.5, (side, side), (keys, keys), True)
 q = torch.empty(1, 200, 272, 96, dtype=torch.bfloat16)
 _, k, v = torch.empty(1, 50, 68, 3 * 96, dtype=torch.bfloat16).chunk(3, -1)
-rel = [AxisTable.of(torch.empty(111, 96), 56, 14) for _ in range(2)]
+rel = [AxisTable.of(torch.empty(2 * side - 1, 96), side, keys) for _ in range(2)]
 out, lse = attention_forward.attention_forward(q, k, v, *rel, shape)
 """
 COMPILE_BOTH = f"""{COMPILE}
@@ -301,9 +301,10 @@ attention_backward(torch.empty_like(q), q, k, v, *rel, out, lse, shape)
 
 
 @pytest.mark.long
-def test_kernels_compile_for_an_h100_without_one():
-    """Windows of stage 1: within shared memory, with tensor cores and next to no spills."""
-    binaries = compiled_for_an_h100(COMPILE_BOTH)
+@pytest.mark.parametrize("choice", ["", "side, keys = 200, 64"], ids=["14 rows", "64 rows"])
+def test_kernels_compile_for_an_h100_without_one(choice):
+    """In windows of so many rows of keys: they fit, use tensor cores and spill next to nothing."""
+    binaries = compiled_for_an_h100(COMPILE_BOTH.replace("# choice", f"\n{choice}"))
     assert len({binary.kernel for binary in binaries}) == 6
     for binary in binaries:
         assert binary.shared <= SHARED_MEMORY and binary.stack <= 64
@@ -316,7 +317,7 @@ def test_kernels_compile_for_an_h100_without_one():
 def test_the_loop_over_keys_is_short(blocks):
     """Windows of stage 1: two products and the softmax between, with nothing to place keys."""
     chosen = f"attention_forward.forward_blocks = lambda *_: Blocks({blocks})"
-    *_, binary = compiled_for_an_h100(COMPILE.replace("# blocks", chosen))
+    *_, binary = compiled_for_an_h100(COMPILE.replace("# choice", f"\n{chosen}"))
     if not binary.loop:
         pytest.skip("this Triton has no disassembler")
     assert binary.kernel == "_forward_kernel" and binary.products
