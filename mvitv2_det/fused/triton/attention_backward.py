@@ -248,7 +248,8 @@ def _add_row_logits(
 ):  # fmt: skip
     """Adds what a block's queries, at ``row`` of their window, get through the logits of rows."""
     EXTENDED: tl.constexpr = CONST.extended
-    TERMS: tl.constexpr = min(CONST.axis_terms, 64)  # at once: more do not fit into shared memory
+    # So many at once: more do not fit into shared memory.
+    TERMS: tl.constexpr = CONST.axis_terms if CONST.axis_terms < 64 else 64
     left = window % windows.across * windows.columns
     columns = tl.minimum(windows.columns, windows.width - left)
     end = tl.minimum((start + M - 1) // columns + 1, windows.rows)
