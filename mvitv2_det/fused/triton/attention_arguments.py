@@ -6,17 +6,17 @@ and K_a keys along axis a of a window.
 
 from typing import NamedTuple
 
+import torch
 import triton.language as tl
 from torch import Tensor
 
 from ..shape import AttentionShape
 from .axis_tables import AxisTable
-from .launch import Blocks, accumulator, ceil_div, channel_tiles, operand
-from .logits import term_columns
+from .launch import Blocks, accumulator, ceil_div, channel_tiles, operand, padded
 from .tile_table import FEW_KEYS, Case
 
 MAX_CHANNELS = 128  # of a head: a tile of them is in registers
-MAX_KEYS_ALONG = 256  # rows and columns of a window: their logits are in shared memory
+MAX_KEYS_ALONG = 256  # rows and columns of a window: a query's terms are in shared memory
 
 
 class Windows(NamedTuple):
@@ -27,6 +27,8 @@ class Windows(NamedTuple):
     one, and make the tuple again.
     """
 
+    images: int
+    heads: int
     height: int
     width: int
     rows: int
@@ -35,16 +37,29 @@ class Windows(NamedTuple):
     keys_width: int
     key_rows: int
     key_columns: int
+    down: int  # windows below each other
     across: int  # windows side by side
-    heads: int
-    second: int  # first column of the logits of columns of keys
+    most: int  # queries on the map of the first window, which has the most
+    packed: int  # keys of a window with those that fill its last block
+    second: int  # first term of the second axis
 
     @classmethod
-    def of(cls, q: Tensor, k: Tensor, shape: AttentionShape) -> "Windows":
+    def of(cls, q: Tensor, k: Tensor, shape: AttentionShape, block: int) -> "Windows":
         """The windows of ``shape`` over (B, Hq, Wq, C) queries and (B, Hk, Wk, C) keys."""
-        across = ceil_div(q.shape[2], shape.window_q[1])
         sides = *q.shape[1:3], *shape.window_q, *k.shape[1:3], *shape.window_kv
-        return cls(*sides, across, shape.heads, term_columns(shape.window_kv)[1])
+        (height, rows), (width, columns) = zip(q.shape[1:3], shape.window_q, strict=True)
+        counts = ceil_div(height, rows), ceil_div(width, columns)
+        most = min(height, rows) * min(width, columns)
+        packed = ceil_div(shape.window_kv[0] * shape.window_kv[1], block) * block
+        second = extended_tiles(q.shape[3] // shape.heads, shape.window_kv)[1]
+        return cls(len(q), shape.heads, *sides, *counts, most, packed, second)
+
+
+class Tiles(NamedTuple):
+    """Two powers of two that a row of channels is split into; the second is 0 where one does."""
+
+    first: int
+    rest: int
 
 
 class AttentionConstants(NamedTuple):
@@ -52,9 +67,14 @@ class AttentionConstants(NamedTuple):
 
     scale: float
     channels: int  # of a head
-    first: int  # size of the first tile of channels
-    rest: int  # size of the second tile of channels, 0 for none
-    terms: int  # columns of the position logits, 0 for none
+    d: int  # of a head, padded to one power of two
+    own: Tiles  # of a head's channels
+    extended: Tiles  # of those and the terms
+    row: int  # columns of a packed key and its value
+    terms: int  # T
+    axis_terms: int  # of an axis, padded
+    has_rel: bool  # whether there are position logits
+    hidden: float  # what a query adds to the score of a key that it must not see
     residual: bool
     masked: bool  # whether padded keys are hidden
     accumulator: tl.dtype
@@ -64,10 +84,31 @@ class AttentionConstants(NamedTuple):
     def of(cls, q: Tensor, shape: AttentionShape, *, has_rel: bool) -> "AttentionConstants":
         """The constants of an attention on (B, Hq, Wq, C) queries."""
         channels = q.shape[-1] // shape.heads
-        tiles = channel_tiles(channels)
-        terms = term_columns(shape.window_kv)[0] if has_rel else 0
-        options = shape.residual, shape.mask_padding, accumulator(q), operand(q)
-        return cls(shape.scale, channels, *tiles, terms, *options)
+        own = Tiles(*channel_tiles(channels))
+        extended, second = extended_tiles(channels, shape.window_kv if has_rel else (0, 0))
+        terms = sum(extended) - channels
+        return cls(
+            shape.scale, channels, padded(channels), own, extended, sum(extended + own), terms,
+            padded(max(second, terms - second)), has_rel,
+            max(torch.finfo(q.dtype).min / 2, -1e30), shape.residual, shape.mask_padding,
+            accumulator(q), operand(q),
+        )  # fmt: skip
+
+    def of_products(self) -> "AttentionConstants":
+        """Those of kernels that do not tell the axes apart: fewer are to be compiled."""
+        return self._replace(axis_terms=0)
+
+
+def extended_tiles(channels: int, window_kv: tuple[int, int]) -> tuple[Tiles, int]:
+    """Tiles of channels and terms, and which term is the first of the second axis.
+
+    Terms are the rows of keys, their columns, and a last one of hidden keys. Each axis has half of
+    them where that is room enough: both products of the position logits are then small.
+    """
+    rows, columns = window_kv
+    tiles = Tiles(*channel_tiles(channels + rows + columns + 1, least=32))
+    half = (sum(tiles) - channels) // 2
+    return tiles, half if rows and max(rows, columns + 1) <= half else rows
 
 
 def case_of(q: Tensor, constants: AttentionConstants, shape: AttentionShape) -> Case:
@@ -76,21 +117,10 @@ def case_of(q: Tensor, constants: AttentionConstants, shape: AttentionShape) -> 
     return Case(q.dtype, constants.channels, constants.terms, few_keys)
 
 
-def window_count(q: Tensor, shape: AttentionShape) -> int:
-    """Number of windows of one map."""
-    (height, width), (rows, columns) = q.shape[1:3], shape.window_q
-    return ceil_div(height, rows) * ceil_div(width, columns)
-
-
-def most_queries(q: Tensor, shape: AttentionShape) -> int:
-    """Number of queries on the map of the first window, which has the most."""
-    return min(q.shape[1], shape.window_q[0]) * min(q.shape[2], shape.window_q[1])
-
-
-def query_grid(q: Tensor, shape: AttentionShape, blocks: Blocks) -> tuple[int, int, int]:
+def query_grid(windows: Windows, blocks: Blocks) -> tuple[int, int, int]:
     """Grid of a kernel with one program for each block of queries, window, and image's head."""
-    tiles = ceil_div(most_queries(q, shape), blocks.queries)
-    return tiles, window_count(q, shape), q.shape[0] * shape.heads
+    tiles, planes = ceil_div(windows.most, blocks.queries), windows.images * windows.heads
+    return tiles, windows.down * windows.across, planes
 
 
 def check(

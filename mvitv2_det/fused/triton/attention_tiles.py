@@ -1,7 +1,14 @@
-"""Device functions of the attention kernels: places of queries and keys, and tiles of maps.
+"""Device functions of the attention kernels: places of queries and keys, and tiles of them.
 
-A tile of a map is a pair: (places, first) and (places, rest) of a head's channels, which are split
-into two powers of two (``launch.channel_tiles``). Where there is no rest, the second is the first.
+A tile is a pair: (places, first) and (places, rest) of the columns of ``Tiles``, two powers of two.
+Where there is no rest, the second is the first. A tile of a map has a head's channels. Queries and
+keys are extended by terms, T columns that add to their product what is not of the channels:
+
+    query: channels | logits of rows of keys / scale | logits of columns / scale | 0 | hidden
+    key:   channels | 1 at the key's row             | 1 at its column           | 0 | 1 if hidden
+
+Keys are packed window by window with their values: (B, h, windows, packed, columns of the extended
+key and of the value), so that a loop over them neither divides nor masks.
 
 ``CONST`` is an ``AttentionConstants``, ``windows`` a ``Windows``. Offsets within a map are 32 bits
 wide, to save registers; those of maps and images are 64.
@@ -36,13 +43,12 @@ def query_count(window, windows):
 
 
 @triton.jit
-def key_places(window, start, windows, N: tl.constexpr):
-    """Places of N keys of a window.
+def key_places(window, places, windows):
+    """Places of keys of windows.
 
     Returns row and column on the map, row and column within the window, whether each lies on the
     map, and whether it belongs to the window, as padded keys do.
     """
-    places = start + tl.arange(0, N)
     row, column = places // windows.key_columns, places % windows.key_columns
     y = window // windows.across * windows.key_rows + row
     x = window % windows.across * windows.key_columns + column
@@ -52,41 +58,81 @@ def key_places(window, start, windows, N: tl.constexpr):
 
 
 @triton.jit
-def head_start(pixels, image, head, CONST: tl.constexpr):
-    """Pointer to a head's channels at the first place of an image."""
-    return pixels.start + image * pixels.stride_b + head * CONST.channels
+def rows_of(pixels, image, head, y, x, CONST: tl.constexpr):
+    """Pointers (places) to a head's channels on a map."""
+    start = pixels.start + image * pixels.stride_b + head * CONST.channels
+    return start + (y * pixels.stride_y + x * pixels.stride_x)
 
 
 @triton.jit
-def _tile_offsets(y, x, stride_y, stride_x, D: tl.constexpr):
-    """(places, D) offsets within a map."""
-    return (y * stride_y + x * stride_x)[:, None] + tl.arange(0, D)[None, :]
-
-
-@triton.jit
-def load_tile(start, y, x, stride_y, stride_x, inside, CONST: tl.constexpr):
-    """Loads a tile; zero where not ``inside``, and in padded channels."""
-    at = start + _tile_offsets(y, x, stride_y, stride_x, CONST.first)
-    mask = inside[:, None] & (tl.arange(0, CONST.first) < CONST.channels)[None, :]
-    tile = tl.load(at, mask=mask, other=0.0)
+def load_tile(rows, inside, CONST: tl.constexpr, TILES: tl.constexpr):
+    """Loads a head's channels; zero where not ``inside``, and in columns that are no channels."""
+    column = tl.arange(0, TILES.first)[None, :]
+    known = inside[:, None] & (column < CONST.channels)
+    tile = tl.load(rows[:, None] + column, mask=known, other=0.0)
     rest = tile
-    if CONST.rest > 0:
-        at = start + CONST.first + _tile_offsets(y, x, stride_y, stride_x, CONST.rest)
-        known = tl.arange(0, CONST.rest) < CONST.channels - CONST.first
-        rest = tl.load(at, mask=inside[:, None] & known[None, :], other=0.0)
+    if TILES.rest > 0:
+        column = TILES.first + tl.arange(0, TILES.rest)[None, :]
+        known = inside[:, None] & (column < CONST.channels)
+        rest = tl.load(rows[:, None] + column, mask=known, other=0.0)
     return tile, rest
 
 
 @triton.jit
-def store_tile(start, tile, y, x, stride_y, stride_x, inside, CONST: tl.constexpr):
-    """Stores a tile in the pointer's dtype, except what is not ``inside``."""
-    at = start + _tile_offsets(y, x, stride_y, stride_x, CONST.first)
-    mask = inside[:, None] & (tl.arange(0, CONST.first) < CONST.channels)[None, :]
-    tl.store(at, tile[0].to(start.dtype.element_ty), mask=mask)
-    if CONST.rest > 0:
-        at = start + CONST.first + _tile_offsets(y, x, stride_y, stride_x, CONST.rest)
-        known = tl.arange(0, CONST.rest) < CONST.channels - CONST.first
-        tl.store(at, tile[1].to(start.dtype.element_ty), mask=inside[:, None] & known[None, :])
+def store_tile(rows, tile, inside, CONST: tl.constexpr, TILES: tl.constexpr):
+    """Stores a tile's channels in the pointers' dtype, except what is not ``inside``."""
+    column = tl.arange(0, TILES.first)[None, :]
+    known = inside[:, None] & (column < CONST.channels)
+    tl.store(rows[:, None] + column, tile[0].to(rows.dtype.element_ty), mask=known)
+    if TILES.rest > 0:
+        column = TILES.first + tl.arange(0, TILES.rest)[None, :]
+        known = inside[:, None] & (column < CONST.channels)
+        tl.store(rows[:, None] + column, tile[1].to(rows.dtype.element_ty), mask=known)
+
+
+@triton.jit
+def load_queries(rows, terms, tokens, inside, CONST: tl.constexpr):
+    """Loads extended queries, whose terms are those of (places) tokens; zero outside."""
+    FIRST: tl.constexpr = CONST.extended.first
+    REST: tl.constexpr = CONST.extended.rest
+    tile = _extended(rows, terms, tokens, inside, tl.arange(0, FIRST)[None, :], CONST)
+    rest = tile
+    if REST > 0:
+        column = FIRST + tl.arange(0, REST)[None, :]
+        rest = _extended(rows, terms, tokens, inside, column, CONST)
+    return tile, rest
+
+
+@triton.jit
+def _extended(rows, terms, tokens, inside, column, CONST: tl.constexpr):
+    term = column - CONST.channels
+    if CONST.has_rel:
+        # One load for both: what is loaded goes to shared memory without passing registers.
+        at = tl.where(
+            term < 0, rows[:, None] + column, terms + (tokens * CONST.terms)[:, None] + term
+        )
+        return tl.load(at, mask=inside[:, None], other=0.0)
+    tile = tl.load(rows[:, None] + column, mask=inside[:, None] & (term < 0), other=0.0)
+    hidden = tl.where(term == CONST.terms - 1, CONST.hidden, tile.to(CONST.accumulator))
+    return hidden.to(tile.dtype)
+
+
+@triton.jit
+def window_start(packed_keys, plane, window, windows, CONST: tl.constexpr):
+    """Pointer to the first packed key of a window, of one head and image."""
+    before = plane.to(tl.int64) * windows.down * windows.across + window
+    return packed_keys + before * windows.packed * CONST.row
+
+
+@triton.jit
+def load_packed(start, N: tl.constexpr, CONST: tl.constexpr, TILES: tl.constexpr):
+    """Loads a tile of N packed keys or values, all columns of which are there."""
+    at = start + (tl.arange(0, N) * CONST.row)[:, None]
+    tile = tl.load(at + tl.arange(0, TILES.first)[None, :])
+    rest = tile
+    if TILES.rest > 0:
+        rest = tl.load(at + (TILES.first + tl.arange(0, TILES.rest))[None, :])
+    return tile, rest
 
 
 @triton.jit
@@ -96,12 +142,14 @@ def zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def zero_tile(PLACES: tl.constexpr, CONST: tl.constexpr):
+def zero_tile(PLACES: tl.constexpr, CONST: tl.constexpr, TILES: tl.constexpr):
     """A tile of zeros to accumulate in."""
-    tile = zeros(PLACES, CONST.first, CONST.accumulator)
+    FIRST: tl.constexpr = TILES.first
+    REST: tl.constexpr = TILES.rest
+    tile = zeros(PLACES, FIRST, CONST.accumulator)
     rest = tile
-    if CONST.rest > 0:
-        rest = zeros(PLACES, CONST.rest, CONST.accumulator)
+    if REST > 0:
+        rest = zeros(PLACES, REST, CONST.accumulator)
     return tile, rest
 
 
@@ -109,6 +157,20 @@ def zero_tile(PLACES: tl.constexpr, CONST: tl.constexpr):
 def scaled(tile, factor):
     """A tile times a scalar, or times a (places, 1) column."""
     return tile[0] * factor, tile[1] * factor
+
+
+@triton.jit
+def scaled_channels(tile, CONST: tl.constexpr):
+    """A tile with its channels scaled, and its terms as they are."""
+    FIRST: tl.constexpr = CONST.extended.first
+    REST: tl.constexpr = CONST.extended.rest
+    first, rest = tile
+    known = tl.arange(0, FIRST)[None, :] < CONST.channels
+    first = tl.where(known, first * CONST.scale, first)
+    if REST > 0:
+        known = FIRST + tl.arange(0, REST)[None, :] < CONST.channels
+        rest = tl.where(known, rest * CONST.scale, rest)
+    return first, rest
 
 
 @triton.jit
@@ -131,28 +193,29 @@ def product(a, b, acc, OPERAND: tl.constexpr):
 
 
 @triton.jit
-def product_over_channels(a, b, CONST: tl.constexpr):
+def product_over_columns(a, b, CONST: tl.constexpr, TILES: tl.constexpr):
     """a @ bᵀ of two tiles: (places of a, places of b)."""
     acc = tl.zeros((a[0].shape[0], b[0].shape[0]), CONST.accumulator)
     acc = product(a[0], tl.trans(b[0]), acc, CONST.operand)
-    if CONST.rest > 0:
+    if TILES.rest > 0:
         acc = product(a[1], tl.trans(b[1]), acc, CONST.operand)
     return acc
 
 
 @triton.jit
-def product_over_places(weights, tile, acc, CONST: tl.constexpr):
-    """acc + weights @ tile, a tile."""
-    total = product(weights, tile[0], acc[0], CONST.operand)
-    rest = acc[1]
-    if CONST.rest > 0:
-        rest = product(weights, tile[1], rest, CONST.operand)
-    return total, rest
+def in_base_2(scores, CONST: tl.constexpr):
+    """Scores as exponents of 2; in float32 by two factors, whose rounding errors are smaller."""
+    if CONST.operand == tl.float32:
+        scores *= CONST.scale
+        return scores * LOG2_E
+    return scores * (CONST.scale * LOG2_E)
 
 
 @triton.jit
-def one_hot(row, column, second, CONST: tl.constexpr):
-    """(T, N) ones where a column of the position logits belongs to a key, one for each axis."""
-    terms = tl.arange(0, CONST.terms)[:, None]
-    places = (terms == row[None, :]) | (terms == column[None, :] + second)
-    return places.to(CONST.operand)
+def product_over_places(weights, tile, acc, CONST: tl.constexpr, TILES: tl.constexpr):
+    """acc + weights @ tile, a tile."""
+    total = product(weights, tile[0], acc[0], CONST.operand)
+    rest = acc[1]
+    if TILES.rest > 0:
+        rest = product(weights, tile[1], rest, CONST.operand)
+    return total, rest

@@ -68,15 +68,15 @@ def padded(size: int) -> int:
     return max(power_of_2(size), MIN_DOT)
 
 
-def channel_tiles(channels: int) -> tuple[int, int]:
-    """Splits a head's channels into two powers of two; the second is 0 where one is enough.
+def channel_tiles(channels: int, least: int = MIN_DOT) -> tuple[int, int]:
+    """Splits channels into two powers of two, the second ``least`` or more; 0 if one is enough.
 
     96 channels become 64 and 32, and 72 become 64 and 16: padding them to 128 would waste a
     quarter or more of tensor cores and registers.
     """
     whole = padded(channels)
     first = whole // 2
-    rest = padded(channels - first)
+    rest = max(padded(channels - first), least)
     return (first, rest) if first >= MIN_DOT and first + rest < whole else (whole, 0)
 
 

@@ -1,14 +1,15 @@
-"""Position logits of Eq. 4: each query times R of its row, and R of its column; and backward.
+"""What extends queries and keys: position logits of Eq. 4 and codes of places; and backward.
 
-Queries at the same row (or column) of their windows share R, so that one product per row gives the
-logits of all of them. Logits are computed once per query and hold K_h + K_w numbers, never one per
-query and key.
+Position logits are each query times R of its row, and R of its column. Queries at the same row (or
+column) of their windows share R, so that one product per row gives the logits of all of them.
+Logits are computed once per query and hold K_h + K_w numbers, never one per query and key. The
+launch that computes them also packs keys and values by windows: see ``attention_tiles``.
 
 Axes: B images, h heads, H × W queries, d channels of a head padded to D, Q_a queries and K_a keys
-along axis a of a window, T columns of the logits. All queries at one position along the axis of
-their windows, of all windows, images and heads, share one R (K_a, d): a kernel has programs for
-each of the Q_a positions, and goes through their queries in blocks. One launch serves both axes:
-the positions of height come first.
+along axis a of a window, T terms. All queries at one position along the axis of their windows, of
+all windows, images and heads, share one R (K_a, d): a kernel has programs for each of the Q_a
+positions, and goes through their queries in blocks. One launch serves both axes: the positions of
+height come first.
 """
 
 from typing import NamedTuple
@@ -17,97 +18,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..shape import AttentionShape
-from .attention_tiles import product, zeros
+from .attention_arguments import AttentionConstants, Windows
+from .attention_tiles import key_places, product, rows_of, zeros
 from .axis_tables import AxisTable, table_gradients
-from .launch import PROCESSORS, Blocks, accumulator, accumulator_dtype, ceil_div, operand, padded
+from .launch import PROCESSORS, Blocks, Map, accumulator_dtype, ceil_div, power_of_2
 from .tile_table import Case, measured_or
 
-
-class Queries(NamedTuple):
-    """Sizes of the map of queries, of windows, and of keys.
-
-    Kernels take the numbers one by one: see ``attention_arguments.Windows``. They are compiled for
-    the divisibility of q's strides, which makes accesses of 16 bytes.
-    """
-
-    count_h: int  # at each row of a window; rows that the last window lacks are counted too
-    count_w: int  # at each column
-    height: int  # of the map
-    width: int
-    rows: int  # of a window
-    columns: int
-    key_rows: int
-    key_columns: int
-    heads: int
-    second: int  # first column of the logits of columns of keys
-    q_b: int  # strides of q
-    q_y: int
-    q_x: int
-
-    @classmethod
-    def of(cls, q: Tensor, shape: AttentionShape) -> "Queries":
-        """The queries (B, H, W, C) of an attention."""
-        batch, height, width, _ = q.shape
-        (rows, columns), second = shape.window_q, term_columns(shape.window_kv)[1]
-        return cls(
-            batch * ceil_div(height, rows) * width * shape.heads,
-            batch * ceil_div(width, columns) * height * shape.heads,
-            height, width, rows, columns, *shape.window_kv, shape.heads, second, *q.stride()[:3],
-        )  # fmt: skip
-
-    @property
-    def positions(self) -> int:
-        """Positions of queries in a window, those of its rows and of its columns."""
-        return self.rows + self.columns
-
-    def tiles(self, block: int) -> int:
-        """Blocks of queries at a position of the axis that has more."""
-        return ceil_div(max(self.count_h, self.count_w), block)
+_KEYS = 16  # that a program packs
+# The second axis' terms are read in 16 bytes where they start at a multiple.
+_UNSPECIALISED = [name for name in Windows._fields if name != "second"]
 
 
-_UNSPECIALISED = [name for name in Queries._fields if not name.startswith("q_")]
-
-
-class AxisConstants(NamedTuple):
-    """Constants that the kernels are compiled for, apart from the size of blocks."""
-
-    channels: int  # of a head
-    d: int  # channels of a head, padded
-    terms: int  # T
-    padded_columns: int
-    accumulator: tl.dtype
-    operand: tl.dtype
-
-    @classmethod
-    def of(cls, q: Tensor, shape: AttentionShape) -> "AxisConstants":
-        """The constants of an attention, the same for both axes: fewer kernels to compile."""
-        terms, second = term_columns(shape.window_kv)
-        half = terms // 2
-        channels, columns = q.shape[3] // shape.heads, half if second == half else terms
-        return cls(channels, padded(channels), terms, columns, accumulator(q), operand(q))
-
-    def case_of(self, q: Tensor) -> Case:
-        """What the blocks depend on."""
-        return Case(q.dtype, self.channels, self.padded_columns)
-
-
-def term_columns(window_kv: tuple[int, int]) -> tuple[int, int]:
-    """T, a power of two, and the first column of the second axis' logits.
-
-    Of 32 columns each axis has half where that is room enough: then both of its products are of
-    the smallest size. Halves of more would be other kernels, which nothing has tried on a GPU.
-    """
-    rows, columns = window_kv
-    total = max(padded(rows + columns), 32)
-    return total, 16 if max(rows, columns, total // 2) == 16 else rows
-
-
-@measured_or("logits_forward")
-def forward_blocks(case: Case) -> Blocks:
+@measured_or("extend")
+def extend_blocks(case: Case) -> Blocks:
     """Blocks of queries of the forward kernel, of which several programs share a processor.
 
-    Compiled for sm_90, it takes 94 registers a thread or fewer. float32 has no tensor cores at
+    Compiled for sm_90, it takes 130 registers a thread or fewer. float32 has no tensor cores at
     full precision, and its products are unrolled.
     """
     if case.dtype.itemsize > 2:
@@ -119,45 +45,63 @@ def forward_blocks(case: Case) -> Blocks:
 def backward_blocks(case: Case) -> Blocks:
     """Blocks of queries of the backward kernel.
 
-    Compiled for sm_90, it takes 128 registers a thread for windows of 14 × 14 keys, and 186 for
-    whole maps of 25 × 34.
+    Compiled for sm_90, it takes 118 registers a thread for windows of 14 × 14 keys, and up to 255
+    for whole maps of 25 × 34.
     """
     if case.dtype.itemsize > 2:
         return Blocks(queries=16, keys=0, warps=8, stages=1)
     return Blocks(queries=32, keys=0, warps=4 if case.terms <= 64 else 8, stages=2)
 
 
-def logits_forward(q: Tensor, rel_h: AxisTable, rel_w: AxisTable, shape: AttentionShape) -> Tensor:
-    """Logits of a query for each row and each column of its window's keys (Eq. 4).
+def extend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rel_h: AxisTable | None,
+    rel_w: AxisTable | None,
+    windows: Windows,
+    constants: AttentionConstants,
+) -> tuple[Tensor | None, Tensor]:
+    """Computes the terms of queries, and packs keys with their values.
 
-    Reads q twice (the second time from the L2 cache, as a rule) and both R; writes
-    B·h·H·W·T numbers.
+    Reads q twice (the second time from the L2 cache, as a rule) and both R, k and v; writes
+    B·h·H·W·T numbers, and those of the packed keys.
 
     Args:
         q: (B, H, W, C), unscaled; channels contiguous.
-        rel_h, rel_w: R, (Q_a, K_a, d).
-        shape: of the attention.
+        k, v: (B, Hk, Wk, C).
+        rel_h, rel_w: R, (Q_a, K_a, d); or both None.
 
     Returns:
-        (B, h, H, W, T) in q's dtype: rows, zeros, columns from the place that
-        :func:`term_columns` gives, zeros.
+        (B, h, H, W, T), None without positions, and (B, h, windows, packed keys, columns of the
+        extended key and its value), in q's dtype.
     """
-    constants, queries = AxisConstants.of(q, shape), Queries.of(q, shape)
-    logits = q.new_empty(len(q), shape.heads, *q.shape[1:3], constants.terms)
-    blocks = forward_blocks(q.device, constants.case_of(q))
-    _logits_forward_kernel[(queries.tiles(blocks.queries), queries.positions)](
-        q, *rel_h[:2], *rel_w[:2], logits, *queries, constants, blocks.queries, **blocks.options
-    )
-    return logits
+    count = windows.down * windows.across
+    packed = q.new_empty(len(q), windows.heads, count, windows.packed, constants.row)
+    key_blocks = ceil_div(packed[..., 0].numel(), _KEYS)
+    blocks = extend_blocks(q.device, Case(q.dtype, constants.channels, constants.axis_terms))
+    if rel_h is None or rel_w is None:
+        terms, positions, tiles, tables = None, 0, key_blocks, (None,) * 4
+    else:
+        terms = q.new_empty(len(q), windows.heads, *q.shape[1:3], constants.terms)
+        positions, tiles = windows.rows + windows.columns, _tiles(windows, blocks)
+        tables = *rel_h[:2], *rel_w[:2]
+    packing = ceil_div(key_blocks, tiles)
+    _extend_kernel[(tiles, packing + positions)](
+        Map.of(q), Map.of(k), Map.of(v), *tables, terms, packed, *windows, packing, constants,
+        blocks.queries, _KEYS, power_of_2(constants.row), **blocks.options,
+    )  # fmt: skip
+    return terms, packed
 
 
 def logits_backward(
-    grad_logits: Tensor,
+    grad_terms: Tensor,
     q: Tensor,
     rel_h: AxisTable,
     rel_w: AxisTable,
     grad_q: Tensor,
-    shape: AttentionShape,
+    windows: Windows,
+    constants: AttentionConstants,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of both tables; adds to ``grad_q`` what comes through the logits of columns.
 
@@ -166,17 +110,22 @@ def logits_backward(
     (Q_a, K_a, d) for each program of a position; these are added in fixed order. ``grad_q`` is
     read and written once.
     """
-    constants, queries = AxisConstants.of(q, shape), Queries.of(q, shape)
-    blocks = backward_blocks(q.device, constants.case_of(q))
-    tiles = queries.tiles(blocks.queries)
-    programs = min(tiles, ceil_div(4 * PROCESSORS, queries.positions))
+    blocks = backward_blocks(q.device, Case(q.dtype, constants.channels, constants.axis_terms))
+    tiles, positions = _tiles(windows, blocks), windows.rows + windows.columns
+    programs = min(tiles, ceil_div(4 * PROCESSORS, positions))
     places = rel_h.rows.numel() + rel_w.rows.numel()
     partial = q.new_empty(programs, places, constants.channels, dtype=accumulator_dtype(q))
-    _logits_backward_kernel[(programs, queries.positions)](
-        q, *rel_h[:2], *rel_w[:2], grad_logits, grad_q, partial, *queries,
+    _logits_backward_kernel[(programs, positions)](
+        Map.of(q), *rel_h[:2], *rel_w[:2], grad_terms, Map.of(grad_q), partial, *windows,
         ceil_div(tiles, programs), constants, blocks.queries, **blocks.options,
     )  # fmt: skip
     return table_gradients(partial, rel_h, rel_w)
+
+
+def _tiles(windows: Windows, blocks: Blocks) -> int:
+    """Blocks of queries at a position of the axis that has more."""
+    lines = max(windows.down * windows.width, windows.across * windows.height)
+    return ceil_div(windows.images * windows.heads * lines, blocks.queries)
 
 
 class AxisQueries(NamedTuple):
@@ -187,139 +136,163 @@ class AxisQueries(NamedTuple):
     across: int
     window: int  # Q_a
     keys: int  # K_a
-    heads: int
-    tokens: int  # H·W
-    q_b: int  # strides of q
-    q_along: int
-    q_across: int
-    token_along: int  # strides of a contiguous (H, W) map
-    token_across: int
-    first_column: int  # of the axis among the logits
-    columns: int  # of the axis, some of which may be zeros
+    first_term: int
+    terms: int  # of the axis, some of which may be zeros
 
 
 @triton.jit
-def _axis_queries(is_h, queries, CONST: tl.constexpr):
+def _axis_queries(is_h, windows, CONST: tl.constexpr):
     """The queries of one of the axes."""
+    lines = tl.where(is_h, windows.down * windows.width, windows.across * windows.height)
     return AxisQueries(
-        tl.where(is_h, queries.count_h, queries.count_w),
-        tl.where(is_h, queries.height, queries.width),
-        tl.where(is_h, queries.width, queries.height),
-        tl.where(is_h, queries.rows, queries.columns),
-        tl.where(is_h, queries.key_rows, queries.key_columns),
-        queries.heads,
-        queries.height * queries.width,
-        queries.q_b,
-        tl.where(is_h, queries.q_y, queries.q_x),
-        tl.where(is_h, queries.q_x, queries.q_y),
-        tl.where(is_h, queries.width, 1),
-        tl.where(is_h, 1, queries.width),
-        tl.where(is_h, 0, queries.second),
-        tl.where(is_h, queries.second, CONST.terms - queries.second),
+        windows.images * windows.heads * lines,
+        tl.where(is_h, windows.height, windows.width),
+        tl.where(is_h, windows.width, windows.height),
+        tl.where(is_h, windows.rows, windows.columns),
+        tl.where(is_h, windows.key_rows, windows.key_columns),
+        tl.where(is_h, 0, windows.second),
+        tl.where(is_h, windows.second, CONST.terms - windows.second),
     )
 
 
 @triton.jit
-def _places(start, position, queries, BLOCK: tl.constexpr):
-    """Image, places along and across the axis (y and x), and head of queries; whether each exists.
+def _places(start, position, is_h, queries, heads, BLOCK: tl.constexpr):
+    """Image, head, row and column of queries on the map, and whether each exists.
 
     Heads are counted the fastest: they lie side by side in memory.
     """
     places = start + tl.arange(0, BLOCK)
-    head = places % queries.heads
-    across = places // queries.heads % queries.across
-    window = places // queries.heads // queries.across
+    across = places // heads % queries.across
+    window = places // heads // queries.across
     windows = tl.cdiv(queries.along, queries.window)
     along = window % windows * queries.window + position
     inside = (places < queries.count) & (along < queries.along)
-    return (window // windows).to(tl.int64), along.to(tl.int64), across.to(tl.int64), head, inside
+    y, x = tl.where(is_h, along, across), tl.where(is_h, across, along)
+    return (window // windows).to(tl.int64), places % heads, y, x, inside
 
 
 @triton.jit
 def _load_rel(table, rows, position, keys, CONST: tl.constexpr):
     """(padded columns, D): R of a position, padded with zeros."""
-    key, channel = tl.arange(0, CONST.padded_columns), tl.arange(0, CONST.d)[None, :]
+    key, channel = tl.arange(0, CONST.axis_terms), tl.arange(0, CONST.d)[None, :]
     row = tl.load(rows + position * keys + key, mask=key < keys, other=0)[:, None]
     mask = (key < keys)[:, None] & (channel < CONST.channels)
     return tl.load(table + row * CONST.channels + channel, mask=mask, other=0.0).to(CONST.operand)
 
 
-@triton.jit(do_not_specialize=_UNSPECIALISED)
-def _logits_forward_kernel(
-    q, table_h, rows_h, table_w, rows_w, logits, count_h, count_w, height, width, rows, columns,
-    key_rows, key_columns, heads, second, q_b, q_y, q_x,
-    CONST: tl.constexpr, BLOCK: tl.constexpr,
+@triton.jit
+def _pack(k, v, packed_keys, block, windows, CONST: tl.constexpr, KEYS: tl.constexpr,
+          COLUMNS: tl.constexpr):  # fmt: skip
+    """Packs a block of the keys of all windows, heads and images."""
+    places = block * KEYS + tl.arange(0, KEYS)
+    count = windows.down * windows.across
+    window, plane = places // windows.packed % count, places // windows.packed // count
+    y, x, row, column, on_map, seen = key_places(window, places % windows.packed, windows)
+    if CONST.masked:
+        seen = on_map
+    exists = plane < windows.images * windows.heads
+    image, head = (plane // windows.heads).to(tl.int64), plane % windows.heads
+    k_rows = rows_of(k, image, head, y, x, CONST)
+    v_rows = rows_of(v, image, head, y, x, CONST)
+    at = tl.arange(0, COLUMNS)[None, :]
+    term = at - CONST.channels
+    is_key = term < CONST.terms
+    channel = tl.where(is_key, at, term - CONST.terms)
+    rows = tl.where(is_key, k_rows[:, None], v_rows[:, None])
+    mask = (on_map & exists)[:, None] & (channel < CONST.channels)
+    packed = tl.load(rows + channel, mask=mask, other=0.0)
+    one = tl.where(seen, -1, CONST.terms - 1)[:, None] == term
+    if CONST.has_rel:
+        is_place = (term == row[:, None]) | (term == column[:, None] + windows.second)
+        one = one | (seen[:, None] & is_place)
+    packed = tl.where(one & (term >= 0), 1.0, packed.to(CONST.accumulator))
+    to = packed_keys + places.to(tl.int64)[:, None] * CONST.row + at
+    tl.store(to, packed.to(packed_keys.dtype.element_ty), mask=exists[:, None] & (at < CONST.row))
+
+
+@triton.jit(do_not_specialize=[*_UNSPECIALISED, "packing"])
+def _extend_kernel(
+    q, k, v, table_h, rows_h, table_w, rows_w, terms, packed_keys, images, heads, height, width,
+    rows, columns, keys_height, keys_width, key_rows, key_columns, down, across, most, packed,
+    second, packing,
+    CONST: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Logits of a block of the queries at one position along one axis."""
-    both = Queries(
-        count_h, count_w, height, width, rows, columns, key_rows, key_columns, heads, second,
-        q_b, q_y, q_x,
+    """Terms of a block of the queries at one position along one axis, or a block of packed keys."""
+    windows = Windows(
+        images, heads, height, width, rows, columns, keys_height, keys_width, key_rows,
+        key_columns, down, across, most, packed, second,
     )  # fmt: skip
-    position = tl.program_id(1)
-    is_h = position < rows
-    position = tl.where(is_h, position, position - rows)
-    queries = _axis_queries(is_h, both, CONST)
-    image, y, x, head, inside = _places(tl.program_id(0) * BLOCK, position, queries, BLOCK)
-    channel, column = tl.arange(0, CONST.d)[None, :], tl.arange(0, CONST.padded_columns)[None, :]
-    at = image * queries.q_b + y * queries.q_along + x * queries.q_across + head * CONST.channels
-    mask = inside[:, None] & (channel < CONST.channels)
-    block = tl.load(q + at[:, None] + channel, mask=mask, other=0.0)
-    table, own = tl.where(is_h, table_h, table_w), tl.where(is_h, rows_h, rows_w)
-    embeddings = tl.trans(_load_rel(table, own, position, queries.keys, CONST))
-    empty = zeros(BLOCK, CONST.padded_columns, CONST.accumulator)
-    found = product(block, embeddings, empty, CONST.operand)
-    place = y * queries.token_along + x * queries.token_across
-    token = (image * heads + head) * queries.tokens + place
-    tl.store(
-        logits + (token * CONST.terms + queries.first_column)[:, None] + column,
-        found.to(logits.dtype.element_ty),
-        mask=inside[:, None] & (column < queries.columns),
-    )
+    position = tl.program_id(1) - packing
+    if position < 0:
+        index = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+        _pack(k, v, packed_keys, index, windows, CONST, KEYS, COLUMNS)
+        return
+    if CONST.has_rel:
+        is_h = position < rows
+        position = tl.where(is_h, position, position - rows)
+        queries = _axis_queries(is_h, windows, CONST)
+        start = tl.program_id(0) * BLOCK
+        image, head, y, x, inside = _places(start, position, is_h, queries, heads, BLOCK)
+        channel, column = tl.arange(0, CONST.d)[None, :], tl.arange(0, CONST.axis_terms)[None, :]
+        mask = inside[:, None] & (channel < CONST.channels)
+        q_rows = rows_of(q, image, head, y, x, CONST)
+        block = tl.load(q_rows[:, None] + channel, mask=mask, other=0.0)
+        table, own = tl.where(is_h, table_h, table_w), tl.where(is_h, rows_h, rows_w)
+        embeddings = tl.trans(_load_rel(table, own, position, queries.keys, CONST))
+        empty = zeros(BLOCK, CONST.axis_terms, CONST.accumulator)
+        # The attention kernel scales the scores.
+        found = product(block, embeddings, empty, CONST.operand) / CONST.scale
+        term = queries.first_term + column
+        found = tl.where(term == CONST.terms - 1, CONST.hidden, found)
+        token = (image * heads + head) * height * width + (y * width + x)
+        tl.store(
+            terms + token[:, None] * CONST.terms + term,
+            found.to(terms.dtype.element_ty),
+            mask=inside[:, None] & (column < queries.terms),
+        )
 
 
 @triton.jit(do_not_specialize=[*_UNSPECIALISED, "tiles_per_program"])
 def _logits_backward_kernel(
-    q, table_h, rows_h, table_w, rows_w, grad_logits, grad_q, grad_rel, count_h, count_w, height,
-    width, rows, columns, key_rows, key_columns, heads, second, q_b, q_y, q_x, tiles_per_program,
-    CONST: tl.constexpr, BLOCK: tl.constexpr,
+    q, table_h, rows_h, table_w, rows_w, grad_terms, grad_q, grad_rel, images, heads, height, width,
+    rows, columns, keys_height, keys_width, key_rows, key_columns, down, across, most, packed,
+    second, tiles_per_program, CONST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program's part of the gradient of R at one position along one axis.
 
     What comes through the logits of columns is added to ``grad_q``.
     """
-    both = Queries(
-        count_h, count_w, height, width, rows, columns, key_rows, key_columns, heads, second,
-        q_b, q_y, q_x,
+    windows = Windows(
+        images, heads, height, width, rows, columns, keys_height, keys_width, key_rows,
+        key_columns, down, across, most, packed, second,
     )  # fmt: skip
     program, position = tl.program_id(0), tl.program_id(1)
     is_h = position < rows
     position = tl.where(is_h, position, position - rows)
-    queries = _axis_queries(is_h, both, CONST)
-    channel, column = tl.arange(0, CONST.d)[None, :], tl.arange(0, CONST.padded_columns)[None, :]
+    queries = _axis_queries(is_h, windows, CONST)
+    channel, column = tl.arange(0, CONST.d)[None, :], tl.arange(0, CONST.axis_terms)[None, :]
     table, own = tl.where(is_h, table_h, table_w), tl.where(is_h, rows_h, rows_w)
     embeddings = _load_rel(table, own, position, queries.keys, CONST)
-    total = zeros(CONST.padded_columns, CONST.d, CONST.accumulator)
+    total = zeros(CONST.axis_terms, CONST.d, CONST.accumulator)
     for tile in range(program * tiles_per_program, (program + 1) * tiles_per_program):
-        image, y, x, head, inside = _places(tile * BLOCK, position, queries, BLOCK)
+        image, head, y, x, inside = _places(tile * BLOCK, position, is_h, queries, heads, BLOCK)
         mask = inside[:, None] & (channel < CONST.channels)
-        at = image * q_b + y * queries.q_along + x * queries.q_across + head * CONST.channels
-        block = tl.load(q + at[:, None] + channel, mask=mask, other=0.0)
-        place = y * queries.token_along + x * queries.token_across
-        token = (image * heads + head) * queries.tokens + place
+        q_rows = rows_of(q, image, head, y, x, CONST)
+        block = tl.load(q_rows[:, None] + channel, mask=mask, other=0.0)
+        token = (image * heads + head) * height * width + (y * width + x)
         grad = tl.load(
-            grad_logits + (token * CONST.terms + queries.first_column)[:, None] + column,
-            mask=inside[:, None] & (column < queries.columns),
+            grad_terms + (token * CONST.terms + queries.first_term)[:, None] + column,
+            mask=inside[:, None] & (column < queries.terms),
             other=0.0,
         )
         if not is_h:
-            pixel = (image * queries.tokens + place) * heads + head
-            target = grad_q + pixel[:, None] * CONST.channels + channel
+            target = rows_of(grad_q, image, head, y, x, CONST)[:, None] + channel
             before = tl.load(target, mask=mask, other=0.0).to(CONST.accumulator)
             empty = zeros(BLOCK, CONST.d, CONST.accumulator)
             after = before + product(grad, embeddings, empty, CONST.operand)
-            tl.store(target, after.to(grad_q.dtype.element_ty), mask=mask)
+            tl.store(target, after.to(block.dtype), mask=mask)
         total = product(tl.trans(grad), block, total, CONST.operand)
-    key = tl.arange(0, CONST.padded_columns)[:, None]
+    key = tl.arange(0, CONST.axis_terms)[:, None]
     places = rows * key_rows + columns * key_columns
     first = tl.where(is_h, 0, rows * key_rows) + position * queries.keys
     at = (program.to(tl.int64) * places + first + key) * CONST.channels

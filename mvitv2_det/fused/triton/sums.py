@@ -16,11 +16,11 @@ from torch import Tensor
 from .launch import accumulator, ceil_div
 
 MOST = 4  # matrices of a launch
-_TALL, _WIDE = (128, 32), (16, 256)  # rows and columns of a tile; the latter for few rows
+_TILE = (128, 32)  # rows and columns; one for all, since each is compiled
 
 
 def row_sums(
-    matrices: Sequence[Tensor], dtype: torch.dtype | None = None, turned: tuple[int, int] = (0, 0)
+    matrices: Sequence[Tensor], dtype: torch.dtype | None = None, turned: tuple[int, int] = (0, 1)
 ) -> list[Tensor]:
     """Sums of up to four matrices over their rows.
 
@@ -42,13 +42,11 @@ def row_sums(
     sums = torch.empty(sum(columns), dtype=dtype or first.dtype, device=first.device)
     missing = MOST - len(matrices)
     rows = [len(matrix) for matrix in matrices] + missing * [0]
-    tile = _TALL if max(rows) > _WIDE[0] else _WIDE
-    programs = sum(ceil_div(count, tile[1]) for count in columns)
+    programs = sum(ceil_div(count, _TILE[1]) for count in columns)
     with torch.cuda.device_of(first):  # Triton launches on the current device
         _row_sums[(programs,)](
-            *matrices, *missing * [first], sums, *rows, *columns, *missing * [0],
-            T=turned[0], CHANNELS=turned[1], ACC=accumulator(first), BLOCK_P=tile[0],
-            BLOCK_N=tile[1], num_warps=4,
+            *matrices, *missing * [first], sums, *rows, *columns, *missing * [0], *turned,
+            ACC=accumulator(first), BLOCK_P=_TILE[0], BLOCK_N=_TILE[1], num_warps=4,
         )  # fmt: skip
     return list(sums.split(columns))
 
@@ -60,13 +58,13 @@ def _select(which, a, b, c, d):
 
 @triton.jit(
     do_not_specialize=[
-        "rows_a", "rows_b", "rows_c", "rows_d", "columns_a", "columns_b", "columns_c", "columns_d"
+        "rows_a", "rows_b", "rows_c", "rows_d", "columns_a", "columns_b", "columns_c", "columns_d",
+        "taps", "channels",
     ]
 )  # fmt: skip
 def _row_sums(
     a, b, c, d, sums, rows_a, rows_b, rows_c, rows_d, columns_a, columns_b, columns_c, columns_d,
-    T: tl.constexpr, CHANNELS: tl.constexpr, ACC: tl.constexpr, BLOCK_P: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    taps, channels, ACC: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The sums of a block of columns of one matrix."""
     block = tl.program_id(0)
@@ -88,9 +86,7 @@ def _row_sums(
         mask = (row < rows)[:, None] & known[None, :]
         at = matrix + row.to(tl.int64)[:, None] * columns + column[None, :]
         total += tl.load(at, mask=mask, other=0.0)
-    place = column
-    if T > 0:
-        is_tap = (which < 3) & (column < T * CHANNELS)
-        place = tl.where(is_tap, column % CHANNELS * T + column // CHANNELS, column)
+    is_tap = (which < 3) & (column < taps * channels)
+    place = tl.where(is_tap, column % channels * taps + column // channels, column)
     found = tl.sum(total, 0).to(sums.dtype.element_ty)
     tl.store(sums + before + place, found, mask=known)

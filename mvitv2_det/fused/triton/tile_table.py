@@ -23,7 +23,7 @@ KERNELS = (
     "attention_forward",
     "attention_over_keys",
     "attention_over_queries",
-    "logits_forward",
+    "extend",
     "logits_backward",
     "pool_forward",
     "pool_backward",
@@ -39,7 +39,7 @@ class Case(NamedTuple):
     Attributes:
         dtype: of the tensors.
         channels: of a head.
-        terms: columns of the position logits, or of an axis' logits; 0 for none and in pooling.
+        terms: that extend a query, or those of an axis; 0 in pooling.
         few_keys: whether attention is to windows of at most :data:`FEW_KEYS` keys.
     """
 
@@ -164,7 +164,7 @@ def _parse(file: Path, line: int, row: Mapping[str | None, str | None]) -> tuple
         bool(integer("few_keys", lambda n: n <= 1, "0 or 1")),
     )
     least = 1 if str(row["kernel"]).startswith("pool") else 16  # of a product on tensor cores
-    keyless = str(row["kernel"]).startswith("logits")
+    keyless = row["kernel"] in ("extend", "logits_backward")
     blocks = Blocks(
         side("queries", 256, least),
         integer("keys", lambda n: n == 0, "0") if keyless else side("keys", 256, least),

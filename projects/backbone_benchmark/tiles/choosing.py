@@ -100,7 +100,7 @@ def _kernels() -> Iterator[Kernel]:
                  "_over_queries_kernel", backward, False, attention)  # fmt: skip
     yield Kernel("attention_over_keys", attention_backward.query_blocks, "_over_keys_kernel",
                  backward, True, attention)  # fmt: skip
-    yield Kernel("logits_forward", logits.forward_blocks, "_logits_forward_kernel",
+    yield Kernel("extend", logits.extend_blocks, "_extend_kernel",
                  forward, True, tuple(_logits((1,))))  # fmt: skip
     yield Kernel("logits_backward", logits.backward_blocks, "_logits_backward_kernel",
                  backward, True, tuple(_logits((1, 2))))  # fmt: skip

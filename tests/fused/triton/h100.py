@@ -24,7 +24,8 @@ SHARED_MEMORY = 227 * 1024  # bytes that a program can have on an H100
 
 # Compiles for an H100 what the functions launch on tensors of the CPU, and runs none of it. Prints
 # for each launch the kernel, its binary's hash, registers, bytes of stack (what is spilled) and of
-# shared memory, accesses of 16 bytes, and products on tensor cores.
+# shared memory, accesses of 16 bytes, products on tensor cores, and the longest loop's
+# instructions, 0 where nothing disassembles it.
 _COMPILE = """
 import os, re, subprocess, tempfile
 import torch, triton
@@ -47,11 +48,17 @@ def compile_only(self, *arguments, grid, warmup, **options):
         file.flush()
         command = [tool, "--dump-resource-usage", file.name]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        sass = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True).stdout
     registers, stack = re.search(r"REG:(\\d+) STACK:(\\d+)", said).groups()
+    code = re.findall(r"/\\*([0-9a-f]{4,})\\*/\\s+(.*?);", sass)
+    at = {int(address, 16): i for i, (address, _) in enumerate(code)}
+    jumps = [(i, re.search(r"BRA.* 0x([0-9a-f]+)", line)) for i, (_, line) in enumerate(code)]
+    loop = max((i + 1 - at[int(to[1], 16)] for i, to in jumps if to), default=0)
     ptx = compiled.asm["ptx"]
     wide = len(re.findall(r"(?:ld|st)\\.global\\S*\\.v4\\.b32", ptx))
     products = len(re.findall(r"wgmma\\.mma|mma\\.sync", ptx))
-    print(compiled.name, compiled.hash, registers, stack, compiled.metadata.shared, wide, products)
+    shared = compiled.metadata.shared
+    print(compiled.name, compiled.hash, registers, stack, shared, wide, products, loop)
 
 JITFunction.run = compile_only
 """
@@ -67,6 +74,7 @@ class Binary(NamedTuple):
     shared: int
     wide: int
     products: int
+    loop: int
 
 
 def compiled_for_an_h100(script: str) -> list[Binary]:

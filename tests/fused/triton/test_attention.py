@@ -22,10 +22,10 @@ pytest.importorskip("triton", minversion="3.4", reason="the kernels need Triton 
 
 from mvitv2_det.fused.shape import AttentionShape
 from mvitv2_det.fused.triton import attention_backward as backward
+from mvitv2_det.fused.triton.attention_arguments import extended_tiles
 from mvitv2_det.fused.triton.attention_forward import attention_forward
 from mvitv2_det.fused.triton.axis_tables import AxisTable
 from mvitv2_det.fused.triton.launch import channel_tiles
-from mvitv2_det.fused.triton.logits import term_columns
 
 pytestmark = NEEDS_KERNELS
 IN_INTERPRETER = pytest.mark.skipif(HAS_GPU, reason="float64 is for Triton's interpreter")
@@ -252,11 +252,12 @@ def test_queries_are_split_where_there_are_few_programs():
 
 
 def test_columns_and_channels_are_padded_little():
-    assert term_columns((14, 14)) == (32, 16)
-    assert term_columns((25, 34)) == (64, 25)
-    assert term_columns((28, 28)) == (64, 28)
-    assert term_columns((7, 7)) == (32, 16)
-    assert term_columns((3, 20)) == (32, 3)
+    assert extended_tiles(96, (14, 14)) == extended_tiles(96, (7, 7)) == ((128, 0), 16)
+    assert extended_tiles(96, (25, 34)) == ((128, 32), 25)
+    assert extended_tiles(96, (28, 28)) == ((128, 32), 32)
+    assert extended_tiles(96, (25, 42)) == ((128, 64), 48)
+    assert extended_tiles(64, (14, 14)) == ((64, 32), 16)
+    assert extended_tiles(96, (0, 0)) == ((128, 0), 0)
     assert channel_tiles(96) == (64, 32)
     assert channel_tiles(72) == (64, 16)
     assert channel_tiles(112) == (128, 0)
@@ -282,25 +283,43 @@ def test_what_does_not_fit_together_is_refused(change, message):
 
 COMPILE = """
 from mvitv2_det.fused.shape import AttentionShape
+from mvitv2_det.fused.triton import attention_forward
 from mvitv2_det.fused.triton.attention_backward import attention_backward
-from mvitv2_det.fused.triton.attention_forward import attention_forward
 from mvitv2_det.fused.triton.axis_tables import AxisTable
+from mvitv2_det.fused.triton.launch import Blocks
 
-shape = AttentionShape(1, 96**-0.5, (56, 56), (14, 14), True)
+side, keys = 56, 14  # choice
+shape = AttentionShape(1, 96**-0.5, (side, side), (keys, keys), True)
 q = torch.empty(1, 200, 272, 96, dtype=torch.bfloat16)
 _, k, v = torch.empty(1, 50, 68, 3 * 96, dtype=torch.bfloat16).chunk(3, -1)
-rel = [AxisTable.of(torch.empty(111, 96), 56, 14) for _ in range(2)]
-out, lse = attention_forward(q, k, v, *rel, shape)
+rel = [AxisTable.of(torch.empty(2 * side - 1, 96), side, keys) for _ in range(2)]
+out, lse = attention_forward.attention_forward(q, k, v, *rel, shape)
+"""
+COMPILE_BOTH = f"""{COMPILE}
 attention_backward(torch.empty_like(q), q, k, v, *rel, out, lse, shape)
 """
 
 
 @pytest.mark.long
-def test_kernels_compile_for_an_h100_without_one():
-    """Windows of stage 1: within shared memory, with tensor cores and next to no spills."""
-    binaries = [one for one in compiled_for_an_h100(COMPILE) if one.kernel != "_row_sums"]
+@pytest.mark.parametrize("choice", ["", "side, keys = 200, 64"], ids=["14 rows", "64 rows"])
+def test_kernels_compile_for_an_h100_without_one(choice):
+    """In windows of so many rows of keys: they fit, use tensor cores and spill next to nothing."""
+    found = compiled_for_an_h100(COMPILE_BOTH.replace("# choice", f"\n{choice}"))
+    binaries = [one for one in found if one.kernel != "_row_sums"]
     assert len({binary.kernel for binary in binaries}) == 6
     for binary in binaries:
         assert binary.shared <= SHARED_MEMORY and binary.stack <= 64
         assert binary.products or binary.kernel == "_table_gradient_kernel"
         assert binary.wide
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("blocks", ["64, 64, 4, 2", "128, 64, 8, 2"])
+def test_the_loop_over_keys_is_short(blocks):
+    """Windows of stage 1: two products and the softmax between, with nothing to place keys."""
+    chosen = f"attention_forward.forward_blocks = lambda *_: Blocks({blocks})"
+    *_, binary = compiled_for_an_h100(COMPILE.replace("# choice", f"\n{chosen}"))
+    if not binary.loop:
+        pytest.skip("this Triton has no disassembler")
+    assert binary.kernel == "_forward_kernel" and binary.products
+    assert binary.loop <= 450 and binary.stack == 0

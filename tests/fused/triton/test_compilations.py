@@ -52,7 +52,7 @@ if ALL_MEASURED:  # the table has other blocks for each class of shapes
     numbers = iter(range(32, 256))
     for kernel in (
         attention_forward.forward_blocks, attention_backward.query_blocks,
-        attention_backward.key_blocks, logits.forward_blocks, logits.backward_blocks,
+        attention_backward.key_blocks, logits.extend_blocks, logits.backward_blocks,
         pool.forward_tile, pool.backward_tile, pool.gather_tile,
     ):
         rule = inspect.unwrap(kernel)

@@ -21,7 +21,7 @@ RULE, MEASURED = Blocks(64, 64, 4, 2), Blocks(128, 64, 8, 3, registers=168)
 ROWS = {
     Key(*H100, "attention_forward", CASE): MEASURED,
     Key(*H100, "attention_forward", FEW): Blocks(64, 64, 4, 1),
-    Key(*H100, "logits_forward", CASE): Blocks(32, 0, 4, 1),
+    Key(*H100, "extend", CASE): Blocks(32, 0, 4, 1),
     Key("NVIDIA H200", "9.0", "pool_gather", Case(torch.float16, 64)): Blocks(2, 8, 4, 1),
 }
 
@@ -113,7 +113,7 @@ GOOD = "NVIDIA H100 80GB HBM3,9.0,attention_forward,bfloat16,96,32,0,128,64,8,3,
         (",32,0,", ",32,2,", "few_keys must be 0 or 1, got '2'"),
         (",168", "", "a row has 12 values"),
         (",168", ",168,5", "a row has 12 values"),
-        ("attention_forward", "logits_forward", "keys must be 0, got '64'"),
+        ("attention_forward", "extend", "keys must be 0, got '64'"),
         ("128,64,8,3,168", "64,64,4,2,", "another row is for the same"),
     ],
 )
