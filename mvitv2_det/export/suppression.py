@@ -8,8 +8,8 @@ def end_suppression_early(graph: Any) -> None:
 
     Suppression finds boxes by descending score, and Detectron2 takes the first of them: as many
     proposals and detections as its config says. The exporter leaves out that number, and all boxes
-    are gone through: with a score threshold of 0, the 80,000 of an image were an eighth of the
-    time of Mask R-CNN T in OpenVINO.
+    are gone through: with a score threshold of 0, the 80,000 of an image were a fifth of the
+    time of Mask R-CNN T in OpenVINO (two cores).
 
     Args:
         graph: an ``onnx.GraphProto`` of the tracing exporter; is changed. Where it has another
