@@ -42,8 +42,8 @@ class ViT(FeatureTrunk):
         kv_stride: stride of the K/V pooling; 2 in Table 4.
         qkv_pool_kernel: kernel of the pooling convolutions.
         use_abs_pos: absolute positions, resized bicubically to the image.
-        use_rel_pos, rel_pos_zero_init, rel_pos_kind, rel_pos_terms, attention_backend,
-            recompute_products: as in :class:`mvitv2_det.MViT`.
+        use_rel_pos, rel_pos_zero_init, rel_pos_kind, rel_pos_terms: as in :class:`mvitv2_det.MViT`.
+        attention_backend, recompute_products: likewise.
         use_act_checkpoint: recompute each block in backward instead of keeping its activations.
         pretrain_img_size: side of the images that the absolute positions are made for.
         pretrain_use_cls_token: whether the absolute positions have one for a class token in front.
