@@ -13,7 +13,7 @@ train = dict(
     # Instead of max_iter, and of eval_period and checkpointer.period.
     epochs=None,
     eval_epochs=None,
-    # Mixed precision on GPUs; a CPU trains in float32. dtype: float16 or bfloat16.
+    # dtype: float16 or bfloat16. A CPU that multiplies bfloat16 trains in that; others in float32.
     amp=dict(enabled=True, dtype="float16"),
     ddp=dict(
         broadcast_buffers=False,

@@ -146,9 +146,12 @@ def precision_of(cfg: DictConfig) -> torch.dtype | None:
     dtype = AMP_DTYPES[setting(cfg, "train.amp.dtype")]
     if torch.device(cfg.train.device).type != "cpu":
         return dtype
-    if dtype == torch.bfloat16 and multiplies_bfloat16():
+    if not multiplies_bfloat16():
+        logger.info("Training in float32: mixed precision on this CPU would be slower.")
+        return None
+    if dtype == torch.bfloat16:
         return dtype
-    logger.info("Training in float32: this CPU has no instructions for products in %s.", dtype)
+    logger.info("Training in float32: on a CPU mixed precision is train.amp.dtype=bfloat16 alone.")
     return None
 
 

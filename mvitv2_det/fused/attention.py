@@ -139,11 +139,10 @@ def tiled(
     qkv = attention.qkv
     source = None
     if folding_saves_work(pools[1:]):
-        channels = qkv.out_features // 3
-        weight_q, weight_kv = qkv.weight.split([channels, 2 * channels])
-        bias_q, bias_kv = (
-            (None, None) if qkv.bias is None else qkv.bias.split([channels, 2 * channels])
-        )
+        layer = qkv if torch.is_grad_enabled() else casts[qkv]
+        sizes = [qkv.out_features // 3, qkv.out_features // 3 * 2]
+        weight_q, weight_kv = layer.weight.split(sizes)
+        bias_q, bias_kv = (None, None) if layer.bias is None else layer.bias.split(sizes)
         q = norm_product(x, norm, weight_q, bias_q, kernels)
         k, v = folded_projection(x, norm, weight_kv, bias_kv, pools[1:])
         maps = [q, k, v]

@@ -22,8 +22,9 @@ def constant_weights(model: nn.Module) -> Iterator[None]:
     a fifth fewer kernels; in float32 on a CPU nothing is made of them, and nothing is gained.
 
     Passes with gradients make all of it each time, as outside. Contexts may lie within each other:
-    the outermost one counts. Copies of the model are promised nothing. After the context nothing
-    is kept. A CUDA graph that is recorded within is replayed within alone.
+    the outermost one counts. Copies of the model are promised nothing; ``nn.DataParallel``, which
+    copies it in each pass, cannot be used within. After the context nothing is kept. A CUDA graph
+    that is recorded within is replayed within alone.
 
     Args:
         model: a backbone, or anything that contains one, or none.

@@ -63,7 +63,7 @@ def norm_mlp(
     x, path = x if isinstance(x, Unsummed) else (x, None)
     parameters = (norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
     has_backward = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (x, path, *parameters)
+        tensor is not None and tensor.requires_grad for tensor in (x, path, skip, *parameters)
     )
     approximate = typing.cast(nn.GELU, mlp.act).approximate
     options = _Options(norm.eps, approximate, has_backward, recomputes, joins, kernels)

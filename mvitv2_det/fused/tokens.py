@@ -230,7 +230,7 @@ class Casts:
 
     @classmethod
     def of(cls, linears: Sequence[nn.Linear], dtype: torch.dtype) -> "Casts":
-        """Those of layers, by the layers themselves."""
+        """Casts of layers, each known by the layer itself."""
         return cls({linear: (linear.weight, linear.bias) for linear in linears}, dtype)
 
     def __getitem__(self, key: Hashable) -> Low:

@@ -4,7 +4,7 @@ import logging
 import weakref
 from collections.abc import Hashable
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from .passes import InferencePass, InFlight, Outputs, TrainingPass, renew_genera
 
 Pass = InferencePass | TrainingPass
 _Key = tuple[Hashable, tuple[Keeper | None, ...]]
+_Value = TypeVar("_Value")
 _GIB = 2**30
 _DEVICES = ("cuda",)
 
@@ -30,7 +31,8 @@ def replay_graphs(
     Outputs are the same bits as without. What cannot be replayed runs as before. Weights may be
     changed in place, as optimizers and ``load_state_dict`` do; a module whose parameters are
     replaced, or moved to another device, must be given to this function again. A graph that is
-    recorded within :func:`mvitv2_det.constant_weights` reads what is kept there, and ends with it.
+    recorded within :func:`mvitv2_det.constant_weights` reads what is kept there, is never replayed
+    after it, and is let go of when the next one is recorded.
 
     Args:
         module: takes one tensor, and returns a tensor or a dict of tensors: a backbone or a
@@ -156,11 +158,8 @@ class GraphedForward:
 
     def _recorded(self, x: Tensor, key: _Key) -> Pass | None:
         """Records the graph of a size; None, with a log line, where there is no room or no way."""
-        self._graphs = {
-            (own, kept): graph
-            for (own, kept), graph in self._graphs.items()
-            if not any(keeper is not None and keeper.ended for keeper in kept)
-        }
+        self._graphs = _without_ended(self._graphs)
+        self.refused = _without_ended(self.refused)
         held = sum(graph.nbytes for graph in self._graphs.values())
         if self._ended:
             reason = self._ended
@@ -208,3 +207,12 @@ def _has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
     )
+
+
+def _without_ended(found: dict[_Key, _Value]) -> dict[_Key, _Value]:
+    """What belongs to weights that are still promised to be constant, or were not."""
+    return {
+        key: value
+        for key, value in found.items()
+        if not any(keeper is not None and keeper.ended for keeper in key[1])
+    }

@@ -437,7 +437,13 @@ def run(args: argparse.Namespace, command: str) -> None:
     steps = plan(args)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    if args.keep_freed_memory and keep_freed_memory():
+    if args.keep_freed_memory:
+        if not keep_freed_memory():
+            raise UserError(
+                "--keep-freed-memory needs Linux with glibc 2.35 or newer, and none of the "
+                "environment variables MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and "
+                "GLIBC_TUNABLES"
+            )
         os.environ |= ENVIRONMENT  # of the processes in which each setting is measured
     Run(args, command).run(steps)
 

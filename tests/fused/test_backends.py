@@ -138,6 +138,21 @@ def test_equals_detectron2(backend, variant, size):
     assert_same(our_gradients, gradients)
 
 
+def test_the_skip_connections_projection_may_train_alone():
+    """Where channels double in the MLP, and all else is frozen; float32, to 1e-4."""
+    arguments = TINY | {"expand_in_attention": False}
+    plain = randomize(MViT(**arguments, attention_backend="reference")).requires_grad_(False)
+    fast = MViT(**arguments, attention_backend="tiled").requires_grad_(False)
+    fast.load_state_dict(plain.state_dict())
+    images, gradients = torch.randn(1, 3, 64, 96), []
+    for model in (plain, fast):
+        proj = next(block.proj for block in model.blocks if block.widens_in_mlp)
+        proj.requires_grad_()
+        sum(feature.square().mean() for feature in model(images).values()).backward()
+        gradients.append(proj.weight.grad)
+    assert relative_error(gradients[1], gradients[0]) < 1e-4
+
+
 @pytest.mark.parametrize("backend", ["auto", "tiled", "sdpa", "reference"])
 def test_bfloat16_is_no_worse_than_detectron2s(backend):
     """autocast to bfloat16, 96×130: at most twice the error that the reference has there."""

@@ -103,7 +103,7 @@ class _PoolAndAttend(torch.autograd.Function):
             ]
             pooled = _pooled(maps, with_flat_parameters(ctx.pools, parameters))
             embeddings = [tensor.detach().requires_grad_() for tensor in embeddings]
-            # Not by `cast`, which gives no gradients.
+            # `cast` would cut the graph.
             on_map = [tensor.to(q.dtype) for tensor in ctx.shape.on_map(embeddings)]
         q, k, v = (tensor.detach() for tensor in pooled)
         relative = [tensor.detach() for tensor in on_map]

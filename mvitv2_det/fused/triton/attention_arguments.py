@@ -95,7 +95,7 @@ class AttentionConstants(NamedTuple):
         )  # fmt: skip
 
     def of_products(self) -> "AttentionConstants":
-        """Those of kernels that do not tell the axes apart: fewer are to be compiled."""
+        """Constants for kernels that do not tell the axes apart: fewer are then compiled."""
         return self._replace(axis_terms=0)
 
 
