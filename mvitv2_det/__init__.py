@@ -16,10 +16,11 @@ from .without_detectron2 import explain_missing_detectron2
 if TYPE_CHECKING:
     from .backbone.mvit import MViT
     from .backbone.vit import ViT
+    from .caching import constant_weights
     from .config import get_config
     from .detection import MViTFPN, ResampledPyramid, add_mvitv2_config
     from .errors import UserError
-    from .fused import compile_blocks, constant_weights, explain
+    from .fused import compile_blocks, explain
     from .graphs import replay_graphs
     from .predict import Predictor
     from .recognition.action_finder import ActionFinder
@@ -72,7 +73,7 @@ _MODULES = {
     "ViT": "backbone.vit",
     "add_mvitv2_config": "detection",
     "compile_blocks": "fused",
-    "constant_weights": "fused",
+    "constant_weights": "caching",
     "replay_graphs": "graphs",
     "convert_weights": "weights",
     "explain": "fused",

@@ -1,11 +1,12 @@
 """Tensors that are made once: constants per size and device, and what others keep for a while."""
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _CACHES: list[dict[tuple[Any, ...], Tensor]] = []
 _SIZES = 256  # kept per function; images of a training set come in a few hundred sizes
@@ -73,3 +74,38 @@ class Keeper:
         """Lets go of all that is kept, and keeps nothing more."""
         self.ended = True
         self._made.clear()
+
+
+def keeping_blocks(model: nn.Module) -> tuple[Any, ...]:
+    """The blocks of a model that have a ``kept``: a :class:`Keeper`, or None."""
+    return tuple(module for module in model.modules() if hasattr(type(module), "kept"))
+
+
+# Weights may change at any time, and nothing tells when they do: each pass casts them to the type
+# of products, puts the parameters of pooling together and resizes tables of positions anew. Where
+# all passes are known to be of the same weights, once is enough.
+@contextmanager
+def constant_weights(model: nn.Module) -> Iterator[None]:
+    """Within this context no weight of the model is changed, replaced, moved or converted.
+
+    Under autocast blocks then keep their weights in its type as well, and on a GPU a pass launches
+    a fifth fewer kernels; in float32 on a CPU nothing is made of them, and nothing is gained.
+
+    Passes with gradients make all of it each time, as outside. Contexts may lie within each other:
+    the outermost one counts. Copies of the model are promised nothing; ``nn.DataParallel``, which
+    copies it in each pass, cannot be used within. After the context nothing is kept. A CUDA graph
+    that is recorded within is replayed within alone.
+
+    Args:
+        model: a backbone, or anything that contains one, or none.
+    """
+    blocks = [block for block in keeping_blocks(model) if block.kept is None]
+    for block in blocks:
+        block.kept = Keeper()
+    try:
+        yield
+    finally:
+        for block in blocks:
+            if block.kept is not None:
+                block.kept.end()
+            block.kept = None

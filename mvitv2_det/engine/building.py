@@ -14,8 +14,8 @@ from torch import nn
 from ..backbone.trunk import Trunk
 from ..data.loader import TrainLoader, build_train_loader
 from ..errors import UserError
-from ..fused.products import multiplies_bfloat16
 from ..graphs import replay_graphs
+from ..processor import multiplies_bfloat16
 from ..weights import LoadReport, load_weights
 from .averages import WeightAverage
 from .validate import AMP_DTYPES, setting

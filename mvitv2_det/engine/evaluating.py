@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
-from ..fused import constant_weights
+from ..caching import constant_weights
 from ..runtimes import TORCH, run_exported
 from ..stop_signals import unheard_by_children
 from .building import (

@@ -14,14 +14,12 @@ from ..backbone.block import MultiScaleBlock
 from .block import FusedBlock
 from .choice import AUTO, BACKENDS, REFERENCE, SDPA, Choice, check_name
 from .compiling import compile_blocks
-from .constant import constant_weights
 
 __all__ = [
     "BACKENDS",
     "Explanation",
     "accelerate",
     "compile_blocks",
-    "constant_weights",
     "explain",
 ]
 

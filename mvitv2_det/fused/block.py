@@ -37,7 +37,7 @@ class FusedBlock(MultiScaleBlock):
         compiled: compiled code of :meth:`compute`, or None; see
             :func:`mvitv2_det.fused.compile_blocks`.
         kept: what has been made of the weights while they are promised not to change, or None;
-            see :func:`mvitv2_det.fused.constant_weights`.
+            see :func:`mvitv2_det.constant_weights`.
     """
 
     backend: str = AUTO

@@ -21,10 +21,11 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from .. import processor
 from ..attention.multiscale import MultiScaleAttention
 from ..backbone.block import MultiScaleBlock
 from . import attention as paths
-from . import products, tokens
+from . import tokens
 from .attention import FusedAttention
 from .tokens import TokenKernels, product_dtype
 from .triton import available
@@ -164,7 +165,7 @@ def _fastest(
 
 def _why_not_unasked(name: str, block: MultiScaleBlock, x: Tensor) -> str | None:
     """Why a backend that can compute the block is not taken by itself; None where it is."""
-    if name == TILED and product_dtype(x) == torch.bfloat16 and not products.multiplies_bfloat16():
+    if name == TILED and product_dtype(x) == torch.bfloat16 and not processor.multiplies_bfloat16():
         # It then took 1.05 (AVX-512) and 1.7 times (AVX2) as long as `sdpa`.
         return "PyTorch does not say that this CPU multiplies bfloat16 by itself"
     spec = block.attn.spec

@@ -7,13 +7,13 @@ itself.
 Axes: m × k and k × n matrices, N pairs of them; t tokens of C channels in, O channels out.
 """
 
-from collections.abc import Mapping
 from functools import cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..processor import capabilities, multiplies_bfloat16
 
 # Multiplications for each thread from which a call of oneDNN is faster than MKL, also for each pair
 # where MKL takes all in one call; more where the first matrix is transposed. Measured on Zen 5.
@@ -89,13 +89,6 @@ def added(total: Tensor | None, part: Tensor) -> Tensor:
     return part if total is None else total.add_(part)
 
 
-@cache
-def multiplies_bfloat16() -> bool:
-    """Whether the CPU has instructions for it; older versions of PyTorch do not tell."""
-    able = _capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-
-
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """``a @ b`` in ``dtype``; NVIDIA's GPUs write float32 sums of 16-bit products."""
     nvidia = (a.is_cuda and torch.version.hip is None) or a.is_meta
@@ -130,7 +123,7 @@ def _is_worth_a_call(a: Tensor, b: Tensor) -> bool:
 @cache
 def _outruns_mkl() -> bool:
     """Whether oneDNN takes AVX-512 where MKL does not; with AVX2 alone it is not ahead."""
-    able = _capabilities()
+    able = capabilities()
     return bool(able.get("avx512_f")) and "AMD" in str(able.get("cpu_name"))
 
 
@@ -139,8 +132,3 @@ def _has_onednn(dtype: torch.dtype) -> bool:
     if dtype != torch.float32 and not (dtype == torch.bfloat16 and multiplies_bfloat16()):
         return False
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def _capabilities() -> Mapping[str, Any]:
-    """What PyTorch says of the CPU; older versions say nothing."""
-    return getattr(torch.cpu, "get_capabilities", dict)()

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..caching import Keeper
-from ..fused.block import FusedBlock
+from ..caching import Keeper, keeping_blocks
 from .passes import InferencePass, InFlight, Outputs, TrainingPass, renew_generator
 
 Pass = InferencePass | TrainingPass
@@ -75,8 +74,8 @@ class GraphedForward:
         return tuple(self._module.parameters())
 
     @cached_property
-    def _blocks(self) -> tuple[FusedBlock, ...]:
-        return tuple(module for module in self._inside if isinstance(module, FusedBlock))
+    def _blocks(self) -> tuple[Any, ...]:
+        return keeping_blocks(self._module)
 
     @cached_property
     def _inside(self) -> tuple[nn.Module, ...]:

@@ -14,9 +14,9 @@ from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from ..caching import constant_weights
 from ..config import apply_overrides
 from ..errors import UserError
-from ..fused import constant_weights
 from ..graphs import replay_graphs
 from ..runtimes import TORCH, check_runtime, run_exported
 from ..trained import read_config, read_trained

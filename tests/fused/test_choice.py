@@ -10,7 +10,7 @@ from packaging.version import Version
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
-from mvitv2_det import MViT
+from mvitv2_det import MViT, processor
 from mvitv2_det.fused import (
     BACKENDS,
     accelerate,
@@ -18,7 +18,6 @@ from mvitv2_det.fused import (
     compile_blocks,
     compiling,
     explain,
-    products,
 )
 
 CLIPS = {"pool_kernel": (3, 3, 3), "stride_q": 1, "stride_kv": 1, "table_size": 14}
@@ -46,7 +45,7 @@ def test_what_auto_takes(caplog):
 
 @pytest.mark.parametrize("able", [True, False])
 def test_bfloat16_is_tiled_where_the_cpu_multiplies_it(able, monkeypatch):
-    monkeypatch.setattr(products, "multiplies_bfloat16", lambda: able)
+    monkeypatch.setattr(processor, "multiplies_bfloat16", lambda: able)
     module, expected = block("auto"), "tiled" if able else "sdpa"
     for has_gradients in (True, False):
         with torch.set_grad_enabled(has_gradients), torch.autocast("cpu", torch.bfloat16):

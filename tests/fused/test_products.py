@@ -89,7 +89,7 @@ def test_small_products_are_one_call(monkeypatch, threads, worth):
     ids=str,
 )
 def test_where_onednn_is_ahead(monkeypatch, capabilities, expected):
-    monkeypatch.setattr(products, "_capabilities", lambda: capabilities)
+    monkeypatch.setattr(products, "capabilities", lambda: capabilities)
     products._outruns_mkl.cache_clear()
     try:
         assert products._outruns_mkl() is expected

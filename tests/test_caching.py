@@ -31,7 +31,7 @@ def casts(monkeypatch):
         return found
 
     monkeypatch.setattr(tokens, "cast", noting)
-    monkeypatch.setattr("mvitv2_det.fused.products.multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr("mvitv2_det.processor.multiplies_bfloat16", lambda: True)
     return made
 
 
