@@ -25,8 +25,8 @@ def test_a_module_is_tested_by_the_files_named_after_it():
     [
         (["tools/mutate.py"], "there is no module 'tools/mutate.py': expected a .py file in mvit"),
         (["mvitv2_det/none.py"], "there is no module 'mvitv2_det/none.py'"),
-        (["mvitv2_det/caching.py", "tests/none"], "there is no test file or folder 'tests/none'"),
-        (["mvitv2_det/caching.py"], "no test file is named after mvitv2_det/caching.py"),
+        (["mvitv2_det/sizes.py", "tests/none"], "there is no test file or folder 'tests/none'"),
+        (["mvitv2_det/sizes.py"], "no test file is named after mvitv2_det/sizes.py"),
         (["mvitv2_det/costs.py", "--minutes", "0"], "--minutes must be above 0, got 0.0"),
     ],
 )
