@@ -15,6 +15,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .applying import applied
 from .products import added, added_product, column_sums, dense
 from .residual import Unsummed, scale_of_tokens
 from .tokens import (
@@ -69,7 +70,9 @@ def norm_mlp(
     options = _Options(norm.eps, approximate, has_backward, recomputes, joins, kernels)
     casts = casts or Casts.of([fc1, fc2], product_dtype(first))
     low = casts[fc1], casts[fc2]
-    return _NormMlp.apply(x, path, skip, scale_of_tokens(path_scale, x), *parameters, options, low)
+    return applied(
+        _NormMlp, x, path, skip, scale_of_tokens(path_scale, x), *parameters, options, low
+    )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .applying import applied
 from .products import added_product, column_sums, dense
 from .tokens import (
     Casts,
@@ -51,7 +52,7 @@ def norm_linear(
     """
     low = (casts or Casts.of([linear], product_dtype(x)))[linear]
     options = _Options(norm.eps, kernels, (low,), parts)
-    return list(_NormLinear.apply(x, *_of_norm(norm), options, linear.weight, linear.bias))
+    return list(applied(_NormLinear, x, *_of_norm(norm), options, linear.weight, linear.bias))
 
 
 def norm_linears_and_input(
@@ -84,7 +85,7 @@ def norm_linears_and_input(
     parameters: list[Tensor | None] = []
     for linear in linears:
         parameters += [linear.weight, linear.bias if parameters or first_bias else None]
-    outputs = list(_NormLinear.apply(x, *_of_norm(norm), options, *parameters))
+    outputs = list(applied(_NormLinear, x, *_of_norm(norm), options, *parameters))
     return outputs if passes else [*outputs, x]
 
 
@@ -94,7 +95,7 @@ def norm_product(
     """``linear(norm(x))`` with some rows of a layer's weight (O, C) and bias (O)."""
     low = Casts({"": (weight, bias)}, product_dtype(x))[""]
     options = _Options(norm.eps, kernels, (low,))
-    return _NormLinear.apply(x, *_of_norm(norm), options, weight, bias)[0]
+    return applied(_NormLinear, x, *_of_norm(norm), options, weight, bias)[0]
 
 
 class Source(NamedTuple):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .applying import applied
 from .products import added, added_product, column_sums, dense
 from .tokens import Casts, chunks, product_dtype, write_chunk
 
@@ -47,7 +48,7 @@ def linear_beside_skip(
     """The two terms of :func:`linear_and_skip`, for a norm that sums them as it reads them."""
     tokens, scale = skip
     scale, low = scale_of_tokens(scale, z), (casts or Casts.of([linear], product_dtype(z)))[linear]
-    path = _LinearAndSkip.apply(z, None, scale, linear.weight, linear.bias, low)
+    path = applied(_LinearAndSkip, z, None, scale, linear.weight, linear.bias, low)
     return Unsummed(tokens, path)
 
 
@@ -66,7 +67,7 @@ def linear_and_skip(z: Tensor, linear: nn.Linear, skip: Skip, casts: Casts | Non
     tokens, scale = skip
     scale = scale_of_tokens(scale, z)
     low = (casts or Casts.of([linear], product_dtype(z)))[linear]
-    return _LinearAndSkip.apply(z, tokens, scale, linear.weight, linear.bias, low)
+    return applied(_LinearAndSkip, z, tokens, scale, linear.weight, linear.bias, low)
 
 
 def scale_of_tokens(path_scale: Tensor | None, x: Tensor) -> Tensor | None:

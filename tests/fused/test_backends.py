@@ -138,6 +138,21 @@ def test_equals_detectron2(backend, variant, size):
     assert_same(our_gradients, gradients)
 
 
+def test_no_autograd_function_is_applied_without_gradients(monkeypatch):
+    """Blocks of all kinds."""
+
+    def fail(*_):
+        raise AssertionError("applied")
+
+    modules = [block("tiled", **options) for options in KINDS.values()]
+    x = torch.randn(2, 9, 14, 12)
+    monkeypatch.setattr(torch.autograd.Function, "apply", fail)
+    with torch.no_grad():
+        assert all(module(x).isfinite().all() for module in modules)
+    with pytest.raises(AssertionError, match="applied"):
+        modules[0](x)
+
+
 def test_the_skip_connections_projection_may_train_alone():
     """Where channels double in the MLP, and all else is frozen; float32, to 1e-4."""
     arguments = TINY | {"expand_in_attention": False}

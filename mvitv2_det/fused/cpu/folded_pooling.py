@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .. import tokens as kernels
+from ..applying import applied
 from ..head_pool import HeadPool
 from ..tokens import NormGradient
 
@@ -57,8 +58,8 @@ def folded_projection(
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     taps = [pool.with_kernel_of(dtype).kernel for pool in pools]
     with torch.autocast(x.device.type, enabled=False):
-        pooled = _FoldedProjection.apply(
-            x, norm.weight, norm.bias, norm.eps, pools[0], weight, bias, *taps
+        pooled = applied(
+            _FoldedProjection, x, norm.weight, norm.bias, norm.eps, pools[0], weight, bias, *taps
         )
     return list(pooled.chunk(len(pools), dim=-1))
 

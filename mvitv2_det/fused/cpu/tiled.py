@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..applying import applied
 from ..head_pool import HeadPool, flat_parameters, with_flat_parameters
 from ..norm_linear import Source
 from ..products import add_products, write_products
@@ -52,8 +53,8 @@ def pool_and_attend(
     """
     of_token = (None, None, None) if token is None else token
     source = source or Source.of(*maps)
-    return _PoolAndAttend.apply(
-        shape, pools, source, *of_token, *maps, *flat_parameters(pools), *embeddings
+    return applied(
+        _PoolAndAttend, shape, pools, source, *of_token, *maps, *flat_parameters(pools), *embeddings
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..applying import applied
 from ..head_pool import HeadPool, flat_parameters, with_flat_parameters
 from ..norm_linear import Source
 from ..shape import AttentionShape
@@ -77,7 +78,7 @@ def triton_attention(
     places = tuple(rel[1:] for rel in tables)
     parameters = flat_parameters(pools)
     beside = source or Source.of(qkv), packed, bias
-    return _TritonAttention.apply(shape, tuple(pools), places, *beside, qkv, *own, *parameters)
+    return applied(_TritonAttention, shape, tuple(pools), places, *beside, qkv, *own, *parameters)
 
 
 class _TritonAttention(torch.autograd.Function):
