@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="follow the instances of videos from frame to frame, by ByteTrack: each has its "
         "number, and in the overlay its colour; needs pip install 'mvitv2_det[track]'",
     )
-    add_device_arguments(parser, more="; int8 is of --runtime onnxruntime")
+    add_device_arguments(parser, more="; int8 is of the other runtimes")
     parser.add_argument(
         "--runtime",
         default="torch",

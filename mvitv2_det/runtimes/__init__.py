@@ -18,9 +18,9 @@ __all__ = ["PRECISIONS", "TORCH", "ExportedDetector", "check_runtime", "run_expo
 
 TORCH = "torch"
 # Precisions of each runtime; those of PyTorch are by autocast, and known where that is used.
-PRECISIONS = {"openvino": ("fp32", "bf16"), "onnxruntime": ("fp32", "int8")}
+PRECISIONS = {"openvino": ("fp32", "bf16", "int8"), "onnxruntime": ("fp32", "int8")}
 # Packages that a runtime needs beside this project's own, and the extra that brings them.
-_NEEDED = {
+_NEEDED: dict[str, tuple[tuple[str, ...], str]] = {
     "openvino": (("openvino", "onnx"), "openvino"),
     "onnxruntime": (("onnxruntime", "onnx"), "export"),
 }
@@ -53,6 +53,8 @@ def check_runtime(runtime: str, precision: str, device: str | None) -> None:
     if device is not None and device != "cpu":
         raise UserError(f"{runtime} runs on a CPU here, got the device {device!r}: leave it out")
     packages, extra = _NEEDED[runtime]
+    if precision == "int8":  # which ONNX Runtime's tool makes
+        packages, extra = (*packages, "onnxruntime"), f"{extra},export"
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(

@@ -64,7 +64,7 @@ class _OpenVINO:
             raise UserError("this CPU does not multiply bf16 by itself: choose the precision fp32")
         model = core.read_model(file)
         options = {
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
 

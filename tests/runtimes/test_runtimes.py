@@ -210,7 +210,7 @@ def test_cascade(tmp_path):
             ("onnxruntime", "bf16", None),
             "of onnxruntime must be fp32 or int8, got 'bf16'",
         ),
-        (("openvino", "fp16", None), "must be fp32 or bf16, got 'fp16'"),
+        (("openvino", "fp16", None), "must be fp32 or bf16 or int8, got 'fp16'"),
         (("openvino", "fp32", "cuda:1"), "runs on a CPU here, got the device 'cuda:1'"),
     ],
 )
