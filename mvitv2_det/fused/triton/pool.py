@@ -4,18 +4,19 @@ A depthwise convolution whose weights the heads share, then LayerNorm over each 
 a :class:`~mvitv2_det.fused.head_pool.HeadPool` for each of the parts q, k and v.
 
 Axes: B images, H × W tokens, C = h·d channels of h heads, H' × W' tokens of a pooled part,
-P places of a tile, D the power of two that d is padded to, T = kh·kw taps of the convolution.
+D the power of two that d is padded to, T = kh·kw taps of the convolution.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
+from math import lcm
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..products import column_sums
-from .launch import Blocks, accumulator, accumulator_dtype, ceil_div, power_of_2
+from .launch import PROCESSORS, Blocks, accumulator, accumulator_dtype, ceil_div, power_of_2
 from .pool_kernels import (
     InputStrides,
     PoolConstants,
@@ -30,6 +31,10 @@ from .tile_table import Case, measured_or
 if TYPE_CHECKING:
     from ..head_pool import HeadPool
 
+# Strips are halved until there are programs for all places that an H100 has for them, but not
+# below this: one of 8 rows loads 10.
+ENOUGH_PROGRAMS, LEAST_ROWS = 3 * PROCESSORS, 8
+
 
 class _Launch(NamedTuple):
     """Number of programs of a kernel, and the arguments that all pooling kernels take."""
@@ -43,33 +48,29 @@ class _Launch(NamedTuple):
 
 @measured_or("pool_forward")
 def forward_tile(case: Case) -> Blocks:
-    """Tile for heads of so many channels, whose rows and columns stand for queries and keys.
+    """Strip of a program for heads of so many channels: its rows and columns, as queries and keys.
 
-    Tiles are two-dimensional, so that taps meet in the cache: a 3×3 convolution over 8×8 places
-    reads 100, over 1×64 it reads 198. A thread has 32 values, so that four or more 16-byte loads
-    are under way; the smallest map (25×34 tokens, 8 heads) makes 160 programs for each part, more
-    than an H100 has multiprocessors. Programs of eight warps are the widest that spill nothing.
+    A thread computes four channels of a column. Heads of 96 channels then take 78 registers in 16
+    bits, 100 in float32: two or three programs of eight warps wait for memory in turn on each of
+    an H100's multiprocessors. A strip of 32 rows loads 34 where the stride is 1.
     """
-    return _tile(case.channels)
+    return _tile(case)
 
 
 @measured_or("pool_backward")
 def backward_tile(case: Case) -> Blocks:
-    """Tile of the backward kernel: the forward kernel's, half as high for types over 16 bits."""
-    return _tile(case.channels, halved=case.dtype.itemsize > 2)
+    """Strip of the backward kernel: the forward kernel's; two programs are on a multiprocessor."""
+    return _tile(case)
 
 
 @measured_or("pool_gather")
 def gather_tile(case: Case) -> Blocks:
-    """Tile of the kernel that gathers gradients: the forward kernel's."""
-    return _tile(case.channels)
+    """Strip of the kernel that gathers gradients: the forward kernel's."""
+    return _tile(case)
 
 
-def _tile(channels: int, halved: bool = False) -> Blocks:
-    padded = power_of_2(channels)
-    height = max(min(1024 // padded, 8) // (2 if halved else 1), 1)
-    threads = height * 8 * padded // (16 if halved else 32)
-    return Blocks(height, 8, min(max(threads // 32, 1), 8), stages=1)
+def _tile(case: Case) -> Blocks:
+    return Blocks(32, 8, min(max(power_of_2(case.channels) // 16, 1), 8), stages=1)
 
 
 def pool_forward(
@@ -124,10 +125,10 @@ def pool_backward(
     PyTorch's does, which also rounds that output: no error beyond PyTorch's.
 
     Bytes, as in :func:`pool_forward`: (f + 3·r + 1)·n for each pooled part, 2·n for one that is
-    not, and 2·(T + 2)·4 / (P·itemsize)·r·n of sums for each tile, written and read: 0.7·r·n in 16
-    bits with nine taps. Plain PyTorch moves (3 + f + 7·r)·n: LayerNorm's gradients of its input
-    (3·r) and parameters (2·r), the convolution's (r + 1, and f + r), and a copy into the
-    projection's gradient (2). It saves (1 + r)·n in forward.
+    not, and 2·(T + 2)·4 / (S·itemsize)·r·n of sums for each strip of S places, written and read:
+    0.2·r·n in 16 bits with nine taps and strips of 32 × 8. Plain PyTorch moves (3 + f + 7·r)·n:
+    LayerNorm's gradients of its input (3·r) and parameters (2·r), the convolution's (r + 1, and f
+    + r), and a copy into the projection's gradient (2). It saves (1 + r)·n in forward.
 
     Args:
         qkv, pools, packed: as in :func:`pool_forward`.
@@ -164,8 +165,8 @@ def pool_backward(
     strides = tuple(0 if pool.kernel is None else pool.stride[0] for pool in pools)
     beside = None
     if bias_type is not None:
-        tiles = launch.programs // (3 * launch.sizes.heads)
-        beside = partial.new_empty(tiles, qkv.shape[3])
+        strips = launch.programs // (3 * launch.sizes.heads)
+        beside = partial.new_empty(strips, qkv.shape[3])
     _run(pool_gather_kernel, launch, grad_qkv, packed, tuple(convolved), beside, STRIDES=strides)
     parameters, total = _unpack(by_part, pools, beside)
     return grad_qkv, parameters, None if total is None else total.to(bias_type)
@@ -235,46 +236,58 @@ def _check(pools: Sequence["HeadPool"]) -> None:
 
 
 def _over_outputs(qkv: Tensor, pools: Sequence["HeadPool"], tile: Blocks) -> _Launch:
-    """Launch of a kernel whose programs make a tile of pooled places each."""
+    """Launch of a kernel whose programs make a strip of pooled places each."""
     sizes = [pool.output_size(qkv.shape[1:3]) for pool in pools]
-    counts = [
-        0 if pool.kernel is None else _programs(qkv, size, pool, tile)
-        for size, pool in zip(sizes, pools, strict=True)
+    maps = [
+        (0, 0) if pool.kernel is None else size for pool, size in zip(pools, sizes, strict=True)
     ]
-    return _launch(qkv, pools, sizes, counts, tile)
+    return _launch(qkv, pools, sizes, maps, tile)
 
 
 def _over_inputs(qkv: Tensor, pools: Sequence["HeadPool"], tile: Blocks) -> _Launch:
-    """Launch of a kernel whose programs make a tile of places before pooling each."""
+    """Launch of a kernel whose programs make a strip of places before pooling each.
+
+    Strips begin above the map, where its padding does, and have a multiple of all strides of rows.
+    """
     sizes = [pool.output_size(qkv.shape[1:3]) for pool in pools]
-    counts = [_programs(qkv, qkv.shape[1:3], pool, tile) for pool in pools]
-    return _launch(qkv, pools, sizes, counts, tile)
-
-
-def _programs(qkv: Tensor, size: Sequence[int], pool: "HeadPool", tile: Blocks) -> int:
-    down, across = ceil_div(size[0], tile.queries), ceil_div(size[1], tile.keys)
-    return len(qkv) * pool.heads * down * across
+    height, width = qkv.shape[1] + _first_pooled(pools).padding[0], qkv.shape[2]
+    multiple = lcm(*(pool.stride[0] for pool in pools))
+    return _launch(qkv, pools, sizes, [(height, width)] * len(pools), tile, multiple)
 
 
 def _launch(
     qkv: Tensor,
     pools: Sequence["HeadPool"],
     sizes: Sequence[tuple[int, int]],
-    counts: Sequence[int],
+    maps: Sequence[tuple[int, int]],
     tile: Blocks,
+    multiple: int = 1,
 ) -> _Launch:
+    """Launch over strips of the three maps; lower ones than the tile where few would be made."""
     pooled = _first_pooled(pools)
+
+    def programs(rows: int) -> list[int]:
+        return [
+            len(qkv) * pooled.heads * ceil_div(height, rows) * ceil_div(width, tile.keys)
+            for height, width in maps
+        ]
+
+    rows = tile.queries
+    while rows > LEAST_ROWS and sum(programs(rows)) < ENOUGH_PROGRAMS:
+        rows //= 2
+    rows = ceil_div(rows, multiple) * multiple
+    counts = programs(rows)
     channels, _, *kernel = pooled.kernel.shape
     heights, widths = zip(*sizes, strict=True)
     pool_strides = tuple(pool.stride[0] for pool in pools)
     starts = counts[0], counts[0] + counts[1]
     return _Launch(
         sum(counts),
-        PoolSizes(*starts, pooled.heads, *qkv.shape[1:3], *heights, *widths, *pool_strides),
+        PoolSizes(*starts, pooled.heads, rows, *qkv.shape[1:3], *heights, *widths, *pool_strides),
         InputStrides(*qkv.stride()[:3], qkv.shape[3] // 3),
         PoolConstants(
-            channels, *kernel, *pooled.padding, pooled.eps, power_of_2(channels),
-            tile.queries, tile.keys, accumulator(qkv),
+            channels, *kernel, *pooled.padding, pooled.eps, power_of_2(channels), tile.keys,
+            accumulator(qkv),
         ),
         tile,
     )  # fmt: skip

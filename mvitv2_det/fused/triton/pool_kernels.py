@@ -1,13 +1,17 @@
-"""Device functions of :mod:`.pool`: each program computes one head at one tile of places.
+"""Device functions of :mod:`.pool`: each program computes one head of a strip of a map.
 
-Programs are numbered q's first, then k's, then v's, the heads of a tile next to each other, as
-they are in memory. Offsets of images and tiles are 64 bits wide, those within a tile 32.
+A strip is ``CONST.columns`` columns wide. A program rolls down its rows: it loads a row once for
+each column of taps, and uses it for all rows of taps. Three loads an output are left of the nine
+of a 3×3 convolution with stride 1; strips begin with the rows above them.
+
+Programs are numbered q's first, then k's, then v's, the heads of a strip next to each other, as
+they are in memory. Offsets of images and strips are 64 bits wide, those within a strip 32.
 
 ``CONST`` is a :class:`PoolConstants`, ``sizes`` a :class:`PoolSizes` and ``strides`` an
 :class:`InputStrides`. A part is q, k or v: 0, 1 or 2. Fields of constants that Triton 3.6 does
 not take as they are (shapes, static ranges) are constants of a function first.
 
-Axes: d channels of a head, padded to D, P places of a tile, T taps of the convolution.
+Axes: d channels of a head, padded to D, X columns of a strip, T = kh·kw taps of the convolution.
 """
 
 from typing import NamedTuple
@@ -25,6 +29,7 @@ class PoolSizes(NamedTuple):
     start_k: int  # the first program of k, and of v
     start_v: int
     heads: int
+    rows: int  # of a strip
     height: int  # before pooling
     width: int
     height_q: int  # of pooled q, k and v
@@ -57,8 +62,7 @@ class PoolConstants(NamedTuple):
     padding_w: int
     eps: float
     d: int
-    tile_h: int
-    tile_w: int
+    columns: int  # of a strip
     accumulator: tl.dtype
 
 
@@ -77,60 +81,92 @@ def _part_of(program, sizes):
 
 
 @triton.jit
-def _tile_start(index, heads, height, width, CONST: tl.constexpr):
-    """Head, image, and first row and column of a tile of a height × width map."""
-    across = tl.cdiv(width, CONST.tile_w)
-    down = tl.cdiv(height, CONST.tile_h)
-    tile = index // heads
-    row = tile // across % down * CONST.tile_h
-    image = (tile // (across * down)).to(tl.int64)
-    return index % heads, image, row, tile % across * CONST.tile_w
+def _strip_start(index, height, width, sizes, CONST: tl.constexpr):
+    """Head, image, and first row and column of a strip of a height × width map."""
+    across = tl.cdiv(width, CONST.columns)
+    down = tl.cdiv(height, sizes.rows)
+    strip = index // sizes.heads
+    row = strip // across % down * sizes.rows
+    image = (strip // (across * down)).to(tl.int64)
+    return index % sizes.heads, image, row, strip % across * CONST.columns
 
 
 @triton.jit
-def _tile_places(CONST: tl.constexpr):
-    """Rows and columns (P) of a tile's places within it."""
-    places = tl.arange(0, CONST.tile_h * CONST.tile_w)
-    return places // CONST.tile_w, places % CONST.tile_w
+def _strip_columns(CONST: tl.constexpr):
+    """Columns (X) and channels (D) of a strip, and which channels there are.
+
+    A thread gets four channels, not the eight that a load of 16 bytes could have: the taps of
+    eight would leave registers for half as many programs.
+    """
+    channels = tl.arange(0, CONST.d)
+    known = channels < CONST.channels
+    return tl.arange(0, CONST.columns), tl.max_contiguous(channels, 4), known
 
 
 @triton.jit
-def _no_values(CONST: tl.constexpr):
-    """(P, D) zeros."""
-    P: tl.constexpr = CONST.tile_h * CONST.tile_w
+def _zeros(CONST: tl.constexpr):
+    """(X, D)."""
+    X: tl.constexpr = CONST.columns
     D: tl.constexpr = CONST.d
-    return tl.zeros((P, D), CONST.accumulator)
+    return tl.zeros((X, D), CONST.accumulator)
 
 
 @triton.jit
-def _load_tap(corner, row, column, valid, a, b, sizes, strides):
-    """(P, D) values at tap (a, b) of the convolution, which starts at ``row`` and ``column``."""
-    in_rows = (row + a >= 0) & (row + a < sizes.height)
-    in_columns = (column + b >= 0) & (column + b < sizes.width)
-    mask = (in_rows & in_columns)[:, None] & valid
-    return tl.load(corner + (a * strides.y + b * strides.x), mask=mask, other=0)
+def _load_parameter(parameters, i, channels, known, CONST: tl.constexpr):
+    """The i-th tap, or the norm's weight or bias after the taps: (1, D)."""
+    value = tl.load(parameters + i * CONST.channels + channels, mask=known, other=0)
+    return value.to(CONST.accumulator)[None, :]
 
 
 @triton.jit
-def _convolve(
-    corner, row, column, valid, weights, channels, known, sizes, strides, CONST: tl.constexpr
+def _input_places(
+    qkv, part, image, head, top, left, column, channels, stride, strides, CONST: tl.constexpr
 ):  # fmt: skip
-    """(P, D) outputs of the convolution, zero where not ``valid``."""
-    total = _no_values(CONST)
-    KERNEL_H: tl.constexpr = CONST.kernel_h
+    """Pointers (X, D) to the first tap of each place of a strip's first row, its row and columns.
+
+    The row and the columns (X) are those of the map.
+    """
+    top, left = top * stride - CONST.padding_h, left * stride - CONST.padding_w
+    start = qkv + image * strides.b + top.to(tl.int64) * strides.y
+    start += left.to(tl.int64) * strides.x + part * strides.part + head * CONST.channels
+    column *= stride
+    return start + ((column * strides.x)[:, None] + channels[None, :]), top, column + left
+
+
+@triton.jit
+def _load_row(start, at, top, column, needed, known, sizes, strides, CONST: tl.constexpr):
+    """The values (X, D) that the kw taps of a row read, from :func:`_input_places`.
+
+    It is ``at`` rows below the first. Where there is none or it is not ``needed``, values are 0.
+    """
+    values = ()
+    exists = (top + at >= 0) & (top + at < sizes.height) & needed
     KERNEL_W: tl.constexpr = CONST.kernel_w
-    for a in tl.static_range(KERNEL_H):
-        for b in tl.static_range(KERNEL_W):
-            at = (a * CONST.kernel_w + b) * CONST.channels
-            tap = tl.load(weights + at + channels, mask=known, other=0)
-            x = _load_tap(corner, row, column, valid, a, b, sizes, strides)
-            total += x.to(CONST.accumulator) * tap.to(CONST.accumulator)[None, :]
-    return total
+    for b in tl.static_range(KERNEL_W):
+        inside = (column + b >= 0) & (column + b < sizes.width) & exists
+        offset = at * strides.y + b * strides.x
+        value = tl.load(start + offset, mask=inside[:, None] & known[None, :], other=0)
+        values += (value,)
+    return values
+
+
+@triton.jit
+def _next_tap(row, tap, stride, CONST: tl.constexpr):
+    """The pooled row, and its row of taps, that read the next row of the map that any reads."""
+    ends = tap == CONST.kernel_h - 1
+    first = CONST.kernel_h - tl.minimum(stride, CONST.kernel_h)
+    return row + ends.to(tl.int32), tl.where(ends, first, tap + 1)
+
+
+@triton.jit
+def _count_rows(rows, stride, CONST: tl.constexpr):
+    """How many rows of the map pooled rows read."""
+    return (rows - 1) * tl.minimum(stride, CONST.kernel_h) + CONST.kernel_h
 
 
 @triton.jit
 def _normalise(x, known, inside, CONST: tl.constexpr):
-    """(P, D) values of mean 0 and variance 1 at each place, and the (P) factors to variance 1."""
+    """(X, D) values of mean 0 and variance 1 at each place, and the (X) factors to variance 1."""
     mean = tl.sum(x, 1) / CONST.channels
     x = tl.where(known[None, :], x - mean[:, None], 0.0)
     variance = tl.sum(x * x, 1) / CONST.channels
@@ -139,252 +175,266 @@ def _normalise(x, known, inside, CONST: tl.constexpr):
     return x * factor[:, None], factor
 
 
-@triton.jit
-def _input_places(
-    qkv, part, image, head, top, left, row, column, channels, stride, strides, CONST: tl.constexpr
-):  # fmt: skip
-    """Pointers (P, D) to the first tap of each place, and the taps' rows and columns (P)."""
-    top, left = top * stride - CONST.padding_h, left * stride - CONST.padding_w
-    corner = qkv + image * strides.b + top.to(tl.int64) * strides.y
-    corner += left.to(tl.int64) * strides.x + part * strides.part + head * CONST.channels
-    at = row * stride * strides.y + column * stride * strides.x
-    corner = corner + (at[:, None] + channels[None, :])
-    return corner, row * stride + top, column * stride + left
-
-
 @triton.jit(do_not_specialize=PoolSizes._fields)
 def pool_forward_kernel(
-    qkv, parameters, outputs, start_k, start_v, heads, height, width,
+    qkv, parameters, outputs, start_k, start_v, heads, rows, height, width,
     height_q, height_k, height_v, width_q, width_k, width_v, stride_q, stride_k, stride_v,
     strides, CONST: tl.constexpr,
 ):  # fmt: skip
-    """Pooled and normalised q, k and v; a program for each tile of pooled places."""
+    """Pooled and normalised q, k and v; a program for each strip of pooled places.
+
+    A row of the map is added to the kh convolutions that may read it, through a row of taps each:
+    ``sums`` are those of all but the last. With a stride some belong to no place, and are not
+    finished. The next row is under way meanwhile.
+    """
     sizes = PoolSizes(
-        start_k, start_v, heads, height, width, height_q, height_k, height_v,
+        start_k, start_v, heads, rows, height, width, height_q, height_k, height_v,
         width_q, width_k, width_v, stride_q, stride_k, stride_v,
     )  # fmt: skip
     part, index = _part_of(tl.program_id(0), sizes)
-    out = _select(part, outputs)
-    height, width = (
-        _select(part, (height_q, height_k, height_v)),
-        _select(part, (width_q, width_k, width_v)),
-    )
+    height = _select(part, (height_q, height_k, height_v))
+    width = _select(part, (width_q, width_k, width_v))
     stride = _select(part, (stride_q, stride_k, stride_v))
-    head, image, top, left = _tile_start(index, sizes.heads, height, width, CONST)
-    row, column = _tile_places(CONST)
-    channels = tl.arange(0, CONST.d)
-    known = channels < CONST.channels
-    inside = (row < height - top) & (column < width - left)
+    head, image, top, left = _strip_start(index, height, width, sizes, CONST)
+    column, channels, known = _strip_columns(CONST)
+    inside = column < width - left
     valid = inside[:, None] & known[None, :]
-
-    corner, in_row, in_column = _input_places(
-        qkv, part, image, head, top, left, row, column, channels, stride, strides, CONST
-    )
-    taps: tl.constexpr = CONST.kernel_h * CONST.kernel_w
-    parameters += part * (taps + 2) * CONST.channels
-    x = _convolve(
-        corner, in_row, in_column, valid, parameters, channels, known, sizes, strides, CONST
-    )
-    x, _ = _normalise(x, known, inside, CONST)
-
-    weight = tl.load(parameters + taps * CONST.channels + channels, mask=known, other=0)
-    bias = tl.load(parameters + (taps + 1) * CONST.channels + channels, mask=known, other=0)
-    x = x * weight.to(CONST.accumulator)[None, :] + bias.to(CONST.accumulator)[None, :]
+    out = _select(part, outputs)
     out += ((image * height + top) * width + left) * strides.part + head * CONST.channels
-    at = (row * width + column) * strides.part
-    tl.store(out + (at[:, None] + channels[None, :]), x.to(out.dtype.element_ty), mask=valid)
+    out = out + ((column * strides.part)[:, None] + channels[None, :])
+    start, in_top, in_column = _input_places(
+        qkv, part, image, head, top, left, column, channels, stride, strides, CONST
+    )
+    KERNEL_H: tl.constexpr = CONST.kernel_h
+    KERNEL_W: tl.constexpr = CONST.kernel_w
+    TAPS: tl.constexpr = CONST.kernel_h * CONST.kernel_w
+    parameters += part * (TAPS + 2) * CONST.channels
+    taps = ()
+    for i in tl.static_range(TAPS):
+        taps += (_load_parameter(parameters, i, channels, known, CONST),)
+
+    count = tl.minimum(rows, height - top)
+    sums = (_zeros(CONST),) * (KERNEL_H - 1)
+    row, tap = 0, 0
+    values = _load_row(start, 0, in_top, in_column, True, known, sizes, strides, CONST)
+    for _ in range(_count_rows(count, stride, CONST)):
+        next_row, next_tap = _next_tap(row, tap, stride, CONST)
+        following = _load_row(
+            start, next_row * stride + next_tap, in_top, in_column, next_row < count, known,
+            sizes, strides, CONST,
+        )  # fmt: skip
+        begun = (_zeros(CONST),)
+        begun += sums
+        for b in tl.static_range(KERNEL_W):
+            value = values[b].to(CONST.accumulator)
+            added = ()
+            for a in tl.static_range(KERNEL_H):
+                added += (begun[a] + value * taps[a * KERNEL_W + b],)
+            begun = added
+        if tap == KERNEL_H - 1:
+            x = _normalise(begun[KERNEL_H - 1], known, inside, CONST)[0]
+            x *= _load_parameter(parameters, TAPS, channels, known, CONST)
+            x += _load_parameter(parameters, TAPS + 1, channels, known, CONST)
+            at_output = row * width * strides.part
+            tl.store(out + at_output, x.to(out.dtype.element_ty), mask=valid)
+        sums, values = begun[: KERNEL_H - 1], following
+        row, tap = next_row, next_tap
 
 
 @triton.jit(do_not_specialize=PoolSizes._fields)
 def pool_backward_kernel(
-    qkv, parameters, grads, grads_convolved, partial, start_k, start_v, heads, height, width,
+    qkv, parameters, grads, grads_convolved, partial, start_k, start_v, heads, rows, height, width,
     height_q, height_k, height_v, width_q, width_k, width_v, stride_q, stride_k, stride_v,
     strides, CONST: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the convolutions' outputs, and each program's part of the parameters'.
 
-    ``partial`` is (programs, T + 2, d), in the order of ``parameters``.
+    ``partial`` is (programs, T + 2, d), in the order of ``parameters``. The taps' gradients take
+    the rows again that the convolution read, so that those are kept instead of sums, and the taps
+    are loaded for each row: the cache holds them, registers do not.
     """
     sizes = PoolSizes(
-        start_k, start_v, heads, height, width, height_q, height_k, height_v,
+        start_k, start_v, heads, rows, height, width, height_q, height_k, height_v,
         width_q, width_k, width_v, stride_q, stride_k, stride_v,
     )  # fmt: skip
     part, index = _part_of(tl.program_id(0), sizes)
-    height, width = (
-        _select(part, (height_q, height_k, height_v)),
-        _select(part, (width_q, width_k, width_v)),
-    )
+    height = _select(part, (height_q, height_k, height_v))
+    width = _select(part, (width_q, width_k, width_v))
     stride = _select(part, (stride_q, stride_k, stride_v))
-    head, image, top, left = _tile_start(index, sizes.heads, height, width, CONST)
-    row, column = _tile_places(CONST)
-    channels = tl.arange(0, CONST.d)
-    known = channels < CONST.channels
-    inside = (row < height - top) & (column < width - left)
+    head, image, top, left = _strip_start(index, height, width, sizes, CONST)
+    column, channels, known = _strip_columns(CONST)
+    inside = column < width - left
     valid = inside[:, None] & known[None, :]
-
     first = ((image * height + top) * width + left) * strides.part + head * CONST.channels
-    at = (row * width + column) * strides.part
-    at_output = at[:, None] + channels[None, :]
-    grad = tl.load(_select(part, grads) + first + at_output, mask=valid, other=0)
-    grad = grad.to(CONST.accumulator)
-
-    corner, row, column = _input_places(
-        qkv, part, image, head, top, left, row, column, channels, stride, strides, CONST
+    first = first + ((column * strides.part)[:, None] + channels[None, :])
+    outer, target = _select(part, grads) + first, _select(part, grads_convolved) + first
+    start, in_top, in_column = _input_places(
+        qkv, part, image, head, top, left, column, channels, stride, strides, CONST
     )
-    taps: tl.constexpr = CONST.kernel_h * CONST.kernel_w
-    parameters += part * (taps + 2) * CONST.channels
-    x = _convolve(corner, row, column, valid, parameters, channels, known, sizes, strides, CONST)
-    x, factor = _normalise(x, known, inside, CONST)
-
-    partial += tl.program_id(0).to(tl.int64) * (taps + 2) * CONST.channels + channels
-    tl.store(partial + taps * CONST.channels, tl.sum(grad * x, 0), mask=known)
-    tl.store(partial + (taps + 1) * CONST.channels, tl.sum(grad, 0), mask=known)
-    weight = tl.load(parameters + taps * CONST.channels + channels, mask=known, other=0)
-    grad *= weight.to(CONST.accumulator)[None, :]
-    along, along_x = tl.sum(grad, 1) / CONST.channels, tl.sum(grad * x, 1) / CONST.channels
-    grad = (grad - along[:, None] - x * along_x[:, None]) * factor[:, None]
-    target = _select(part, grads_convolved)
-    tl.store(target + first + at_output, grad.to(target.dtype.element_ty), mask=valid)
-
     KERNEL_H: tl.constexpr = CONST.kernel_h
     KERNEL_W: tl.constexpr = CONST.kernel_w
-    for a in tl.static_range(KERNEL_H):
+    TAPS: tl.constexpr = CONST.kernel_h * CONST.kernel_w
+    parameters += part * (TAPS + 2) * CONST.channels
+
+    count = tl.minimum(rows, height - top)
+    totals = (_zeros(CONST),) * (TAPS + 2)
+    kept = (_zeros(CONST),) * (TAPS - KERNEL_W)
+    row, tap = 0, 0
+    for _ in range(_count_rows(count, stride, CONST)):
+        loaded = _load_row(
+            start, row * stride + tap, in_top, in_column, True, known, sizes, strides, CONST
+        )
         for b in tl.static_range(KERNEL_W):
-            # Loaded again: the cache still holds them, registers could not.
-            x = _load_tap(corner, row, column, valid, a, b, sizes, strides)
-            total = tl.sum(x.to(CONST.accumulator) * grad, 0)
-            tl.store(partial + (a * CONST.kernel_w + b) * CONST.channels, total, mask=known)
+            kept += (loaded[b].to(CONST.accumulator),)
+        if tap == KERNEL_H - 1:
+            at_output = row * width * strides.part
+            grad = tl.load(outer + at_output, mask=valid, other=0).to(CONST.accumulator)
+            x = _zeros(CONST)
+            for i in tl.static_range(TAPS):
+                x += kept[i] * _load_parameter(parameters, i, channels, known, CONST)
+            x, factor = _normalise(x, known, inside, CONST)
+            of_norm = totals[TAPS] + grad * x, totals[TAPS + 1] + grad
+            grad *= _load_parameter(parameters, TAPS, channels, known, CONST)
+            along, along_x = tl.sum(grad, 1) / CONST.channels, tl.sum(grad * x, 1) / CONST.channels
+            grad = (grad - along[:, None] - x * along_x[:, None]) * factor[:, None]
+            tl.store(target + at_output, grad.to(target.dtype.element_ty), mask=valid)
+            of_taps = ()
+            for i in tl.static_range(TAPS):
+                of_taps += (totals[i] + kept[i] * grad,)
+            totals = of_taps + of_norm
+        kept = kept[KERNEL_W:]
+        row, tap = _next_tap(row, tap, stride, CONST)
+
+    partial += tl.program_id(0).to(tl.int64) * (TAPS + 2) * CONST.channels + channels
+    for i in tl.static_range(TAPS + 2):
+        tl.store(partial + i * CONST.channels, tl.sum(totals[i], 0), mask=known)
 
 
 @triton.jit
-def _copied(grad, image, head, top, left, row, column, channels, known, height, width, strides,
-            CONST: tl.constexpr):  # fmt: skip
-    """(P, D) gradients of places that are not pooled."""
-    grad += ((image * height + top) * width + left) * strides.part + head * CONST.channels
-    at = (row * width + column) * strides.part
-    valid = ((row < height - top) & (column < width - left))[:, None] & known[None, :]
-    return tl.load(grad + (at[:, None] + channels[None, :]), mask=valid, other=0)
+def _load_pooled(start, row, column, needed, known, height, width, distance, READS: tl.constexpr):
+    """The gradients (X, D) of a pooled row at ``column`` (X) and at places before it: READS.
 
-
-@triton.jit
-def _gathered(
-    grad, weights, image, head, top, left, row, column, channels, known, height, width, strides,
-    STRIDE: tl.constexpr, CONST: tl.constexpr,
-):  # fmt: skip
-    """(P, D): the gradients of the pooled places that read ``top + row`` and ``left + column``.
-
-    Each is multiplied by the tap that it reads the place through. A place is read through every
-    STRIDE-th tap of an axis; which is the first depends on the place.
+    Zeros where there are no places. ``start`` points to the row's gradients at ``column``.
     """
-    total = _no_values(CONST)
-    KERNEL_H: tl.constexpr = CONST.kernel_h
-    KERNEL_W: tl.constexpr = CONST.kernel_w
-    # Rows and columns of pooled places, from the first that reads the tile's first place.
-    first_row, first_column = (top + CONST.padding_h) // STRIDE, (left + CONST.padding_w) // STRIDE
-    row += top + CONST.padding_h - first_row * STRIDE
-    column += left + CONST.padding_w - first_column * STRIDE
-    grad += ((image * height + first_row) * width + first_column) * strides.part
-    grad += head * CONST.channels
-    height -= first_row
-    width_left = width - first_column
-    out_row, out_column = row // STRIDE, column // STRIDE
-    at = (out_row * width + out_column) * strides.part
-    grad = grad + (at[:, None] + channels[None, :])
-    for i in tl.static_range(0, KERNEL_H, STRIDE):
-        for j in tl.static_range(0, KERNEL_W, STRIDE):
-            back_i, back_j = i // STRIDE, j // STRIDE
-            a, b = row % STRIDE + i, column % STRIDE + j
-            in_rows = (out_row - back_i >= -first_row) & (out_row - back_i < height)
-            in_columns = out_column - back_j >= -first_column
-            in_columns &= out_column - back_j < width_left
-            read = (in_rows & (a < CONST.kernel_h)) & (in_columns & (b < CONST.kernel_w))
-            valid = read[:, None] & known[None, :]
-            value = tl.load(grad - (back_i * width + back_j) * strides.part, mask=valid, other=0)
-            if STRIDE == 1:  # the same tap for all places
-                at_tap = (i * CONST.kernel_w + j) * CONST.channels + channels
-                tap = tl.load(weights + at_tap, mask=known, other=0)[None, :]
-            else:
-                at_tap = (a * CONST.kernel_w + b) * CONST.channels
-                tap = tl.load(weights + at_tap[:, None] + channels[None, :], mask=valid, other=0)
-            total += value.to(CONST.accumulator) * tap.to(CONST.accumulator)
-    return total
+    values = ()
+    exists = (row >= 0) & (row < height) & needed
+    for j in tl.static_range(READS):
+        inside = (column - j >= 0) & (column - j < width) & exists
+        value = tl.load(start - j * distance, mask=inside[:, None] & known[None, :], other=0)
+        values += (value,)
+    return values
 
 
 @triton.jit
-def _grad_of_part(
-    grads, weights, image, head, top, left, row, column, channels, known, sizes, strides,
-    STRIDES: tl.constexpr, PART: tl.constexpr, CONST: tl.constexpr,
+def _gather(
+    grad_qkv, grads, parameters, partial, index, sizes, strides,
+    PART: tl.constexpr, STRIDES: tl.constexpr, CONST: tl.constexpr,
 ):  # fmt: skip
-    """(P, D): the gradients of a tile of a part's places before pooling."""
+    """The gradient of a strip of a part's places before pooling, and its sum.
+
+    Pooled row r is read by kh rows, from r · stride - padding on, through a row of taps each:
+    ``sums`` are of these. The first ``stride`` of them are complete then, and no other row is.
+    A place is read through every stride-th tap of a row of taps; which is the first depends on its
+    column. A part that is not pooled has one tap, which is 1.
+
+    Strips begin ``padding`` rows early, so that they end where pooled rows do.
+    """
+    POOLED: tl.constexpr = STRIDES[PART] > 0
+    STRIDE: tl.constexpr = STRIDES[PART] if POOLED else 1
+    KERNEL_H: tl.constexpr = CONST.kernel_h if POOLED else 1
+    KERNEL_W: tl.constexpr = CONST.kernel_w if POOLED else 1
+    READS: tl.constexpr = (KERNEL_W + STRIDE - 1) // STRIDE
+    UNFINISHED: tl.constexpr = KERNEL_H - STRIDE if KERNEL_H > STRIDE else 0
     heights = (sizes.height_q, sizes.height_k, sizes.height_v)
     widths = (sizes.width_q, sizes.width_k, sizes.width_v)
     height, width = heights[PART], widths[PART]
-    STRIDE: tl.constexpr = STRIDES[PART]
-    if STRIDE == 0:
-        found = _copied(
-            grads[PART], image, head, top, left, row, column, channels, known, height, width,
-            strides, CONST,
+    head, image, top, left = _strip_start(
+        index, sizes.height + CONST.padding_h, sizes.width, sizes, CONST
+    )
+    column, channels, known = _strip_columns(CONST)
+    valid = (column < sizes.width - left)[:, None] & known[None, :]
+    shifted = left + column + (CONST.padding_w if POOLED else 0)
+    first = top // STRIDE - (0 if POOLED else CONST.padding_h)
+    taps = ()
+    for a in tl.static_range(KERNEL_H):
+        for j in tl.static_range(READS):
+            if POOLED:
+                b = shifted % STRIDE + j * STRIDE
+                at_tap = ((a * KERNEL_W + b) * CONST.channels)[:, None] + channels[None, :]
+                reads = (b < KERNEL_W)[:, None] & known[None, :]
+                tap = tl.load(parameters + at_tap, mask=reads, other=0).to(CONST.accumulator)
+            else:
+                tap = _zeros(CONST) + 1
+            taps += (tap,)
+    out_column = shifted // STRIDE
+    grad = grads[PART] + (image * height + first) * width * strides.part + head * CONST.channels
+    grad = grad + ((out_column * strides.part)[:, None] + channels[None, :])
+    top -= CONST.padding_h
+    out = grad_qkv + image * strides.b + top.to(tl.int64) * strides.y
+    out += left.to(tl.int64) * strides.x + PART * strides.part + head * CONST.channels
+    out = out + ((column * strides.x)[:, None] + channels[None, :])
+
+    count = tl.cdiv(tl.minimum(sizes.rows, sizes.height - top), STRIDE)
+    total = _zeros(CONST)
+    sums = (_zeros(CONST),) * UNFINISHED
+    BEFORE: tl.constexpr = (KERNEL_H - 1) // STRIDE
+    values = _load_pooled(
+        grad - BEFORE * width * strides.part, first - BEFORE, out_column, True, known,
+        height, width, strides.part, READS,
+    )  # fmt: skip
+    for i in range(-BEFORE, count):
+        following = _load_pooled(
+            grad + (i + 1) * width * strides.part, first + i + 1, out_column, i + 1 < count, known,
+            height, width, strides.part, READS,
         )  # fmt: skip
-    else:
-        found = _gathered(
-            grads[PART], weights, image, head, top, left, row, column, channels, known,
-            height, width, strides, STRIDE, CONST,
-        )  # fmt: skip
-    return found.to(CONST.accumulator)
+        unfinished = ()
+        for a in tl.static_range(UNFINISHED + STRIDE):
+            found = sums[a] if a < UNFINISHED else _zeros(CONST)
+            if a < KERNEL_H:
+                for j in tl.static_range(READS):
+                    found += values[j].to(CONST.accumulator) * taps[a * READS + j]
+            if a < STRIDE:
+                at = i * STRIDE + a
+                mask = valid & ((i >= 0) & (top + at >= 0) & (top + at < sizes.height))
+                total += tl.where(mask, found, 0.0)
+                tl.store(out + at * strides.y, found.to(grad_qkv.dtype.element_ty), mask=mask)
+            else:
+                unfinished += (found,)
+        sums, values = unfinished, following
+    if partial is not None:
+        partial += (index // sizes.heads).to(tl.int64) * 3 * strides.part
+        partial += PART * strides.part + head * CONST.channels + channels
+        tl.store(partial, tl.sum(total, 0), mask=known)
 
 
 @triton.jit(do_not_specialize=PoolSizes._fields)
 def pool_gather_kernel(
-    grad_qkv, parameters, grads_convolved, partial, start_k, start_v, heads, height, width,
+    grad_qkv, parameters, grads_convolved, partial, start_k, start_v, heads, rows, height, width,
     height_q, height_k, height_v, width_q, width_k, width_v, stride_q, stride_k, stride_v,
-    strides,
-    STRIDES: tl.constexpr, CONST: tl.constexpr,
+    strides, STRIDES: tl.constexpr, CONST: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the projection; a program for each tile of places before pooling.
+    """The gradient of the projection; a program for each strip of places before pooling.
 
-    ``partial``, if not None, is (tiles, 3·C): the sums over the places of each tile.
-    ``STRIDES`` are those of q, k and v, 0 where a part is not pooled.
+    ``partial``, if not None, is (strips, 3·C): the sums over the places of each strip.
+    ``STRIDES`` are those of q, k and v, 0 where a part is not pooled; ``rows`` is a multiple of
+    each.
     """
     sizes = PoolSizes(
-        start_k, start_v, heads, height, width, height_q, height_k, height_v,
+        start_k, start_v, heads, rows, height, width, height_q, height_k, height_v,
         width_q, width_k, width_v, stride_q, stride_k, stride_v,
     )  # fmt: skip
     part, index = _part_of(tl.program_id(0), sizes)
-    head, image, top, left = _tile_start(index, sizes.heads, sizes.height, sizes.width, CONST)
-    row, column = _tile_places(CONST)
-    channels = tl.arange(0, CONST.d)
-    known = channels < CONST.channels
-    taps: tl.constexpr = CONST.kernel_h * CONST.kernel_w
-    parameters += part * (taps + 2) * CONST.channels
-    # One branch for each part: the number of places to gather from depends on its stride.
+    parameters += part * (CONST.kernel_h * CONST.kernel_w + 2) * CONST.channels
+    # One branch for each part: which places to gather from depends on its stride.
     if part == 0:
-        grad = _grad_of_part(
-            grads_convolved, parameters, image, head, top, left, row, column, channels, known,
-            sizes, strides, STRIDES, 0, CONST,
+        _gather(
+            grad_qkv, grads_convolved, parameters, partial, index, sizes, strides, 0, STRIDES, CONST
         )  # fmt: skip
     elif part == 1:
-        grad = _grad_of_part(
-            grads_convolved, parameters, image, head, top, left, row, column, channels, known,
-            sizes, strides, STRIDES, 1, CONST,
+        _gather(
+            grad_qkv, grads_convolved, parameters, partial, index, sizes, strides, 1, STRIDES, CONST
         )  # fmt: skip
     else:
-        grad = _grad_of_part(
-            grads_convolved, parameters, image, head, top, left, row, column, channels, known,
-            sizes, strides, STRIDES, 2, CONST,
+        _gather(
+            grad_qkv, grads_convolved, parameters, partial, index, sizes, strides, 2, STRIDES, CONST
         )  # fmt: skip
-
-    grad_qkv += image * strides.b + top.to(tl.int64) * strides.y + left.to(tl.int64) * strides.x
-    grad_qkv += part * strides.part + head * CONST.channels
-    at = row * strides.y + column * strides.x
-    inside = (row < sizes.height - top) & (column < sizes.width - left)
-    valid = inside[:, None] & known[None, :]
-    if partial is not None:
-        first = (index // sizes.heads).to(tl.int64) * 3 * strides.part
-        first += part * strides.part + head * CONST.channels
-        total = tl.sum(tl.where(valid, grad, 0.0), 0)
-        tl.store(partial + first + channels, total, mask=known)
-    tl.store(
-        grad_qkv + (at[:, None] + channels[None, :]),
-        grad.to(grad_qkv.dtype.element_ty),
-        mask=valid,
-    )

@@ -18,7 +18,7 @@ from . import DTYPES
 from .launch import Blocks
 
 TABLE = Path(__file__).with_name("tiles.csv")
-# In pooling, queries and keys of a block are rows and columns of a tile of the map.
+# In pooling, queries and keys of a block are rows and columns of a program's strip of the map.
 KERNELS = (
     "attention_forward",
     "attention_over_keys",

@@ -68,16 +68,13 @@ def _attention() -> Iterator[Blocks]:
 
 
 def _pooling() -> Iterator[Blocks]:
-    """Tiles of 16 to 64 values for each thread, of 128 padded channels; few warps share sums."""
-    tiles = (
-        (2, 2), (1, 8), (2, 4), (2, 8), (4, 4), (4, 8), (8, 4), (8, 8), (4, 16), (8, 16),
-    )  # fmt: skip
-    for (height, width), warps in product(tiles, (1, 2, 4, 8)):
-        if 16 <= 128 * height * width // (32 * warps) <= 64:
-            yield Blocks(height, width, warps, stages=1)
-    # Registers for two programs of eight warps on a processor, or four of four.
-    for height, width, warps in ((4, 8, 4), (4, 8, 8), (8, 8, 8)):
-        yield Blocks(height, width, warps, stages=1, registers=128)
+    """Strips of which a thread has one or two columns of four channels, of 128 padded ones."""
+    for rows, (columns, warps) in product(
+        (8, 16, 32, 64), ((2, 2), (4, 4), (8, 8), (16, 16), (4, 2), (8, 4), (16, 8))
+    ):
+        yield Blocks(rows, columns, warps, stages=1)
+    # Registers for three programs of eight warps on a processor.
+    yield Blocks(32, 8, 8, stages=1, registers=80)
 
 
 def _logits(stages: Sequence[int]) -> Iterator[Blocks]:

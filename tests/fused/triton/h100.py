@@ -24,7 +24,7 @@ SHARED_MEMORY = 227 * 1024  # bytes that a program can have on an H100
 
 # Compiles for an H100 what the functions launch on tensors of the CPU, and runs none of it. Prints
 # for each launch the kernel, its binary's hash, registers, bytes of stack (what is spilled) and of
-# shared memory, accesses of 16 bytes, products on tensor cores, and the longest loop's
+# shared memory, accesses of 16 and of 8 bytes, products on tensor cores, and the longest loop's
 # instructions, 0 where nothing disassembles it.
 _COMPILE = """
 import os, re, subprocess, tempfile
@@ -56,9 +56,10 @@ def compile_only(self, *arguments, grid, warmup, **options):
     loop = max((i + 1 - at[int(to[1], 16)] for i, to in jumps if to), default=0)
     ptx = compiled.asm["ptx"]
     wide = len(re.findall(r"(?:ld|st)\\.global\\S*\\.v4\\.b32", ptx))
+    halves = len(re.findall(r"(?:ld|st)\\.global\\S*\\.v2\\.b32", ptx))
     products = len(re.findall(r"wgmma\\.mma|mma\\.sync", ptx))
     shared = compiled.metadata.shared
-    print(compiled.name, compiled.hash, registers, stack, shared, wide, products, loop)
+    print(compiled.name, compiled.hash, registers, stack, shared, wide, halves, products, loop)
 
 JITFunction.run = compile_only
 """
@@ -73,12 +74,18 @@ class Binary(NamedTuple):
     stack: int
     shared: int
     wide: int
+    halves: int
     products: int
     loop: int
 
 
 def compiled_for_an_h100(script: str) -> list[Binary]:
-    """The kernels that a script launches on the CPU's tensors, in order."""
+    """The kernels that a script launches on the CPU's tensors, in order.
+
+    Skips the test before Triton 3.6, whose kernels take a few registers more: this tells what new
+    code costs, not what old compilers do.
+    """
+    pytest.importorskip("triton", minversion="3.6", reason="registers are counted from 3.6 on")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     done = subprocess.run(
