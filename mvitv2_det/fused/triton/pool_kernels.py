@@ -266,8 +266,8 @@ def pool_backward_kernel(
     inside = column < width - left
     valid = inside[:, None] & known[None, :]
     first = ((image * height + top) * width + left) * strides.part + head * CONST.channels
-    first = first + ((column * strides.part)[:, None] + channels[None, :])
     outer, target = _select(part, grads) + first, _select(part, grads_convolved) + first
+    at_column = (column * strides.part)[:, None] + channels[None, :]
     start, in_top, in_column = _input_places(
         qkv, part, image, head, top, left, column, channels, stride, strides, CONST
     )
@@ -287,7 +287,7 @@ def pool_backward_kernel(
         for b in tl.static_range(KERNEL_W):
             kept += (loaded[b].to(CONST.accumulator),)
         if tap == KERNEL_H - 1:
-            at_output = row * width * strides.part
+            at_output = row * width * strides.part + at_column
             grad = tl.load(outer + at_output, mask=valid, other=0).to(CONST.accumulator)
             x = _zeros(CONST)
             for i in tl.static_range(TAPS):
