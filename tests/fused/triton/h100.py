@@ -1,6 +1,7 @@
 """Where tests of kernels run, and what the kernels become for an H100, with or without one.
 
-Tests of kernels import :func:`poison` and :func:`round_to_nearest`, which then apply by themselves.
+Tests of kernels import :func:`poison`, :func:`round_to_nearest` and :func:`within_tensors`, which
+then apply by themselves.
 """
 
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
@@ -127,3 +129,45 @@ def round_to_nearest(monkeypatch):
         return TensorHandle(bits.numpy().view("uint16"), to.scalar)
 
     monkeypatch.setattr(InterpreterBuilder, "create_fp_trunc", rounded)
+
+
+@pytest.fixture(autouse=True)
+def within_tensors(monkeypatch):
+    """In the interpreter, a kernel that reads or writes outside of its tensors fails.
+
+    On a GPU that may be an illegal access, or go unseen.
+    """
+    if torch.cuda.is_available():
+        return
+    pytest.importorskip("triton")
+    from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
+
+    call, load = GridExecutor.__call__, InterpreterBuilder.create_masked_load
+    store = InterpreterBuilder.create_masked_store
+    bounds = []  # starts and ends of the launch's storages, sorted; no two overlap
+
+    def launched(self, *arguments, **constants):
+        flat, _ = torch.utils._pytree.tree_flatten([arguments, constants])
+        storages = [x.untyped_storage() for x in flat if isinstance(x, torch.Tensor)]
+        spans = {(x.data_ptr(), x.data_ptr() + x.nbytes()) for x in storages if x.nbytes()}
+        bounds[:] = np.array(sorted(spans), dtype=np.uint64).reshape(-1, 2).T
+        return call(self, *arguments, **constants)
+
+    def check(pointers, mask):
+        at = pointers.data[np.broadcast_to(mask.data, pointers.data.shape).astype(bool)]
+        starts, ends = bounds
+        which = np.searchsorted(starts, at.astype(np.uint64), side="right") - 1
+        outside = (which < 0) | (at >= ends[np.maximum(which, 0)]) if len(starts) else at == at
+        assert not outside.any(), f"{outside.sum()} of {at.size} accesses are outside of tensors"
+
+    def loaded(self, pointers, mask, *rest):
+        check(pointers, mask)
+        return load(self, pointers, mask, *rest)
+
+    def stored(self, pointers, value, mask, *rest):
+        check(pointers, mask)
+        return store(self, pointers, value, mask, *rest)
+
+    monkeypatch.setattr(GridExecutor, "__call__", launched)
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", loaded)
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_store", stored)

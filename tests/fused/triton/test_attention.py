@@ -13,6 +13,7 @@ from h100 import (  # noqa: F401
     compiled_for_an_h100,
     poison,
     round_to_nearest,
+    within_tensors,
 )
 from marks import long_but
 from plain_attention import plain_attention
@@ -26,9 +27,17 @@ from mvitv2_det.fused.triton.attention_arguments import extended_tiles
 from mvitv2_det.fused.triton.attention_forward import attention_forward
 from mvitv2_det.fused.triton.axis_tables import AxisTable
 from mvitv2_det.fused.triton.launch import channel_tiles
+from projects.backbone_benchmark.tiles.choosing import KERNELS
+from projects.backbone_benchmark.tiles.shapes import chosen
 
 pytestmark = NEEDS_KERNELS
 IN_INTERPRETER = pytest.mark.skipif(HAS_GPU, reason="float64 is for Triton's interpreter")
+# Candidates of the search for the fastest, one of each size: warps are nothing to the interpreter.
+ALL_BLOCKS = {
+    name: {(blocks.queries, blocks.keys): blocks for blocks in kernel.candidates}.values()
+    for name, kernel in KERNELS.items()
+    if not name.startswith("pool")
+}
 NAMES = ("output", "grad q", "grad k", "grad v", "grad rel_h", "grad rel_w")
 
 
@@ -167,6 +176,21 @@ def test_equals_plain_attention_in_float64(case):
     for name, own, exact in zip(NAMES, ours(case, *tensors), plain(case, *tensors), strict=False):
         assert own.shape == exact.shape
         assert error(own, exact) < 1e-10, name
+
+
+@IN_INTERPRETER
+@pytest.mark.long
+@pytest.mark.parametrize("name", ALL_BLOCKS)
+def test_blocks_of_all_sizes_that_are_tried_on_a_gpu(name):
+    """Those of one kernel beside the others' own: none relies on another's."""
+    case = whole((5, 7), (3, 40), channels=16)
+    tensors = inputs(case)
+    exact = plain(case, *tensors)
+    for blocks in ALL_BLOCKS[name]:
+        with chosen(KERNELS[name], lambda *_, blocks=blocks: blocks):
+            found = ours(case, *tensors)
+        errors = [error(*pair) for pair in zip(found, exact, strict=True)]
+        assert max(errors) < 1e-10, blocks
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from h100 import DEVICE, NEEDS_KERNELS, poison, round_to_nearest  # noqa: F401
+from h100 import DEVICE, NEEDS_KERNELS, poison, round_to_nearest, within_tensors  # noqa: F401
 from marks import long_but
 
 pytest.importorskip("triton", minversion="3.4", reason="the kernels need Triton 3.4")

@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 from fused.blocks import assert_same, block, outputs_and_gradients
-from h100 import round_to_nearest  # noqa: F401
+from h100 import round_to_nearest, within_tensors  # noqa: F401
 from marks import long_but
 from models import randomize, relative_error
 

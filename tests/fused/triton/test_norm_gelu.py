@@ -11,6 +11,7 @@ from h100 import (  # noqa: F401
     compiled_for_an_h100,
     poison,
     round_to_nearest,
+    within_tensors,
 )
 from torch import Tensor
 

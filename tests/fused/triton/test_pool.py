@@ -15,6 +15,7 @@ from h100 import (  # noqa: F401
     compiled_for_an_h100,
     poison,
     round_to_nearest,
+    within_tensors,
 )
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -23,6 +24,7 @@ pytest.importorskip("triton", minversion="3.4", reason="the kernels need Triton 
 
 from mvitv2_det.fused.head_pool import HeadPool
 from mvitv2_det.fused.triton import pool as kernels
+from projects.backbone_benchmark.tiles.choosing import KERNELS
 
 pytestmark = NEEDS_KERNELS
 EPS = 1e-6
@@ -164,6 +166,20 @@ def test_high_strips(monkeypatch):
     assert all(torch.equal(*pair) for pair in zip(high[:4], low[:4], strict=True))
     for actual, expected in zip(high, eager(qkv, made), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.long
+def test_strips_of_all_sizes_that_are_tried_on_a_gpu(monkeypatch):
+    size = (1, 35, 3, 1, 8)
+    qkv, made = projection(size), pools(1, 8, (1, 2, 0))
+    expected = eager(qkv, made)
+    tiles = {(blocks.queries, blocks.keys): blocks for blocks in KERNELS["pool_forward"].candidates}
+    monkeypatch.setattr(kernels, "ENOUGH_PROGRAMS", 0)
+    for blocks in tiles.values():
+        for choice in ("forward_tile", "backward_tile", "gather_tile"):
+            monkeypatch.setattr(kernels, choice, lambda *_, blocks=blocks: blocks)
+        for actual, exact in zip(ours(qkv, made), expected, strict=True):
+            torch.testing.assert_close(actual, exact, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.skipif(HAS_GPU, reason="counts what the interpreter loads")

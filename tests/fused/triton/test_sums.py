@@ -8,6 +8,7 @@ from h100 import (  # noqa: F401
     compiled_for_an_h100,
     poison,
     round_to_nearest,
+    within_tensors,
 )
 
 pytest.importorskip("triton", minversion="3.4", reason="the kernels need Triton 3.4")
