@@ -66,6 +66,30 @@ class PoolConstants(NamedTuple):
     accumulator: tl.dtype
 
 
+class Strip(NamedTuple):
+    """A program's strip of pooled places, and the places of the map that it reads.
+
+    Attributes:
+        part, stride: of the pooling.
+        rows: of the strip, within the pooled map.
+        width: of the pooled map.
+        inside: whether there are such columns (X).
+        first: offset of the first place in the pooled map.
+        start: pointers (X, D) to the first tap of each place of the first row.
+        top, column: row of the map of the first tap, and columns (X).
+    """
+
+    part: tl.tensor
+    stride: tl.tensor
+    rows: tl.tensor
+    width: tl.tensor
+    inside: tl.tensor
+    first: tl.tensor
+    start: tl.tensor
+    top: tl.tensor
+    column: tl.tensor
+
+
 @triton.jit
 def _select(part, values):
     """The part's one of three values or pointers."""
@@ -119,33 +143,37 @@ def _load_parameter(parameters, i, channels, known, CONST: tl.constexpr):
 
 
 @triton.jit
-def _input_places(
-    qkv, part, image, head, top, left, column, channels, stride, strides, CONST: tl.constexpr
-):  # fmt: skip
-    """Pointers (X, D) to the first tap of each place of a strip's first row, its row and columns.
-
-    The row and the columns (X) are those of the map.
-    """
-    top, left = top * stride - CONST.padding_h, left * stride - CONST.padding_w
-    start = qkv + image * strides.b + top.to(tl.int64) * strides.y
-    start += left.to(tl.int64) * strides.x + part * strides.part + head * CONST.channels
-    column *= stride
-    return start + ((column * strides.x)[:, None] + channels[None, :]), top, column + left
+def _pooled_strip(qkv, column, channels, sizes, strides, CONST: tl.constexpr):
+    """The program's :class:`Strip`, of ``column`` (X) and ``channels`` (D)."""
+    part, index = _part_of(tl.program_id(0), sizes)
+    height = _select(part, (sizes.height_q, sizes.height_k, sizes.height_v))
+    width = _select(part, (sizes.width_q, sizes.width_k, sizes.width_v))
+    stride = _select(part, (sizes.stride_q, sizes.stride_k, sizes.stride_v))
+    head, image, top, left = _strip_start(index, height, width, sizes, CONST)
+    first = ((image * height + top) * width + left) * strides.part + head * CONST.channels
+    in_top, in_left = top * stride - CONST.padding_h, left * stride - CONST.padding_w
+    start = qkv + image * strides.b + in_top.to(tl.int64) * strides.y
+    start += in_left.to(tl.int64) * strides.x + part * strides.part + head * CONST.channels
+    start = start + ((column * stride * strides.x)[:, None] + channels[None, :])
+    rows = tl.minimum(sizes.rows, height - top)
+    inside = column < width - left
+    in_column = column * stride + in_left
+    return Strip(part, stride, rows, width, inside, first, start, in_top, in_column)
 
 
 @triton.jit
-def _load_row(start, at, top, column, needed, known, sizes, strides, CONST: tl.constexpr):
-    """The values (X, D) that the kw taps of a row read, from :func:`_input_places`.
+def _load_row(strip, at, needed, known, sizes, strides, CONST: tl.constexpr):
+    """The values (X, D) that the kw taps of a row read, ``at`` rows below the first tap.
 
-    It is ``at`` rows below the first. Where there is none or it is not ``needed``, values are 0.
+    Zeros where there are no places or the row is not ``needed``.
     """
     values = ()
-    exists = (top + at >= 0) & (top + at < sizes.height) & needed
+    exists = (strip.top + at >= 0) & (strip.top + at < sizes.height) & needed
     KERNEL_W: tl.constexpr = CONST.kernel_w
     for b in tl.static_range(KERNEL_W):
-        inside = (column + b >= 0) & (column + b < sizes.width) & exists
+        inside = (strip.column + b >= 0) & (strip.column + b < sizes.width) & exists
         offset = at * strides.y + b * strides.x
-        value = tl.load(start + offset, mask=inside[:, None] & known[None, :], other=0)
+        value = tl.load(strip.start + offset, mask=inside[:, None] & known[None, :], other=0)
         values += (value,)
     return values
 
@@ -159,9 +187,9 @@ def _next_tap(row, tap, stride, CONST: tl.constexpr):
 
 
 @triton.jit
-def _count_rows(rows, stride, CONST: tl.constexpr):
-    """How many rows of the map pooled rows read."""
-    return (rows - 1) * tl.minimum(stride, CONST.kernel_h) + CONST.kernel_h
+def _count_rows(strip, CONST: tl.constexpr):
+    """How many rows of the map a strip reads."""
+    return (strip.rows - 1) * tl.minimum(strip.stride, CONST.kernel_h) + CONST.kernel_h
 
 
 @triton.jit
@@ -191,37 +219,27 @@ def pool_forward_kernel(
         start_k, start_v, heads, rows, height, width, height_q, height_k, height_v,
         width_q, width_k, width_v, stride_q, stride_k, stride_v,
     )  # fmt: skip
-    part, index = _part_of(tl.program_id(0), sizes)
-    height = _select(part, (height_q, height_k, height_v))
-    width = _select(part, (width_q, width_k, width_v))
-    stride = _select(part, (stride_q, stride_k, stride_v))
-    head, image, top, left = _strip_start(index, height, width, sizes, CONST)
     column, channels, known = _strip_columns(CONST)
-    inside = column < width - left
-    valid = inside[:, None] & known[None, :]
-    out = _select(part, outputs)
-    out += ((image * height + top) * width + left) * strides.part + head * CONST.channels
+    strip = _pooled_strip(qkv, column, channels, sizes, strides, CONST)
+    valid = strip.inside[:, None] & known[None, :]
+    out = _select(strip.part, outputs) + strip.first
     out = out + ((column * strides.part)[:, None] + channels[None, :])
-    start, in_top, in_column = _input_places(
-        qkv, part, image, head, top, left, column, channels, stride, strides, CONST
-    )
     KERNEL_H: tl.constexpr = CONST.kernel_h
     KERNEL_W: tl.constexpr = CONST.kernel_w
     TAPS: tl.constexpr = CONST.kernel_h * CONST.kernel_w
-    parameters += part * (TAPS + 2) * CONST.channels
+    parameters += strip.part * (TAPS + 2) * CONST.channels
     taps = ()
     for i in tl.static_range(TAPS):
         taps += (_load_parameter(parameters, i, channels, known, CONST),)
 
-    count = tl.minimum(rows, height - top)
     sums = (_zeros(CONST),) * (KERNEL_H - 1)
     row, tap = 0, 0
-    values = _load_row(start, 0, in_top, in_column, True, known, sizes, strides, CONST)
-    for _ in range(_count_rows(count, stride, CONST)):
-        next_row, next_tap = _next_tap(row, tap, stride, CONST)
+    values = _load_row(strip, 0, True, known, sizes, strides, CONST)
+    for _ in range(_count_rows(strip, CONST)):
+        next_row, next_tap = _next_tap(row, tap, strip.stride, CONST)
         following = _load_row(
-            start, next_row * stride + next_tap, in_top, in_column, next_row < count, known,
-            sizes, strides, CONST,
+            strip, next_row * strip.stride + next_tap, next_row < strip.rows, known, sizes, strides,
+            CONST,
         )  # fmt: skip
         begun = (_zeros(CONST),)
         begun += sums
@@ -232,10 +250,10 @@ def pool_forward_kernel(
                 added += (begun[a] + value * taps[a * KERNEL_W + b],)
             begun = added
         if tap == KERNEL_H - 1:
-            x = _normalise(begun[KERNEL_H - 1], known, inside, CONST)[0]
+            x = _normalise(begun[KERNEL_H - 1], known, strip.inside, CONST)[0]
             x *= _load_parameter(parameters, TAPS, channels, known, CONST)
             x += _load_parameter(parameters, TAPS + 1, channels, known, CONST)
-            at_output = row * width * strides.part
+            at_output = row * strip.width * strides.part
             tl.store(out + at_output, x.to(out.dtype.element_ty), mask=valid)
         sums, values = begun[: KERNEL_H - 1], following
         row, tap = next_row, next_tap
@@ -257,42 +275,32 @@ def pool_backward_kernel(
         start_k, start_v, heads, rows, height, width, height_q, height_k, height_v,
         width_q, width_k, width_v, stride_q, stride_k, stride_v,
     )  # fmt: skip
-    part, index = _part_of(tl.program_id(0), sizes)
-    height = _select(part, (height_q, height_k, height_v))
-    width = _select(part, (width_q, width_k, width_v))
-    stride = _select(part, (stride_q, stride_k, stride_v))
-    head, image, top, left = _strip_start(index, height, width, sizes, CONST)
     column, channels, known = _strip_columns(CONST)
-    inside = column < width - left
-    valid = inside[:, None] & known[None, :]
-    first = ((image * height + top) * width + left) * strides.part + head * CONST.channels
-    outer, target = _select(part, grads) + first, _select(part, grads_convolved) + first
+    strip = _pooled_strip(qkv, column, channels, sizes, strides, CONST)
+    valid = strip.inside[:, None] & known[None, :]
+    outer = _select(strip.part, grads) + strip.first
+    target = _select(strip.part, grads_convolved) + strip.first
     at_column = (column * strides.part)[:, None] + channels[None, :]
-    start, in_top, in_column = _input_places(
-        qkv, part, image, head, top, left, column, channels, stride, strides, CONST
-    )
     KERNEL_H: tl.constexpr = CONST.kernel_h
     KERNEL_W: tl.constexpr = CONST.kernel_w
     TAPS: tl.constexpr = CONST.kernel_h * CONST.kernel_w
-    parameters += part * (TAPS + 2) * CONST.channels
+    parameters += strip.part * (TAPS + 2) * CONST.channels
 
-    count = tl.minimum(rows, height - top)
     totals = (_zeros(CONST),) * (TAPS + 2)
     kept = (_zeros(CONST),) * (TAPS - KERNEL_W)
     row, tap = 0, 0
-    for _ in range(_count_rows(count, stride, CONST)):
-        loaded = _load_row(
-            start, row * stride + tap, in_top, in_column, True, known, sizes, strides, CONST
-        )
+    for _ in range(_count_rows(strip, CONST)):
+        at = row * strip.stride + tap
+        loaded = _load_row(strip, at, True, known, sizes, strides, CONST)
         for b in tl.static_range(KERNEL_W):
             kept += (loaded[b].to(CONST.accumulator),)
         if tap == KERNEL_H - 1:
-            at_output = row * width * strides.part + at_column
+            at_output = row * strip.width * strides.part + at_column
             grad = tl.load(outer + at_output, mask=valid, other=0).to(CONST.accumulator)
             x = _zeros(CONST)
             for i in tl.static_range(TAPS):
                 x += kept[i] * _load_parameter(parameters, i, channels, known, CONST)
-            x, factor = _normalise(x, known, inside, CONST)
+            x, factor = _normalise(x, known, strip.inside, CONST)
             of_norm = totals[TAPS] + grad * x, totals[TAPS + 1] + grad
             grad *= _load_parameter(parameters, TAPS, channels, known, CONST)
             along, along_x = tl.sum(grad, 1) / CONST.channels, tl.sum(grad * x, 1) / CONST.channels
@@ -303,7 +311,7 @@ def pool_backward_kernel(
                 of_taps += (totals[i] + kept[i] * grad,)
             totals = of_taps + of_norm
         kept = kept[KERNEL_W:]
-        row, tap = _next_tap(row, tap, stride, CONST)
+        row, tap = _next_tap(row, tap, strip.stride, CONST)
 
     partial += tl.program_id(0).to(tl.int64) * (TAPS + 2) * CONST.channels + channels
     for i in tl.static_range(TAPS + 2):
@@ -323,6 +331,21 @@ def _load_pooled(start, row, column, needed, known, height, width, distance, REA
         value = tl.load(start - j * distance, mask=inside[:, None] & known[None, :], other=0)
         values += (value,)
     return values
+
+
+@triton.jit
+def _load_taps_of(parameters, tap, channels, known, STRIDE: tl.constexpr, CONST: tl.constexpr):
+    """The taps (X, D) that read each place: of each row every STRIDE-th, from ``tap`` (X) on."""
+    taps = ()
+    KERNEL_H: tl.constexpr = CONST.kernel_h
+    KERNEL_W: tl.constexpr = CONST.kernel_w
+    for a in tl.static_range(KERNEL_H):
+        for b in tl.static_range(0, KERNEL_W, STRIDE):
+            at = ((a * KERNEL_W + tap + b) * CONST.channels)[:, None] + channels[None, :]
+            mask = (tap + b < KERNEL_W)[:, None] & known[None, :]
+            value = tl.load(parameters + at, mask=mask, other=0)
+            taps += (value.to(CONST.accumulator),)
+    return taps
 
 
 @triton.jit
@@ -355,17 +378,10 @@ def _gather(
     valid = (column < sizes.width - left)[:, None] & known[None, :]
     shifted = left + column + (CONST.padding_w if POOLED else 0)
     first = top // STRIDE - (0 if POOLED else CONST.padding_h)
-    taps = ()
-    for a in tl.static_range(KERNEL_H):
-        for j in tl.static_range(READS):
-            if POOLED:
-                b = shifted % STRIDE + j * STRIDE
-                at_tap = ((a * KERNEL_W + b) * CONST.channels)[:, None] + channels[None, :]
-                reads = (b < KERNEL_W)[:, None] & known[None, :]
-                tap = tl.load(parameters + at_tap, mask=reads, other=0).to(CONST.accumulator)
-            else:
-                tap = _zeros(CONST) + 1
-            taps += (tap,)
+    if POOLED:
+        taps = _load_taps_of(parameters, shifted % STRIDE, channels, known, STRIDE, CONST)
+    else:
+        taps = (_zeros(CONST) + 1,)
     out_column = shifted // STRIDE
     grad = grads[PART] + (image * height + first) * width * strides.part + head * CONST.channels
     grad = grad + ((out_column * strides.part)[:, None] + channels[None, :])

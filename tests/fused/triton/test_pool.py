@@ -232,6 +232,14 @@ def test_norm_without_parameters():
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
+def test_no_padding():
+    """Strips begin where the map does, and rows at its end may be read by no place."""
+    qkv = projection((1, 10, 8, 1, 8))
+    made = [replace(pool, padding=(0, 0)) for pool in pools(1, 8, (1, 2, 4))]
+    for actual, expected in zip(ours(qkv, made), eager(qkv, made), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
 def test_norm_without_eps_and_constant_channels():
     """Places of a tile outside of the map are not divided by their variance, which is zero."""
     size = (1, 5, 7, 1, 8)
